@@ -1,0 +1,154 @@
+"""What flows between the host, the sampler and the learner.
+
+Host side: `Sample` -> `Episode` -> scores. Device side: frozen dataclasses of
+arrays, registered as pytrees. Axis names, everywhere in the library:
+
+    P  distinct prompts            B  responses, B = P * G, a group is consecutive
+    G  responses of one prompt     T  response tokens (right-padded)
+    L  prompt tokens               N  image patches of one prompt's pictures
+    M  merged image tokens, N / 4  C  values of one flattened patch
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+from jaxtyping import Array, Bool, Float, Int
+
+ImageRef = bytes | str
+"""An encoded picture (PNG, JPEG, ...) or the path of one; decoded when it is used."""
+
+
+def _pytree(cls: type) -> type:
+    return jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True)(cls))
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """One row of a data set: a question about pictures, and its answer.
+
+    `question` holds one `<image>` for each picture, in order. `annotations`
+    carries every other column of the row, so that rewards and logs see it.
+    """
+
+    id: str
+    source: str
+    question: str
+    images: tuple[ImageRef, ...]
+    answer: str
+    annotations: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+class ImageSize(NamedTuple):
+    """Pixels of a picture as it came, and as the model sees it."""
+
+    original_height: int
+    original_width: int
+    height: int
+    width: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Turn:
+    """One stretch of an episode: what the policy wrote, or what it was told."""
+
+    text: str
+    tokens: tuple[int, ...]
+    chosen: bool = True
+    images: tuple[ImageRef, ...] = ()
+    facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Episode:
+    """What happened for one sample: the prompt as text, then turns.
+
+    `finished` is False where the token budget ended the last turn.
+    """
+
+    sample: Sample
+    prompt: str
+    turns: tuple[Turn, ...]
+    finished: bool
+    image_sizes: tuple[ImageSize, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """The policy's last words: what most rewards read."""
+        return next(turn.text for turn in reversed(self.turns) if turn.chosen)
+
+
+@_pytree
+class Images:
+    """The packed patches of each prompt's pictures.
+
+    `frames` numbers the pictures from 1; 0 marks padding. `coordinates` are (row,
+    column) in patches. Patches lie in window order, four of a merged token together.
+    """
+
+    patches: Float[Array, "P N C"]
+    coordinates: Int[Array, "P N 2"]
+    frames: Int[Array, "P N"]
+
+
+@_pytree
+class Prompts:
+    """Right-padded prompts.
+
+    `positions` are the (time, height, width) positions of mRoPE. `slots` is 0 for
+    text and m + 1 where merged image token m of the prompt's pictures stands.
+    """
+
+    tokens: Int[Array, "P L"]
+    mask: Bool[Array, "P L"]
+    positions: Int[Array, "P L 3"]
+    slots: Int[Array, "P L"]
+    images: Images
+
+
+@_pytree
+class Rollout:
+    """Sampled responses with what the sampler and the rewards said of them.
+
+    `mask` is True where the policy chose the token. `temperature` is what the
+    sampler divided the logits by; scoring divides by it again.
+    """
+
+    prompts: Prompts
+    tokens: Int[Array, "B T"]
+    positions: Int[Array, "B T 3"]
+    mask: Bool[Array, "B T"]
+    temperature: Float[Array, " B"]
+    old_logprobs: Float[Array, "B T"]
+    extra_logprobs: dict[str, Float[Array, "B T"]]
+    rewards: Float[Array, " B"]
+    reward_parts: dict[str, Float[Array, " B"]]
+    group: Int[Array, " B"]
+
+
+@_pytree
+class Batch:
+    """What a loss reads: the tokens to score, and what `credit` said of them."""
+
+    prompts: Prompts
+    tokens: Int[Array, "B T"]
+    positions: Int[Array, "B T 3"]
+    mask: Bool[Array, "B T"]
+    temperature: Float[Array, " B"]
+    old_logprobs: Float[Array, "B T"]
+    advantages: Float[Array, "B T"]
+
+
+class Likelihood(NamedTuple):
+    """Per-token log-probability and exact entropy in nats; 0 on padding."""
+
+    logprobs: Float[Array, "B T"]
+    entropy: Float[Array, "B T"]
+
+
+class Mean(NamedTuple):
+    """A sum and what it must be divided by, kept apart until the learner divides."""
+
+    total: Float[Array, ""]
+    weight: Float[Array, ""]
