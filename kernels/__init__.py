@@ -1,0 +1,1 @@
+"""Kernels of vrl_jax; usable alone, they import jax only."""

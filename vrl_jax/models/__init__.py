@@ -1,0 +1,1 @@
+"""Models: a policy is a spec, parameters, and pure functions of them."""

@@ -1,0 +1,1 @@
+"""A run folder -> curves and one HTML page."""

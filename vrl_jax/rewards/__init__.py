@@ -1,0 +1,1 @@
+"""Rewards: text in, numbers out, on the host."""

@@ -1,0 +1,1 @@
+"""Embedded worlds: pictures of which every fact is known."""

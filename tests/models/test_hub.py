@@ -1,0 +1,116 @@
+"""Model folders: what is written is read back, and what is wrong is named."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vrl_jax.models import hub
+
+from .cases import SPECS, random_params, small_spec
+
+
+class Words:
+    eos_token_id, pad_token_id = 5, 4
+
+    def save_pretrained(self, save_directory):
+        with open(f"{save_directory}/tokenizer.json", "w") as file:
+            file.write("{}")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    hub.save(tmp_path, small_spec(), random_params(small_spec(), 0), tokenizer=Words())
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", SPECS)
+@pytest.mark.parametrize("shard_bytes", [10**9, 60_000])
+def test_round_trip_keeps_every_bit(tmp_path, name, shard_bytes):
+    spec, params = SPECS[name], random_params(SPECS[name], 1)
+    hub.save(tmp_path, spec, params, shard_bytes=shard_bytes)
+    read_spec, read = hub.load(tmp_path)
+    assert read_spec == spec
+    jax.tree.map(np.testing.assert_array_equal, read, params)
+    assert (len(list(tmp_path.glob("*.safetensors"))) > 1) == (shard_bytes < 10**9)
+    # Saving again over it leaves no file of the earlier layout behind.
+    hub.save(tmp_path, spec, jax.tree.map(lambda p: p + 1, params))
+    _, read = hub.load(tmp_path)
+    jax.tree.map(
+        np.testing.assert_array_equal, read, jax.tree.map(lambda p: p + 1, params)
+    )
+
+
+def test_dtype_is_kept_on_disk_and_chosen_on_load(tmp_path):
+    spec = small_spec()
+    half = jax.tree.map(lambda p: p.astype(jnp.bfloat16), random_params(spec, 0))
+    hub.save(tmp_path, spec, half)
+    assert (
+        json.loads((tmp_path / "config.json").read_text())["torch_dtype"] == "bfloat16"
+    )
+    _, kept = hub.load(tmp_path, dtype=jnp.bfloat16)
+    _, wide = hub.load(tmp_path)
+    jax.tree.map(np.testing.assert_array_equal, kept, half)
+    assert {leaf.dtype for leaf in jax.tree.leaves(wide)} == {np.dtype("float32")}
+
+
+def test_sampling_settings_are_neutral(folder):
+    settings = json.loads((folder / "generation_config.json").read_text())
+    assert settings == {
+        "do_sample": True,
+        "temperature": 1.0,
+        "top_p": 1.0,
+        "top_k": 0,
+        "repetition_penalty": 1.0,
+        "eos_token_id": [4, 5],
+        "pad_token_id": 4,
+    }
+
+
+def test_companions_are_copied_and_sampling_is_not(folder, tmp_path):
+    (folder / "chat_template.jinja").write_text("template")
+    shipped = {"repetition_penalty": 1.05, "top_k": 1, "eos_token_id": [7]}
+    (folder / "generation_config.json").write_text(json.dumps(shipped))
+    target = tmp_path / "copy"
+    hub.save(target, small_spec(), random_params(small_spec(), 0), copy_from=folder)
+    assert (target / "chat_template.jinja").read_text() == "template"
+    assert (target / "tokenizer.json").exists()
+    settings = json.loads((target / "generation_config.json").read_text())
+    assert settings["repetition_penalty"] == 1.0 and settings["eos_token_id"] == [7]
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [
+        ("config.json", None, "has no config.json"),
+        ("config.json", b"{", "config.json' is not valid JSON"),
+        ("config.json", b"[]", "must hold a JSON object"),
+        ("config.json", b'{"model_type": "llama"}', "model_type = 'llama'"),
+        ("model.safetensors", None, "'model.safetensors' is missing"),
+        ("model.safetensors", b"12345678", "'model.safetensors' is broken"),
+        ("model.safetensors.index.json", b"{}", "has no weight_map"),
+        (
+            "model.safetensors.index.json",
+            b'{"weight_map": {"a": "../model.safetensors"}}',
+            "'../model.safetensors' is missing",
+        ),
+    ],
+)
+def test_load_names_the_broken_file(folder, file, content, said):
+    if content is None:
+        (folder / file).unlink()
+    else:
+        (folder / file).write_bytes(content)
+    with pytest.raises(ValueError, match=said):
+        hub.load(folder)
+
+
+def test_load_names_a_checkpoint_of_another_shape(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"vocab_size": 99}))
+    with pytest.raises(ValueError, match=r"embed_tokens.weight \(128, 64\), not \(99"):
+        hub.load(folder)
+    with pytest.raises(ValueError, match="no model folder 'nowhere'"):
+        hub.load("nowhere")

@@ -1,0 +1,221 @@
+"""The model against torch's recorded numbers, and against itself."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vrl_jax.models.qwen_vl.policy import policy
+from vrl_jax.types import Images, Prompts
+
+from .cases import (
+    SPECS,
+    Packed,
+    outputs,
+    pack,
+    random_params,
+    responses,
+    row,
+    small_spec,
+    two_rows,
+)
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_outputs_equal_recorded_torch(name):
+    """Written by `python -m tests.parity.write_golden`, transformers 5.23, float32."""
+    spec, seed = SPECS[name], list(SPECS).index(name)
+    golden = np.load(GOLDEN / f"qwen_vl_{name}.npz")
+    got = outputs(
+        spec,
+        random_params(spec, seed),
+        pack(spec, two_rows(spec, seed)),
+        responses(seed, (2, 2, 3)),
+    )
+    features = np.concatenate(got.features)
+    np.testing.assert_allclose(features, golden["features"], atol=1e-5)
+    logits = np.concatenate(got.prompt_logits)
+    np.testing.assert_allclose(logits, golden["prompt_logits"], atol=1e-4)
+    np.testing.assert_allclose(
+        got.response_logits, golden["response_logits"], atol=1e-4
+    )
+
+
+@pytest.fixture(scope="module")
+def setting():
+    spec = small_spec()
+    return spec, random_params(spec, 0), responses(0, (2, 2, 3))
+
+
+def _assert_same(got, expected, atol=1e-5):
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=atol), got, expected
+    )
+
+
+def _poisoned(packed: Packed) -> Packed:
+    """Anything that padding may hold, in padding."""
+    given, images = packed.prompts, packed.prompts.images
+    empty = images.frames == 0
+    return packed._replace(
+        prompts=Prompts(
+            tokens=np.where(given.mask, given.tokens, 10**6),
+            mask=given.mask,
+            positions=np.where(given.mask[..., None], given.positions, 10**6),
+            slots=np.where(given.mask, given.slots, 3),
+            images=Images(
+                np.where(empty[..., None], np.nan, images.patches),
+                np.where(empty[..., None], 10**6, images.coordinates),
+                images.frames,
+            ),
+        )
+    )
+
+
+def test_padding_may_hold_anything(setting):
+    spec, params, tokens = setting
+    packed = pack(spec, two_rows(spec, 0))
+    _assert_same(
+        outputs(spec, params, _poisoned(packed), tokens),
+        outputs(spec, params, packed, tokens),
+    )
+
+
+def test_budgets_change_nothing(setting):
+    spec, params, tokens = setting
+    rows = two_rows(spec, 0)
+    _assert_same(
+        outputs(spec, params, pack(spec, rows, length=60, budget=6 * 64), tokens),
+        outputs(spec, params, pack(spec, rows), tokens),
+    )
+
+
+def test_packed_equals_one_by_one(setting):
+    spec, params, tokens = setting
+    rows = [row(spec, 5, [(3, 5), (4, 2)]), row(spec, 6, [(2, 6)])]
+    whole = outputs(spec, params, pack(spec, rows), tokens)
+    for i, given in enumerate(rows):
+        single = outputs(spec, params, pack(spec, [given]), tokens[i : i + 1])
+        _assert_same(single.prompt_logits[0], whole.prompt_logits[i])
+        _assert_same(single.response_logits[0], whole.response_logits[i])
+    pictures = [p for given in rows for p in given.pictures]
+    for shown, features in zip(pictures, whole.features, strict=True):
+        alone = row(spec, 7, [(2, 2)])._replace(
+            tokens=[spec.image_token] * len(features), pictures=[shown]
+        )
+        single = outputs(spec, params, pack(spec, [alone]), tokens[:1])
+        _assert_same(single.features[0], features)
+
+
+def test_reading_a_response_equals_reading_it_as_prompt(setting):
+    spec, params, tokens = setting
+    rows = two_rows(spec, 0)
+    extended = outputs(spec, params, pack(spec, rows), tokens).response_logits
+    for member in range(2):
+        whole = [
+            given._replace(tokens=given.tokens + tokens[i, member].tolist())
+            for i, given in enumerate(rows)
+        ]
+        read = outputs(spec, params, pack(spec, whole), tokens).prompt_logits
+        for i in range(2):
+            _assert_same(extended[i, member], read[i][-3:], atol=2e-5)
+
+
+def test_token_by_token_equals_at_once(setting):
+    spec, params, tokens = setting
+    packed, whole = pack(spec, two_rows(spec, 0)), policy(spec)
+    at_once = outputs(spec, params, packed, tokens).response_logits
+
+    @jax.jit
+    def step_by_step(params, prompts, start, tokens):
+        features = whole.encode_images(params, prompts.images)
+        _, prompt_cache = whole.prefill(params, prompts, features)
+
+        def step(offset, state):
+            cache, hidden = state
+            now = jax.lax.dynamic_slice_in_dim(tokens, offset, 1, axis=2)
+            positions = jnp.zeros((2, 2, 1, 3), int) + start[:, None, None, None]
+            new, cache = whole.extend(
+                params,
+                prompt_cache,
+                prompts.mask,
+                cache,
+                offset,
+                now,
+                positions + offset,
+            )
+            hidden = jax.lax.dynamic_update_slice(hidden, new, (0, 0, offset, 0))
+            return cache, hidden
+
+        # Slots that are not written yet must not be seen, whatever they hold.
+        empty = whole.init_cache(2, 2, 5, jnp.float32)
+        empty = jax.tree.map(lambda a: a + 1e3, empty)
+        state = empty, jnp.zeros((2, 2, 3, spec.text.width))
+        _, hidden = jax.lax.fori_loop(0, 3, step, state)
+        return hidden @ whole.head(params).T
+
+    got = step_by_step(params, packed.prompts, packed.next_position, tokens)
+    _assert_same(got, at_once)
+
+
+def test_the_picture_changes_the_logits(setting):
+    spec, params, tokens = setting
+    rows = two_rows(spec, 0)
+    first = outputs(spec, params, pack(spec, rows), tokens)
+    swapped = rows[0]._replace(pictures=row(spec, 50, [(3, 5), (4, 2)]).pictures)
+    second = outputs(spec, params, pack(spec, [swapped, rows[1]]), tokens)
+    shift = np.abs(first.response_logits - second.response_logits).max((1, 2, 3))
+    assert shift[0] > 0.1 and shift[1] == 0  # the row of text alone does not move
+
+
+def test_gradients_are_finite_and_ignore_padding(setting):
+    spec, params, tokens = setting
+    packed, whole = pack(spec, two_rows(spec, 0)), policy(spec)
+
+    @jax.jit
+    def gradients(params, prompts):
+        def loss(params):
+            features = whole.encode_images(params, prompts.images)
+            _, prompt_cache = whole.prefill(params, prompts, features)
+            cache = whole.init_cache(2, 2, 3, jnp.float32)
+            hidden, _ = whole.extend(
+                params,
+                prompt_cache,
+                prompts.mask,
+                cache,
+                0,
+                tokens,
+                jnp.zeros((2, 2, 3, 3), int),
+            )
+            return jax.nn.logsumexp(hidden @ whole.head(params).T, axis=-1).sum()
+
+        return jax.grad(loss)(params)
+
+    expected = gradients(params, packed.prompts)
+    _assert_same(gradients(params, _poisoned(packed).prompts), expected)
+    moved = jax.tree.map(
+        lambda g: bool(jnp.isfinite(g).all() & (g != 0).any()), expected
+    )
+    assert all(jax.tree.leaves(moved)), moved
+
+
+def test_half_precision_stays_near(setting):
+    spec, params, tokens = setting
+    half = jax.tree.map(lambda p: p.astype(jnp.bfloat16), params)
+    packed = pack(spec, two_rows(spec, 0))
+    whole = policy(spec)
+    features = whole.encode_images(half, packed.prompts.images)
+    hidden, cache = whole.prefill(half, packed.prompts, features)
+    assert {features.dtype, hidden.dtype, cache.keys.dtype} == {jnp.dtype("bfloat16")}
+    expected = outputs(spec, params, packed, tokens).prompt_logits[1]
+    got = (hidden @ whole.head(half).T)[1, : len(expected)]
+    # Two layers of 8-bit mantissas on logits of size 1.
+    np.testing.assert_allclose(got.astype(np.float32), expected, atol=0.15)
+
+
+def test_policy_is_one_object_for_a_spec():
+    assert policy(small_spec()) is policy(small_spec())

@@ -1,0 +1,92 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from vrl_jax.rewards import math_verifier, math_worker
+from vrl_jax.rewards.math_verifier import MathVerifier, Verdict
+
+CASES = json.loads(
+    (Path(__file__).parents[1] / "golden" / "verifiers_cases.json").read_text()
+)["cases"]
+TOWER = r"\boxed{9^{9^{9^{9}}}}"  # sympy would work on it for ever
+
+
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(c, id=c["id"]) for c in CASES if c["checker"] == "math_verify"],
+)
+def test_check_golden(verifier, case):
+    [verdict] = verifier.check([(case["prediction"], case["gold"])])
+    assert float(verdict.equal) == case["expected"]
+
+
+def test_check_says_where_gold_does_not_parse(verifier):
+    assert verifier.check([("3", "a word")]) == [Verdict(False, "gold does not parse")]
+
+
+def test_check_compares_equal_pairs_once(verifier, monkeypatch):
+    asked = []
+    ask = math_verifier._ask
+    monkeypatch.setattr(
+        math_verifier, "_ask", lambda w, line: asked.append(line) or ask(w, line)
+    )
+    verdicts = verifier.check([("1", "1"), ("2", "1"), ("1", "1")])
+    assert [verdict.equal for verdict in verdicts] == [True, False, True]
+    assert len(asked) == 2
+
+
+def test_check_works_in_a_thread(verifier):
+    found = []
+    thread = threading.Thread(
+        target=lambda: found.extend(verifier.check([("0.5", "$\\frac12$")]))
+    )
+    thread.start()
+    thread.join()
+    assert found == [Verdict(True)]
+
+
+def test_a_hanging_comparison_costs_its_own_answer_only():
+    with MathVerifier(workers=1, seconds=1) as pool:
+        pool.check([("1", "1")])
+        begin = time.monotonic()
+        verdicts = pool.check([(TOWER, "3"), ("3", "3")])
+        assert verdicts == [Verdict(False, "time-out"), Verdict(True)]
+        assert time.monotonic() - begin < 10  # 1 s, a new process, a busy machine
+
+
+def test_a_killed_worker_costs_its_own_answer_only(monkeypatch):
+    started = []
+    start = math_verifier._start
+    monkeypatch.setattr(
+        math_verifier,
+        "_start",
+        lambda seconds: started.append(start(seconds)) or started[-1],
+    )
+    with MathVerifier(workers=1, seconds=30) as pool:
+        pool.check([("1", "1")])
+        os.kill(started[0].pid, signal.SIGKILL)
+        started[0].wait()
+        verdicts = pool.check([("1", "1"), ("2", "2")])
+        assert verdicts == [Verdict(False, "crash (-9)"), Verdict(True)]
+    assert len(started) == 2
+    assert all(worker.poll() is not None for worker in started)  # none left behind
+
+
+def test_workers_import_neither_this_library_nor_jax():
+    probe = (
+        "import runpy, sys; runpy.run_path(sys.argv[1]); "
+        "assert not {'jax', 'vrl_jax'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", probe, math_worker.__file__], check=True)
+
+
+def test_math_verifier_needs_a_worker_and_a_limit():
+    with pytest.raises(ValueError, match="at least 1 worker"):
+        MathVerifier(workers=0)

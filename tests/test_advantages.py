@@ -1,0 +1,70 @@
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vrl_jax import advantages
+
+# Recomputed with the released functions of EasyR1, verl and TRL: see meta in the file.
+CASES = json.loads((Path(__file__).parent / "golden/objectives_cases.json").read_text())
+
+
+@pytest.fixture(params=[1e-8, 2e-5], ids=["float64", "float32"])
+def tolerance(request):
+    with jax.enable_x64(request.param == 1e-8):
+        yield request.param
+
+
+@pytest.mark.parametrize(
+    ("case", "function", "knobs"),
+    [
+        ("grpo_verl_easyr1", advantages.group_zscore, {}),
+        ("grpo_trl", advantages.group_zscore, {"eps": 1e-4}),
+        ("grpo_population_std", advantages.group_zscore_population, {}),
+        ("dr_grpo", advantages.group_centered, {}),
+    ],
+)
+def test_advantages_golden(case, function, knobs, tolerance):
+    rewards = jnp.array(CASES["inputs"]["rewards"])
+    expected = np.array(CASES["advantages"]["per_sequence"][case])
+    got = function(rewards, group_size=4, **knobs)
+    np.testing.assert_allclose(got, expected, rtol=tolerance, atol=tolerance)
+    jitted = jax.jit(lambda r: function(r, group_size=4, **knobs))(rewards)
+    np.testing.assert_allclose(jitted, expected, rtol=tolerance, atol=tolerance)
+
+
+FUNCTIONS = [
+    advantages.group_zscore,
+    advantages.group_zscore_population,
+    advantages.group_centered,
+]
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+@pytest.mark.parametrize("reward", [0.0, 1.0, 0.1, -0.7, 1e8])
+def test_equal_rewards_give_exactly_zero(function, reward):
+    # In float32 the mean of three 0.1 is not 0.1.
+    for group_size in (2, 3, 7):
+        assert not function(jnp.full(group_size, reward), group_size=group_size).any()
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_permuting_groups_and_members_permutes_advantages(function):
+    rng = np.random.default_rng(0)
+    rewards = rng.integers(0, 3, (5, 4)).astype(np.float32)
+    got = np.asarray(function(jnp.asarray(rewards.ravel()), group_size=4))
+    shuffled = rewards[::-1, [2, 0, 3, 1]]
+    again = np.asarray(function(jnp.asarray(shuffled.ravel()), group_size=4))
+    expected = got.reshape(5, 4)[::-1, [2, 0, 3, 1]]
+    np.testing.assert_allclose(again.reshape(5, 4), expected, atol=1e-6)
+    np.testing.assert_allclose(got.reshape(5, 4).sum(1), 0, atol=1e-5)
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+@pytest.mark.parametrize(("count", "group_size"), [(7, 4), (4, 1), (4, 0), (4, -2)])
+def test_partial_groups_raise(function, count, group_size):
+    with pytest.raises(ValueError, match=f"got {count} rewards for group_size="):
+        function(jnp.ones(count), group_size=group_size)

@@ -1,0 +1,39 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vrl_jax import masked
+
+NAN = jnp.nan
+X = jnp.array([[3.0, NAN, 1.0], [NAN, NAN, NAN], [-2.0, 5.0, NAN]])
+MASK = ~jnp.isnan(X)
+
+
+@pytest.mark.parametrize(
+    ("statistic", "rows", "whole"),  # by hand
+    [
+        (masked.sum, [4.0, 0.0, 3.0], 7.0),
+        (masked.mean, [2.0, 0.0, 1.5], 1.75),
+        (masked.min, [1.0, np.inf, -2.0], -2.0),
+        (masked.max, [3.0, -np.inf, 5.0], 5.0),
+    ],
+)
+def test_statistics_ignore_what_the_mask_excludes(statistic, rows, whole):
+    np.testing.assert_array_equal(statistic(X, MASK, axis=1), rows)
+    np.testing.assert_array_equal(statistic(X, MASK), whole)
+    np.testing.assert_array_equal(jax.jit(statistic)(X, MASK), whole)
+    gradient = jax.grad(lambda x: statistic(x * 2, MASK))(X)
+    assert np.isfinite(gradient).all()
+    assert not gradient[~MASK].any()
+
+
+def test_clamp_selects_the_gradient():
+    x = jnp.array([-3.0, -1.0, 0.5, 9.0, 200.0, NAN])
+    value, pull = jax.vjp(lambda x: jnp.exp(masked.clamp(x, -1.0, 8.0)), x)
+    np.testing.assert_allclose(
+        value, np.exp([-1.0, -1.0, 0.5, 8.0, 8.0, NAN]), rtol=1e-6
+    )
+    gradient = pull(jnp.ones(6))[0]
+    np.testing.assert_allclose(gradient, [0, 0, np.exp(0.5), 0, 0, 0], rtol=1e-6)
+    assert masked.clamp(x.astype(jnp.bfloat16), 0.0, 1.0).dtype == jnp.bfloat16

@@ -1,0 +1,298 @@
+import base64
+import html.parser
+import io
+import json
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vrl_jax.report import glossary
+from vrl_jax.report.page import write_report
+from vrl_jax.report.plots import wilson_interval
+from vrl_jax.report.reading import phase_offsets, read_run, smooth
+
+HOSTILE = '<script>alert("x")</script>'
+
+
+def picture(width=56, height=28) -> str:
+    buffer = io.BytesIO()
+    Image.new("L", (width, height), 128).save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def token(text, dependency, kind=None):
+    return {
+        "text": text,
+        "logprob": -0.1,
+        "dependency": dependency,
+        "entropy": 0.4,
+        "kind": kind,
+    }
+
+
+def write_lines(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def make_run(folder):
+    """A run of the digits' kind with every file that a report can show."""
+    folder.mkdir(exist_ok=True)
+    cold = [
+        {"phase": "cold_start", "step": step, "time_s": step, "sft/loss": 2 / step}
+        for step in range(1, 11)
+    ]
+    rl = [
+        {
+            "phase": "rl",
+            "step": step,
+            "time_s": 10 + 2 * step,
+            "critic/score/mean": 0.5 + step / 100,
+            "reward/accuracy": 0.4 + step / 100,
+            "actor/grad_norm": None if step == 3 else math.nan if step == 4 else 1.0,
+            "my/own_metric": step**2,
+        }
+        for step in range(1, 21)
+    ]
+    write_lines(folder / "metrics.jsonl", cold + rl)
+    write_lines(
+        folder / "evaluations.jsonl",
+        [
+            evaluation("cold start", "cold_start", 10, 0.61),
+            evaluation("halfway", "rl", 10, 0.7),
+            evaluation("after RL", "rl", 20, 0.87) | {"val/reward_score": 0.9},
+        ],
+    )
+    write_lines(
+        folder / "examples.jsonl",
+        [
+            {
+                "id": "digits/0",
+                "question": "<image>What is the sum?",
+                "image_png": picture(),
+                "answer": "7",
+                "response": "4 + 3 = 7",
+                "reward": 1.0,
+                "tokens": [
+                    token("4", 3.2, "seen"),
+                    token(" + 3 =", 0.0),
+                    token(" 7", 0.1, "derived"),
+                    token("<|im_end|>", 9.0),
+                ],
+            },
+            {"question": HOSTILE, "answer": "7", "response": HOSTILE, "reward": 0.0},
+        ],
+    )
+    objects = {
+        "config": {"recipe": "vppo", "claim": "It looks.", "optimizer": {"lr": 3e-4}},
+        "dependency": {
+            "seen": {"mean": 3.0, "count": 64},
+            "derived": {"mean": 0.25, "count": 32},
+        },
+        "data_report": {"used": 4096, "dropped": {"broken picture": 3}},
+    }
+    for name, value in objects.items():
+        (folder / f"{name}.json").write_text(json.dumps(value))
+    return folder
+
+
+def evaluation(name, phase, step, accuracy):
+    return {
+        "name": name,
+        "phase": phase,
+        "step": step,
+        "val/accuracy": accuracy,
+        "val/accuracy_shuffled_images": 0.06,
+        "val/count": 512,
+    }
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    run = make_run(tmp_path_factory.mktemp("runs") / "digits")
+    return write_report(run).read_text()
+
+
+class Elements(html.parser.HTMLParser):
+    def __init__(self, text):
+        super().__init__()
+        self.found = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.found.append((tag, dict(attrs)))
+
+
+def test_write_report_shows_what_was_learned(page):
+    assert "<h1>vppo · digits</h1>" in page
+    assert "It looks." in page
+    assert "raised the accuracy by 26 points" in page
+    assert "accuracy falls to 6%" in page
+    assert "<b>12 times</b>" in page  # 3.0 / 0.25
+    assert "broken picture" in page
+    assert "optimizer.lr" in page
+    assert "val/reward_score" in page
+
+
+def test_write_report_needs_nothing_from_outside(page):
+    for tag, attributes in Elements(page).found:
+        assert tag not in ("script", "link", "iframe", "object")
+        for name in ("src", "href", "xlink:href"):
+            assert (attributes.get(name) or "#").startswith(("#", "data:image/png"))
+    assert "default-src 'none'" in page
+
+
+def test_write_report_escapes_what_the_model_wrote(tmp_path):
+    run = make_run(tmp_path / HOSTILE.replace("/", ""))
+    rows = [json.loads(x) for x in (run / "examples.jsonl").read_text().splitlines()]
+    rows[0]["tokens"][0]["text"] = HOSTILE
+    rows[0]["image_png"] = '" onerror="alert(1)'
+    rows[0]["id"] = "\ud800" + HOSTILE
+    write_lines(run / "examples.jsonl", rows)
+    write_lines(
+        run / "metrics.jsonl", [{"phase": "rl", "step": 1, HOSTILE: 1.0, "$x^{": 2}]
+    )
+    page = write_report(run).read_text()
+    assert "<script" not in page
+    assert "&lt;script&gt;" in page
+    assert all("onerror" not in attributes for _, attributes in Elements(page).found)
+
+
+def test_write_report_shades_tokens_by_visual_dependency(page):
+    tokens = [
+        attributes
+        for tag, attributes in Elements(page).found
+        if tag == "span" and "visual dependency" in (attributes.get("title") or "")
+    ]
+    # sqrt(S / 10), and 0 for the special token whatever it measured.
+    assert [t["style"] for t in tokens] == [
+        "--d: 0.566",
+        "--d: 0.0",
+        "--d: 0.1",
+        "--d: 0.0",
+    ]
+    assert [t["class"].split() for t in tokens] == [
+        ["token", "seen"],
+        ["token"],
+        ["token", "derived"],
+        ["token", "special"],
+    ]
+    assert "visual dependency 3.2 · log-prob -0.1 · entropy 0.4" in tokens[0]["title"]
+
+
+def test_write_report_enlarges_small_pictures(page):
+    (image,) = (attrs for tag, attrs in Elements(page).found if tag == "img")
+    assert image["width"] == "280"  # 5 screen pixels for each of the 56
+    assert image["class"] == "enlarged"
+
+
+def test_write_report_shows_every_metric_and_counts_missing_values(page):
+    names = ("sft/loss", "critic/score/mean", "actor/grad_norm", "my/own_metric")
+    for name in names:
+        assert f"<code>{name}</code>" in page
+    assert "Other metrics" in page
+    assert "2 of 20 values are not finite" in page
+
+
+def test_write_report_leaves_out_sections_without_a_file(tmp_path):
+    row = {"phase": "rl", "step": 1, "bad": math.nan, "text": "hello"}
+    write_lines(tmp_path / "metrics.jsonl", [row])
+    page = write_report(tmp_path).read_text()
+    assert "All curves" in page
+    assert "1 of 1 values are not finite" in page
+    assert "<code>text</code>" not in page
+    for title in ("Headline", "Learning curve", "What it sees", "<h2>Data", "again"):
+        assert title not in page
+
+
+def test_write_report_says_when_the_effect_is_not_clear(tmp_path):
+    run = make_run(tmp_path / "run")
+    write_lines(
+        run / "evaluations.jsonl",
+        [
+            evaluation("cold start", "cold_start", 10, 0.60),
+            evaluation("after RL", "rl", 20, 0.62)
+            | {"val/accuracy_shuffled_images": 0.61},
+        ],
+    )
+    page = write_report(run).read_text()
+    assert "no clear effect of reinforcement learning" in page
+    assert "answers without looking" in page
+
+
+def test_write_report_tolerates_a_line_cut_by_a_kill(tmp_path):
+    run = make_run(tmp_path / "run")
+    with (run / "metrics.jsonl").open("ab") as file:
+        file.write('{"phase": "rl", "é'.encode()[:-1])
+    assert len(read_run(run).metrics) == 30
+    assert "The last line of metrics.jsonl is cut" in write_report(run).read_text()
+
+
+def test_write_report_replaces_the_page_whole(tmp_path):
+    run = make_run(tmp_path / "run")
+    first = write_report(run).read_bytes()
+    (run / "dependency.json").write_text("{")
+    with pytest.raises(ValueError, match=r"dependency\.json must hold JSON"):
+        write_report(run)
+    assert (run / "report.html").read_bytes() == first
+    assert not list(run.glob("*.partial"))
+
+
+def test_read_run_names_what_is_missing(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"run folder, but .*/nowhere is none"):
+        read_run(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match=r"metrics\.jsonl is missing or empty"):
+        read_run(tmp_path)
+    write_lines(tmp_path / "metrics.jsonl", [{"phase": "rl", "step": 1}, {"step": 2}])
+    with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2 .* phase missing"):
+        read_run(tmp_path)
+    (tmp_path / "metrics.jsonl").write_text('{"phase"\n{"phase": "rl", "step": 1}\n')
+    with pytest.raises(ValueError, match=r"metrics\.jsonl, line 1 must hold JSON"):
+        read_run(tmp_path)
+
+
+def test_phase_offsets_put_restarting_phases_in_a_row():
+    def rows(phase, *steps):
+        return [{"phase": phase, "step": step} for step in steps]
+
+    restarting = rows("cold_start", 1, 100) + rows("rl", 1, 120)
+    assert phase_offsets(restarting) == {"cold_start": -100.0, "rl": 0.0}
+    continuing = rows("cold_start", 1, 100) + rows("rl", 101, 220)
+    assert phase_offsets(continuing) == {"cold_start": 0.0, "rl": 0.0}
+
+
+def test_smooth_is_the_mean_of_the_finite_neighbours():
+    # By hand: windows of 3, cut at the ends, NaN left out.
+    values = np.array([1.0, 2.0, np.nan, 6.0])
+    np.testing.assert_allclose(smooth(values, 3), [1.5, 1.5, 4.0, 6.0])
+    np.testing.assert_array_equal(smooth(values, 1), values)
+    assert np.isnan(smooth(np.full(3, np.nan), 3)).all()
+
+
+def test_wilson_interval_by_hand():
+    # 50 of 100: 0.5 -+ 1.96 sqrt(0.0025 + 0.0098^2) / 1.038416.
+    assert wilson_interval(0.5, 100) == pytest.approx((0.403830, 0.596170), abs=1e-6)
+    low, high = wilson_interval(1.0, 10)
+    assert 0.7 < low < high <= 1.0
+    assert wilson_interval(0.5, 0) == (0.5, 0.5)
+
+
+def test_arrange_returns_every_name_once():
+    names = ["zzz", "actor/new", "actor/entropy", "timing_s/gen", "reward/boxes"]
+    groups = glossary.arrange(names)
+    found = [name for _, _, members in groups for name, _ in members]
+    assert sorted(found) == sorted(names)
+    assert [title for title, _, _ in groups] == [
+        "Reward",
+        "Policy",
+        "Time and size",
+        "Other metrics",
+    ]
+
+
+def test_importing_the_package_does_not_import_matplotlib():
+    code = "import sys, vrl_jax.report; sys.exit('matplotlib' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

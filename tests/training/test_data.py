@@ -1,0 +1,190 @@
+import base64
+import io
+import itertools
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from vrl_jax.training.data import read_samples, sample_stream
+from vrl_jax.types import Sample
+
+
+def png(side=4):
+    buffer = io.BytesIO()
+    noise = np.random.default_rng(0).integers(0, 255, (side, side, 3), np.uint8)
+    Image.fromarray(noise).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+PNG = png()
+
+
+def jsonl(path, *rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def parquet(path, *rows):
+    columns = dict.fromkeys(column for row in rows for column in row)
+    table = pa.Table.from_pylist([columns | row for row in rows])
+    pq.write_table(table, path)
+    return path
+
+
+GOOD = {"problem": "<image>How many?", "images": [{"bytes": PNG}], "answer": "3"}
+
+
+def test_read_samples_reads_easyr1_parquet_and_keeps_other_columns(tmp_path):
+    row = {**GOOD, "difficulty": 4, "data_source": "geo", "id": "a"}
+    [sample], report = read_samples(parquet(tmp_path / "rows.parquet", row))
+    assert sample == Sample("a", "geo", GOOD["problem"], (PNG,), "3", {"difficulty": 4})
+    assert report.used == 1 and not report.dropped
+
+
+def test_read_samples_reads_verl_rows(tmp_path):
+    row = {
+        "prompt": [
+            {"role": "system", "content": "Be brief."},
+            {"role": "user", "content": "<image>How many?"},
+        ],
+        "images": [{"bytes": PNG, "path": None}],
+        "data_source": "clevr",
+        "reward_model": {"style": "rule", "ground_truth": "3"},
+        "extra_info": {"index": 7},
+    }
+    [sample], _ = read_samples(parquet(tmp_path / "rows.parquet", row))
+    assert (sample.question, sample.answer) == ("<image>How many?", "3")
+    assert sample.annotations == {
+        "reward_model": {"style": "rule", "ground_truth": "3"},
+        "extra_info": {"index": 7},
+        "system": "Be brief.",
+    }
+
+
+def test_read_samples_reads_jsonl_with_every_kind_of_picture_cell(tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    (folder / "a.png").write_bytes(PNG)
+    data_url = "data:image/png;base64," + base64.b64encode(PNG).decode()
+    path = jsonl(
+        tmp_path / "rows.jsonl",
+        {"problem": "Which?", "image": "a.png", "solution": "<answer> 3 </answer>"},
+        {"problem": "Which?", "image": f"file://{folder}/a.png", "answer": 3},
+        {"problem": "<image>?<image>", "images": ["a.png", data_url], "answer": "x"},
+        {"problem": "No picture: 1 + 1?", "answer": "2"},
+    )
+    samples, report = read_samples(path, image_root=folder)
+    assert [s.question for s in samples[:2]] == ["<image>Which?"] * 2
+    assert [s.answer for s in samples] == ["3", "3", "x", "2"]
+    assert samples[0].images == samples[1].images == (str(folder / "a.png"),)
+    assert samples[2].images == (str(folder / "a.png"), PNG)
+    assert samples[3].images == ()
+    assert samples[0].id == "rows:0"
+    assert report.prepended == 2 and "2 questions" in report.summary()
+
+
+def test_read_samples_reads_a_folder_of_shards_in_order(tmp_path):
+    parquet(tmp_path / "b.parquet", {**GOOD, "answer": "second", "id": "same"})
+    parquet(tmp_path / "a.parquet", {**GOOD, "answer": "first", "id": "same"})
+    samples, _ = read_samples(tmp_path)
+    assert [sample.answer for sample in samples] == ["first", "second"]
+    assert [sample.id for sample in samples] == ["same", "same#b:0"]
+
+
+BROKEN = {
+    "<image> and pictures differ in number": {
+        **GOOD,
+        "problem": "<image><image>Compare them." + "." * 100,
+    },
+    "a picture does not decode": {**GOOD, "images": [{"bytes": PNG[:-20]}]},
+    "a picture file is missing": {**GOOD, "images": [{"path": "lost.png"}]},
+    "a picture is behind a URL": {**GOOD, "images": [{"path": "https://x.org/a.png"}]},
+    "no answer": {**GOOD, "answer": None},
+    "no question": {**GOOD, "problem": None},
+}
+
+
+@pytest.mark.parametrize("reason", BROKEN)
+def test_read_samples_counts_unusable_rows_by_reason(tmp_path, reason):
+    rows = (GOOD, {**BROKEN[reason], "id": "bad"}, GOOD)
+    samples, report = read_samples(parquet(tmp_path / "rows.parquet", *rows))
+    assert len(samples) == report.used == 2
+    assert list(report.dropped) == [reason]
+    assert report.dropped[reason][0].startswith("rows.parquet row 1 (id bad): ")
+    assert f"1 x {reason}" in report.summary() and "2 of 3 rows" in report.summary()
+
+
+def test_read_samples_shows_both_counts_and_the_beginning_of_the_question(tmp_path):
+    bad = BROKEN["<image> and pictures differ in number"]
+    _, report = read_samples(parquet(tmp_path / "rows.parquet", GOOD, bad))
+    [[message]] = report.dropped.values()
+    assert "2 <image>, 1 pictures" in message
+    assert bad["problem"][:80] in message and bad["problem"][:81] not in message
+
+
+def test_read_samples_counts_lines_that_are_not_json(tmp_path):
+    path = jsonl(tmp_path / "rows.jsonl", {"problem": "1 + 1?", "answer": "2"})
+    path.write_text(path.read_text() + "{broken\n[1]\n\n")
+    samples, report = read_samples(path)
+    assert len(samples) == 1 and len(report.dropped["not a JSON object"]) == 2
+
+
+def test_read_samples_names_a_missing_file(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no data file .*lost\.parquet"):
+        read_samples(tmp_path / "lost.parquet")
+    with pytest.raises(FileNotFoundError, match=r"without \.parquet or \.jsonl"):
+        read_samples(tmp_path)
+
+
+def test_read_samples_names_a_missing_answer_column(tmp_path):
+    path = jsonl(tmp_path / "rows.jsonl", {"problem": "1 + 1?", "reply": "2"})
+    with pytest.raises(ValueError, match=r"rows\.jsonl has no column for an answer"):
+        read_samples(path)
+    with pytest.raises(ValueError, match="the columns are problem, reply"):
+        read_samples(path)
+
+
+def test_read_samples_refuses_files_without_a_usable_row(tmp_path):
+    path = parquet(tmp_path / "rows.parquet", BROKEN["a picture does not decode"])
+    with pytest.raises(ValueError, match=r"(?s)no row can be used.*1 x a picture does"):
+        read_samples(path)
+    torn = tmp_path / "torn.parquet"
+    torn.write_bytes(b"PAR1 and no more")
+    with pytest.raises(ValueError, match=r"torn\.parquet cannot be read as parquet"):
+        read_samples(torn)
+
+
+SAMPLES = [Sample(str(i), "test", "?", (), str(i)) for i in range(7)]
+
+
+def take(stream, number):
+    return [sample.id for sample in itertools.islice(stream, number)]
+
+
+def test_sample_stream_gives_every_sample_once_an_epoch_in_new_orders():
+    stream = sample_stream(SAMPLES, seed=1)
+    epochs = [take(stream, 7) for _ in range(4)]
+    assert all(sorted(epoch) == [str(i) for i in range(7)] for epoch in epochs)
+    assert len(set(map(tuple, epochs))) == 4
+    assert take(sample_stream(SAMPLES, seed=1), 7) == epochs[0]
+    assert take(sample_stream(SAMPLES, seed=2), 7) != epochs[0]
+
+
+@pytest.mark.parametrize("consumed", [0, 3, 7, 16])
+def test_sample_stream_continues_from_a_saved_state(consumed):
+    stream = sample_stream(SAMPLES, seed=1)
+    take(stream, consumed)
+    state = json.loads(json.dumps(stream.get_state()))
+    expected = take(stream, 10)
+    resumed = sample_stream(SAMPLES, seed=1)
+    resumed.set_state(state)
+    assert take(resumed, 10) == expected
+
+
+def test_sample_stream_needs_samples():
+    with pytest.raises(ValueError, match="at least one sample"):
+        sample_stream([], seed=0)

@@ -1,0 +1,121 @@
+"""What a recipe may ask of a model: play, and score what was played."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int, Key
+
+from vrl_jax.engine.likelihood import in_pieces, likelihood
+from vrl_jax.engine.processing import Processor
+from vrl_jax.models.policy import Policy
+from vrl_jax.models.qwen_vl.parameters import Params
+from vrl_jax.types import Episode, Images, Likelihood, Prompts, Rollout
+
+Reward = Callable[[Sequence[Episode]], Sequence[float | Mapping[str, float]]]
+View = Callable[[Key[Array, ""], Images], Images]
+
+
+def ignore(episodes: Sequence[Episode], scores: Sequence[Mapping[str, float]]) -> None:
+    """The observer that looks away."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Actor:
+    """A policy that plays, with what playing depends on.
+
+    `allowed` ids may be sampled, the others have probability 0; a response ends at
+    one of `stop_ids` or after `max_new_tokens`. `reward` sees one group at a time.
+    `observe` is told of every group that was played, kept or not. Passes without
+    gradient take `prompts_per_pass` prompts at a time.
+    """
+
+    policy: Policy
+    params: Params
+    processor: Processor
+    allowed: Bool[Array, " V"]
+    stop_ids: Int[Array, " S"]
+    reward: Reward
+    max_new_tokens: int
+    temperature: float = 1.0
+    prompts_per_pass: int = 64
+    observe: Callable[[Sequence[Episode], Sequence[Mapping[str, float]]], None] = ignore
+
+    def add_logprobs(
+        self, rollout: Rollout, name: str, view: View, key: Key[Array, ""]
+    ) -> Rollout:
+        """log pi of the same tokens under another view, as `extra_logprobs[name]`.
+
+        Every response is scored under a draw of its own, view(fold_in(key, row), its
+        prompt's pictures), whatever the size of a pass.
+        """
+        scored = _score_view(
+            self.policy,
+            view,
+            self.prompts_per_pass,
+            self.params,
+            self.allowed,
+            rollout,
+            key,
+        )
+        extra = {**rollout.extra_logprobs, name: scored.logprobs}
+        return dataclasses.replace(rollout, extra_logprobs=extra)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _score_view(
+    policy: Policy,
+    view: View,
+    prompts_per_pass: int,
+    params: Params,
+    allowed: Bool[Array, " V"],
+    rollout: Rollout,
+    key: Key[Array, ""],
+) -> Likelihood:
+    batch = rollout.tokens.shape[0]
+    group = batch // rollout.prompts.tokens.shape[0]
+
+    def look(key, images):
+        one = jax.tree.map(lambda x: x[None], images)
+        return jax.tree.map(lambda x: x[0], view(key, one))
+
+    def score(prompts: Prompts, tokens, positions, mask, temperature, rows):
+        # Each response has pictures of its own: no prompt is shared any more.
+        prompts = jax.tree.map(lambda x: jnp.repeat(x, group, axis=0), prompts)
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, rows)
+        images = jax.vmap(look)(keys, prompts.images)
+        prompts = dataclasses.replace(prompts, images=images)
+        return likelihood(
+            policy, params, prompts, tokens, positions, mask, temperature, allowed
+        )
+
+    return in_pieces(
+        score,
+        prompts_per_pass,
+        rollout.prompts,
+        rollout.tokens,
+        rollout.positions,
+        rollout.mask,
+        rollout.temperature,
+        jnp.arange(batch),
+    )
+
+
+def allowed_ids(processor: Processor, rows: int) -> Bool[Array, " V"]:
+    """Which of the embedding's `rows` may be sampled.
+
+    Not those beyond the tokenizer, and not the vision placeholders: a sampled image
+    token would break the next forward pass.
+    """
+    spec = processor.spec
+    allowed = jnp.arange(rows) < len(processor.tokenizer)
+    blocked = [
+        spec.image_token,
+        spec.video_token,
+        spec.vision_start_token,
+        spec.vision_end_token,
+    ]
+    return allowed.at[jnp.array(blocked)].set(False)
+

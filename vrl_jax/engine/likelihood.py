@@ -1,0 +1,91 @@
+"""Log-probabilities and entropy of given responses: scoring and updates."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from vrl_jax.models.policy import Policy
+from vrl_jax.models.qwen_vl.parameters import Params
+from vrl_jax.types import Likelihood, Prompts
+from vrl_kernels.linear_head import linear_head
+
+
+def first_positions(prompts: Prompts) -> Int[Array, " P"]:
+    """The position of the first response token: one past the prompt's largest."""
+    largest = jnp.where(prompts.mask[..., None], prompts.positions, -1)
+    return largest.max(axis=(1, 2)) + 1
+
+
+def last_hidden(
+    hidden: Float[Array, "P L H"], mask: Bool[Array, "P L"]
+) -> Float[Array, "P H"]:
+    """The state that predicts the first response token."""
+    return hidden[jnp.arange(hidden.shape[0]), mask.sum(axis=1) - 1]
+
+
+def likelihood(
+    policy: Policy,
+    params: Params,
+    prompts: Prompts,
+    tokens: Int[Array, "B T"],
+    positions: Int[Array, "B T 3"],
+    mask: Bool[Array, "B T"],
+    temperature: Float[Array, " B"],
+    allowed: Bool[Array, " V"],
+) -> Likelihood:
+    """log pi(y_t | prompt, y_<t) and H(pi(. | prompt, y_<t)) in nats, 0 where ~mask.
+
+    Each prompt and its pictures are processed once, and its B / P consecutive
+    responses attend to it. Logits are divided by `temperature` and ids that are not
+    `allowed` have probability 0, as in sampling.
+    """
+    batch, length = tokens.shape
+    count = prompts.tokens.shape[0]
+    group = batch // count
+    features = policy.encode_images(params, prompts.images)
+    prompt_hidden, prompt_cache = policy.prefill(params, prompts, features)
+    states = last_hidden(prompt_hidden, prompts.mask)
+    states = jnp.repeat(states[:, None], group, axis=1)[:, :, None]
+    if length > 1:  # the last token predicts nothing that is scored
+        cache = policy.init_cache(count, group, length - 1, states.dtype)
+        hidden, _ = policy.extend(
+            params,
+            prompt_cache,
+            prompts.mask,
+            cache,
+            0,
+            tokens.reshape(count, group, length)[:, :, :-1],
+            positions.reshape(count, group, length, 3)[:, :, :-1],
+        )
+        states = jnp.concatenate([states, hidden], axis=2)
+    stats = linear_head(
+        states.reshape(batch * length, -1),
+        policy.head(params),
+        tokens.reshape(-1),
+        temperature=jnp.repeat(temperature, length),
+        allowed=allowed,
+    )
+    logprobs, entropy = (x.reshape(batch, length) for x in stats)
+    return Likelihood(jnp.where(mask, logprobs, 0.0), jnp.where(mask, entropy, 0.0))
+
+
+def in_pieces(score, prompts_per_pass: int, prompts: Prompts, *rows: Array):
+    """`score(prompts, *rows)` over pieces of `prompts_per_pass` prompts, in order.
+
+    Bounds the memory of a pass without gradient. The number of prompts must be a
+    multiple of the piece, or no larger than it.
+    """
+    count = prompts.tokens.shape[0]
+    pieces = max(1, count // prompts_per_pass)
+    if count % pieces:
+        raise ValueError(
+            f"{count} prompts do not divide into passes of {prompts_per_pass}."
+        )
+    if pieces == 1:
+        return score(prompts, *rows)
+    split = jax.tree.map(
+        lambda x: x.reshape(pieces, x.shape[0] // pieces, *x.shape[1:]),
+        (prompts, *rows),
+    )
+    scored = jax.lax.map(lambda piece: score(*piece), split)
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), scored)

@@ -1,0 +1,209 @@
+"""Model folders in the layout of the Hugging Face hub: read and written.
+
+Only safetensors and JSON are touched; nothing from a folder is ever executed.
+"""
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax.numpy as jnp
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from vrl_jax.models.qwen_vl.images import IMAGE_MEAN, IMAGE_STD
+from vrl_jax.models.qwen_vl.parameters import Params, from_checkpoint, to_checkpoint
+from vrl_jax.models.qwen_vl.spec import (
+    QwenSpec,
+    config_from_spec,
+    spec_from_config,
+)
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+PROCESSOR = "preprocessor_config.json"
+GENERATION = "generation_config.json"
+# What surrounds the weights; config, weights and generation settings are ours.
+COMPANIONS = (
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "merges.txt",
+    PROCESSOR,
+    "processor_config.json",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "video_preprocessor_config.json",
+    "vocab.json",
+)
+
+
+class Tokenizer(Protocol):
+    """What `save` asks of a tokenizer."""
+
+    eos_token_id: int | None
+    pad_token_id: int | None
+
+    def save_pretrained(self, save_directory: str) -> Any:
+        """Writes the tokenizer's files."""
+
+
+def load(
+    folder: str | Path, *, dtype: jnp.dtype = jnp.float32
+) -> tuple[QwenSpec, Params]:
+    """The model of a folder; params are NumPy arrays, for the caller to place."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"There is no model folder {str(folder)!r}.")
+    config = _json(folder / "config.json")
+    try:
+        spec = spec_from_config(config)
+        return spec, from_checkpoint(_tensors(folder), spec, dtype)
+    except ValueError as error:
+        raise ValueError(f"Cannot load {str(folder)!r}: {error}") from error
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise ValueError(
+            f"{str(path.parent)!r} has no {path.name}: it is no complete model folder."
+        ) from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{str(path)!r} is not valid JSON: {error}.") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{str(path)!r} must hold a JSON object.")
+    return content
+
+
+def _tensors(folder: Path) -> Iterator[tuple[str, np.ndarray]]:
+    """All tensors of a folder, one at a time."""
+    if (folder / INDEX).exists():
+        places = _json(folder / INDEX).get("weight_map")
+        if not isinstance(places, Mapping):
+            raise ValueError(f"{INDEX} has no weight_map.")
+        files = sorted(set(places.values()))
+    else:
+        files = [WEIGHTS]
+    for name in files:
+        # A shard is a plain name: an index must not reach outside its folder.
+        if Path(name).name != name or not (folder / name).is_file():
+            raise ValueError(f"the weights file {name!r} is missing.")
+        try:
+            with safe_open(folder / name, framework="numpy") as file:
+                for tensor in file.keys():  # noqa: SIM118  (no iterator of its own)
+                    yield tensor, file.get_tensor(tensor)
+        except SafetensorError as error:
+            raise ValueError(f"{name!r} is broken: {error}.") from error
+
+
+def save(
+    folder: str | Path,
+    spec: QwenSpec,
+    params: Params,
+    *,
+    tokenizer: Tokenizer | None = None,
+    copy_from: str | Path | None = None,
+    pixel_bounds: tuple[int, int] = (3136, 12_845_056),
+    shard_bytes: int = 5_000_000_000,
+) -> None:
+    """Writes a folder that `load`, transformers and vLLM read.
+
+    Tokenizer, template and processor files come from `copy_from`, those of `tokenizer`
+    over them. Sampling settings are neutral: the released ones (repetition penalty,
+    nearly greedy) would hide the policy that was trained. Weights keep their dtype.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for stale in folder.glob("model*.safetensors*"):
+        stale.unlink()
+    for name in COMPANIONS if copy_from else ():
+        if (source := Path(copy_from, name)).is_file():
+            shutil.copyfile(source, folder / name)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(str(folder))
+    if not (copy_from and Path(copy_from, PROCESSOR).is_file()):
+        _write_json(folder / PROCESSOR, _processor(spec, pixel_bounds))
+    _write_json(folder / GENERATION, _generation(tokenizer, copy_from))
+    dtype = str(params["text"]["embedding"].dtype)
+    _write_json(folder / "config.json", config_from_spec(spec) | {"torch_dtype": dtype})
+    _write_weights(folder, to_checkpoint(params, spec), shard_bytes)
+
+
+def _processor(spec: QwenSpec, pixel_bounds: tuple[int, int]) -> dict[str, Any]:
+    """The settings under which transformers makes the patches that we make."""
+    least, most = pixel_bounds
+    return {
+        "image_processor_type": "Qwen2VLImageProcessor",
+        "processor_class": "Qwen2_5_VLProcessor",
+        "min_pixels": least,
+        "max_pixels": most,
+        "size": {"shortest_edge": least, "longest_edge": most},
+        "patch_size": spec.vision.patch,
+        "merge_size": spec.vision.merge,
+        "temporal_patch_size": spec.vision.temporal,
+        "image_mean": list(IMAGE_MEAN),
+        "image_std": list(IMAGE_STD),
+    }
+
+
+def _generation(
+    tokenizer: Tokenizer | None, copy_from: str | Path | None
+) -> dict[str, Any]:
+    """Temperature 1 and nothing else; which tokens end a text is kept."""
+    settings: dict[str, Any] = {
+        "do_sample": True,
+        "temperature": 1.0,
+        "top_p": 1.0,
+        "top_k": 0,
+        "repetition_penalty": 1.0,
+    }
+    if tokenizer is not None:
+        ends = {tokenizer.eos_token_id, tokenizer.pad_token_id} - {None}
+        known = {"eos_token_id": sorted(ends), "pad_token_id": tokenizer.pad_token_id}
+    elif copy_from and Path(copy_from, GENERATION).is_file():
+        known = _json(Path(copy_from, GENERATION))
+    else:
+        known = {}
+    kept = ("bos_token_id", "eos_token_id", "pad_token_id")
+    return settings | {name: known[name] for name in kept if known.get(name)}
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def _write_weights(
+    folder: Path, tensors: Iterator[tuple[str, np.ndarray]], shard_bytes: int
+) -> None:
+    """One file, or shards of at most `shard_bytes` (or one tensor) and an index."""
+    shards: list[dict[str, int]] = []
+    shard: dict[str, np.ndarray] = {}
+
+    def flush() -> None:
+        save_file(shard, folder / f"model-{len(shards)}.part", {"format": "pt"})
+        shards.append({name: tensor.nbytes for name, tensor in shard.items()})
+        shard.clear()
+
+    for name, tensor in tensors:
+        size = sum(held.nbytes for held in shard.values())
+        if shard and size + tensor.nbytes > shard_bytes:
+            flush()
+        shard[name] = tensor
+    flush()
+    if len(shards) == 1:
+        (folder / "model-0.part").rename(folder / WEIGHTS)
+        return
+    places = {}
+    for number, names in enumerate(shards):
+        file = f"model-{number + 1:05}-of-{len(shards):05}.safetensors"
+        (folder / f"model-{number}.part").rename(folder / file)
+        places |= dict.fromkeys(names, file)
+    total = sum(sum(names.values()) for names in shards)
+    index = {"metadata": {"total_size": total}, "weight_map": places}
+    _write_json(folder / INDEX, index)

@@ -1,0 +1,24 @@
+"""What the engine asks of a model, whichever family it is of."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+
+class Policy(NamedTuple):
+    """Pure functions of `params`; the family's spec is already applied.
+
+    encode_images(params, images)          -> features [P M H], 0 on padding
+    prefill(params, prompts, features)     -> hidden [P L H], prompt cache
+    extend(params, prompt_cache, prompt_mask, cache, offset, tokens, positions)
+                                           -> hidden [P G S H], cache
+    init_cache(P, G, T, dtype)             -> cache for T tokens of P * G responses
+    head(params)                           -> [V H]
+
+    `hidden` is after the final norm: logits are hidden @ head.T.
+    """
+
+    encode_images: Callable
+    prefill: Callable
+    extend: Callable
+    init_cache: Callable
+    head: Callable

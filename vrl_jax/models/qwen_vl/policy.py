@@ -1,0 +1,49 @@
+"""Qwen2.5-VL as the engine's `Policy`."""
+
+import functools
+
+from jaxtyping import Array, Bool, Float, Int
+
+from vrl_jax.models.policy import Policy
+from vrl_jax.models.qwen_vl import text, vision
+from vrl_jax.models.qwen_vl.parameters import Params
+from vrl_jax.models.qwen_vl.spec import QwenSpec
+from vrl_jax.models.qwen_vl.text import KVCache
+from vrl_jax.types import Images, Prompts
+
+
+@functools.lru_cache
+def policy(spec: QwenSpec) -> Policy:
+    """The functions with `spec` applied.
+
+    Cached: the same spec gives the same functions, so that jit finds what it compiled.
+    """
+
+    def encode_images(params: Params, images: Images) -> Float[Array, "P M H"]:
+        return vision.encode_images(params, spec, images)
+
+    def prefill(
+        params: Params, prompts: Prompts, features: Float[Array, "P M H"]
+    ) -> tuple[Float[Array, "P L H"], KVCache]:
+        return text.prefill(params, spec, prompts, features)
+
+    def extend(
+        params: Params,
+        prompt_cache: KVCache,
+        prompt_mask: Bool[Array, "P L"],
+        cache: KVCache,
+        offset: Int[Array, ""] | int,
+        tokens: Int[Array, "P G S"],
+        positions: Int[Array, "P G S 3"],
+    ) -> tuple[Float[Array, "P G S H"], KVCache]:
+        return text.extend(
+            params, spec, prompt_cache, prompt_mask, cache, offset, tokens, positions
+        )
+
+    return Policy(
+        encode_images=encode_images,
+        prefill=prefill,
+        extend=extend,
+        init_cache=functools.partial(text.init_cache, spec),
+        head=functools.partial(text.head, spec=spec),
+    )

@@ -1,0 +1,64 @@
+r"""Rewards for answers in a `\boxed{...}`."""
+
+from collections.abc import Sequence
+
+from vrl_jax.rewards.answers import exact, is_words
+from vrl_jax.rewards.combine import Reward, per_response, weighted
+from vrl_jax.rewards.format import think_then_boxed
+from vrl_jax.rewards.math_verifier import MathVerifier
+from vrl_jax.rewards.parse import last_boxed
+from vrl_jax.types import Episode
+
+
+def boxed_exact(episodes: Sequence[Episode]) -> list[float]:
+    """1 where the last box is the answer, up to white space."""
+    return [float(exact(last_boxed(e.text), e.sample.answer)) for e in episodes]
+
+
+def boxed_math(verifier: MathVerifier) -> Reward:
+    """1 where the last box is the answer as text or, unless words, as mathematics.
+
+    The part `unchecked` is 1 where math-verify could not tell: it ran out of time or
+    failed, or the sample's answer does not parse.
+    """
+
+    def reward(episodes: Sequence[Episode]) -> list[dict[str, float]]:
+        scores = [
+            {"overall": score, "unchecked": 0.0} for score in boxed_exact(episodes)
+        ]
+        boxes = [last_boxed(episode.text) for episode in episodes]
+        open_cases = [
+            index
+            for index, (episode, box) in enumerate(zip(episodes, boxes, strict=True))
+            if box is not None
+            and not scores[index]["overall"]
+            and not is_words(episode.sample.answer)
+        ]
+        verdicts = verifier.check(
+            [_as_boxes(boxes[i], episodes[i].sample.answer) for i in open_cases]
+        )
+        for index, verdict in zip(open_cases, verdicts, strict=True):
+            scores[index] = {
+                "overall": float(verdict.equal),
+                "unchecked": float(verdict.problem != ""),
+            }
+        return scores
+
+    return reward
+
+
+def math_style(verifier: MathVerifier) -> Reward:
+    """0.9 accuracy + 0.1 format: `boxed_math` and thinking before the box.
+
+    The weights and the format are those of EasyR1's `math` reward,
+    https://github.com/hiyouga/EasyR1; its accuracy is mathruler's, ours math-verify's.
+    """
+    keeps_format = per_response(lambda e: float(think_then_boxed(e.text)))
+    return weighted(
+        {"accuracy": (boxed_math(verifier), 0.9), "format": (keeps_format, 0.1)}
+    )
+
+
+def _as_boxes(prediction: str, gold: str) -> tuple[str, str]:
+    # A bare LaTeX answer would not be read; one in a box is.
+    return rf"\boxed{{{prediction}}}", rf"\boxed{{{gold}}}"

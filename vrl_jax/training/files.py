@@ -1,0 +1,36 @@
+"""The files of a run folder: JSON lines that a resumed run continues."""
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+
+def append_line(file: Path, row: Mapping[str, Any]) -> None:
+    """Adds one JSON object; a NaN is written as null, which every reader takes."""
+    finite = {
+        name: None if isinstance(value, float) and value != value else value
+        for name, value in row.items()
+    }
+    with file.open("a", encoding="utf-8") as lines:
+        lines.write(json.dumps(finite) + "\n")
+
+
+def sizes(files: Iterable[Path]) -> dict[str, int]:
+    """Bytes written so far, by name; 0 for a file that is not there."""
+    return {file.name: file.stat().st_size if file.exists() else 0 for file in files}
+
+
+def cut(files: Iterable[Path], sizes: Mapping[str, int]) -> None:
+    """Takes back what was written after a checkpoint that noted `sizes`."""
+    for file in files:
+        if file.exists():
+            os.truncate(file, sizes.get(file.name, 0))
+
+
+def write_json(file: Path, value: Mapping[str, Any]) -> None:
+    """Whole or not at all."""
+    partial = file.with_suffix(".partial")
+    partial.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    os.replace(partial, file)

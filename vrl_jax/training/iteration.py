@@ -1,0 +1,69 @@
+"""The algorithm box: one iteration, the same for every recipe."""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from vrl_jax.engine.actor import Actor
+from vrl_jax.training.learner import Learner, Loss, split, update
+from vrl_jax.training.metrics import Metrics, average, rollout_metrics
+from vrl_jax.types import Batch, Rollout, Sample
+
+Batches = Iterator[Sequence[Sample]]
+
+
+class Recipe(NamedTuple):
+    """A method is four functions; a new method replaces one of them.
+
+    act      plays a program for each sample, computes rewards       host and engine
+    score    adds log-probs of the same tokens (other view, reference)     no gradient
+    credit   advantages, weights, masks: usually the paper's idea              pure jnp
+    loss     the differentiated objective                                      pure jnp
+
+    `credit` and `loss` also return what they want logged.
+    """
+
+    act: Callable[[Actor, Batches, Key[Array, ""]], Rollout]
+    score: Callable[[Actor, Rollout, Key[Array, ""]], Rollout]
+    credit: Callable[[Rollout], tuple[Batch, Metrics]]
+    loss: Loss
+
+
+def as_batch(rollout: Rollout, advantages: Float[Array, "B #T"]) -> Batch:
+    """The rollout's tokens with an advantage for each; [B, 1] is one per response."""
+    return Batch(
+        prompts=rollout.prompts,
+        tokens=rollout.tokens,
+        positions=rollout.positions,
+        mask=rollout.mask,
+        temperature=rollout.temperature,
+        old_logprobs=rollout.old_logprobs,
+        advantages=jnp.broadcast_to(advantages, rollout.mask.shape),
+    )
+
+
+def iteration(
+    recipe: Recipe,
+    actor: Actor,
+    learner: Learner,
+    batches: Batches,
+    key: Key[Array, ""],
+) -> tuple[Learner, Metrics]:
+    """Sample, score, credit, update; `act` takes as many batches as it needs."""
+    act_key, score_key = jax.random.split(key)
+    actor = dataclasses.replace(actor, params=learner.params)
+    rollout = recipe.act(actor, batches, act_key)  # y_i ~ pi_old(. | x), R_i
+    rollout = recipe.score(actor, rollout, score_key)  # extra log-probs of y_i
+    batch, credited = jax.jit(recipe.credit)(rollout)  # A_it
+    history = []
+    for minibatch in split(batch, learner.minibatches):
+        learner, metrics = update(recipe.loss, learner, minibatch)
+        history.append(metrics)
+    metrics = {**jax.jit(rollout_metrics)(rollout), **credited, **average(history)}
+    if gap := history[0].get("actor/logprob_gap"):
+        metrics["training/logprob_gap"] = gap  # before any update: sampler v. learner
+    return learner, metrics

@@ -1,0 +1,166 @@
+"""Optimisation: gradients summed over micro-batches, divided once, applied once."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Int
+
+from vrl_jax.engine.likelihood import likelihood
+from vrl_jax.models.policy import Policy
+from vrl_jax.models.qwen_vl.parameters import Params
+from vrl_jax.training.metrics import Metrics
+from vrl_jax.types import Batch, Likelihood, Mean
+
+
+ScoringPolicy = Callable[[Batch], Likelihood]
+Loss = Callable[[ScoringPolicy, Batch], tuple[Mean, Metrics]]
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("params", "opt_state", "step", "skipped", "allowed"),
+    meta_fields=("policy", "optimizer", "minibatches", "micro_batches"),
+)
+@dataclasses.dataclass(frozen=True)
+class Learner:
+    """What an update reads and returns.
+
+    `step` counts applied updates, `skipped` those whose gradient was not finite.
+    A batch is cut into `minibatches`, one update each; a minibatch into
+    `micro_batches`, whose gradients are added before the update.
+    """
+
+    params: Params
+    opt_state: optax.OptState
+    step: Int[Array, ""]
+    skipped: Int[Array, ""]
+    allowed: Bool[Array, " V"]
+    policy: Policy
+    optimizer: optax.GradientTransformation
+    minibatches: int = 1
+    micro_batches: int = 1
+
+
+def adamw(
+    learning_rate: float | optax.Schedule,
+    *,
+    weight_decay: float = 0.01,
+    clip_norm: float = 1.0,
+) -> optax.GradientTransformation:
+    """AdamW (0.9, 0.999) after clipping the gradient's global norm."""
+    return optax.chain(
+        optax.clip_by_global_norm(clip_norm),
+        optax.adamw(learning_rate, weight_decay=weight_decay),
+    )
+
+
+def make_learner(
+    policy: Policy,
+    params: Params,
+    optimizer: optax.GradientTransformation,
+    allowed: Bool[Array, " V"],
+    *,
+    minibatches: int = 1,
+    micro_batches: int = 1,
+) -> Learner:
+    """A learner at step 0. Copies: updates reuse the learner's own memory."""
+    params = jax.tree.map(jnp.copy, params)
+    return Learner(
+        params=params,
+        opt_state=optimizer.init(params),
+        step=jnp.int32(0),
+        skipped=jnp.int32(0),
+        allowed=jnp.copy(allowed),
+        policy=policy,
+        optimizer=optimizer,
+        minibatches=minibatches,
+        micro_batches=micro_batches,
+    )
+
+
+def split(batch: Batch, pieces: int) -> list[Batch]:
+    """`pieces` equal parts with whole groups, in order. `ValueError` if uneven."""
+    count = batch.prompts.tokens.shape[0]
+    if count % pieces:
+        raise ValueError(
+            f"a batch of {count} prompts does not split into {pieces} equal parts; "
+            "choose prompts_per_step, minibatches and micro_batches that divide."
+        )
+    return [
+        jax.tree.map(lambda x: x.reshape(pieces, -1, *x.shape[1:])[i], batch)  # noqa: B023
+        for i in range(pieces)
+    ]
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
+def update(loss: Loss, learner: Learner, minibatch: Batch) -> tuple[Learner, Metrics]:
+    """One optimiser step on sum(total) / sum(weight) over the micro-batches.
+
+    The result does not depend on how many micro-batches there are. Where the
+    gradient's norm is not finite, parameters and optimiser state stay as they were
+    and `skipped` counts one.
+    """
+
+    def objective(params, batch):
+        def policy(batch: Batch) -> Likelihood:
+            return likelihood(
+                learner.policy,
+                params,
+                batch.prompts,
+                batch.tokens,
+                batch.positions,
+                batch.mask,
+                batch.temperature,
+                learner.allowed,
+            )
+
+        mean, metrics = loss(policy, batch)
+        return mean.total, (mean.weight, metrics)
+
+    gradient = jax.value_and_grad(objective, has_aux=True)
+    pieces = split(minibatch, learner.micro_batches)
+    if len(pieces) == 1:
+        summed = gradient(learner.params, pieces[0])
+    else:
+        stacked = jax.tree.map(lambda *x: jnp.stack(x), *pieces)
+        shapes = jax.eval_shape(gradient, learner.params, pieces[0])
+        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+
+        def add(sums, piece):
+            return jax.tree.map(jnp.add, sums, gradient(learner.params, piece)), None
+
+        summed, _ = jax.lax.scan(add, zeros, stacked)
+    (total, (weight, metrics)), grads = summed
+
+    divisor = jnp.maximum(weight, jnp.finfo(weight.dtype).tiny)
+    grads = jax.tree.map(lambda g: g / divisor, grads)
+    norm = optax.global_norm(grads)
+    finite = jnp.isfinite(norm)
+    updates, opt_state = learner.optimizer.update(
+        grads, learner.opt_state, learner.params
+    )
+    stepped = (optax.apply_updates(learner.params, updates), opt_state)
+    params, opt_state = jax.tree.map(
+        functools.partial(jnp.where, finite),
+        stepped,
+        (learner.params, learner.opt_state),
+    )
+    one = jnp.float32(1)
+    metrics = {
+        **metrics,
+        "actor/loss": Mean(total, weight),
+        "actor/grad_norm": Mean(norm, one),
+        "training/skipped": Mean(jnp.where(finite, 0.0, 1.0), one),
+    }
+    learner = dataclasses.replace(
+        learner,
+        params=params,
+        opt_state=opt_state,
+        step=learner.step + finite,
+        skipped=learner.skipped + ~finite,
+    )
+    return learner, metrics

@@ -1,0 +1,209 @@
+"""Stages of training in a run folder, resumable at any moment."""
+
+import dataclasses
+import itertools
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import optax
+from jaxtyping import Array, Key
+
+from vrl_jax.engine.actor import Actor
+from vrl_jax.training import checkpoint, files
+from vrl_jax.training.data import sample_stream
+from vrl_jax.training.iteration import Recipe, iteration
+from vrl_jax.training.learner import Learner, make_learner
+from vrl_jax.training.metrics import as_floats
+from vrl_jax.training.progress import progress_bar
+from vrl_jax.types import Sample
+
+Evaluate = Callable[[Actor], Mapping[str, float]]
+
+MAX_SKIPPED_IN_A_ROW = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One recipe on one data set for some steps.
+
+    The optimiser starts afresh; the parameters are those of the stage before. The
+    policy is evaluated after the stage, and every `evaluate_every` steps if not 0.
+    """
+
+    name: str
+    recipe: Recipe
+    samples: Sequence[Sample]
+    steps: int
+    prompts_per_step: int
+    optimizer: optax.GradientTransformation
+    minibatches: int = 1
+    micro_batches: int = 1
+    evaluate_every: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class RunFiles:
+    """The line files of a run folder."""
+
+    metrics: Path
+    timings: Path
+    evaluations: Path
+
+
+def run_files(folder: Path) -> RunFiles:
+    """Their names."""
+    return RunFiles(
+        folder / "metrics.jsonl", folder / "timings.jsonl", folder / "evaluations.jsonl"
+    )
+
+
+def train(
+    stages: Sequence[Stage],
+    actor: Actor,
+    *,
+    folder: Path,
+    seed: int,
+    evaluate: Evaluate,
+    checkpoint_every: int = 50,
+) -> Actor:
+    """Runs the stages in order and returns the actor with the trained parameters.
+
+    Writes `metrics.jsonl`, `timings.jsonl`, `evaluations.jsonl` and `checkpoints/` in
+    `folder`. Called again with the same arguments it continues after the newest
+    checkpoint, and ends with the same parameters and metrics as an unbroken run.
+    """
+    lines = dataclasses.astuple(run_files(folder))
+    with checkpoint.open_manager(folder) as manager:
+        newest = manager.latest_step()
+        saved: dict[str, Any] = {"stage": 0, "step": 0, "stream": None, "files": {}}
+        if newest is not None:
+            saved = checkpoint.host_state(manager, newest)
+            print(f"resuming {folder} after step {newest}", flush=True)
+        files.cut(lines, saved["files"])
+        for number, stage in enumerate(stages[saved["stage"] :], start=saved["stage"]):
+            learner = make_learner(
+                actor.policy,
+                actor.params,
+                stage.optimizer,
+                actor.allowed,
+                minibatches=stage.minibatches,
+                micro_batches=stage.micro_batches,
+            )
+            stream = sample_stream(stage.samples, seed=seed)
+            done, before = 0, sum(earlier.steps for earlier in stages[:number])
+            if newest is not None and number == saved["stage"]:
+                learner = checkpoint.restore(manager, newest, learner)
+                stream.set_state(saved["stream"])
+                done = saved["step"]
+            key = jax.random.fold_in(jax.random.key(seed), number)
+            steps = run_stage(
+                stage, actor, learner, stream, key, done, folder, evaluate
+            )
+            for step, learner in steps:  # noqa: B020 - the loop's result
+                if step == stage.steps or step % checkpoint_every == 0:
+                    state = {
+                        "stage": number,
+                        "step": step,
+                        "stream": stream.get_state(),
+                        "files": files.sizes(lines),
+                    }
+                    checkpoint.save(manager, before + step, learner, state)
+            actor = dataclasses.replace(actor, params=learner.params)
+    return actor
+
+
+def run_stage(
+    stage: Stage,
+    actor: Actor,
+    learner: Learner,
+    stream: Iterator[Sample],
+    key: Key[Array, ""],
+    done: int,
+    folder: Path,
+    evaluate: Evaluate,
+) -> Iterator[tuple[int, Learner]]:
+    """Yields (steps taken, learner) after each step from `done` on, once it is logged.
+
+    The key of a step is fold_in(key, step), so a resumed stage draws what an unbroken
+    one would have drawn. Raises `FloatingPointError` after five steps in a row whose
+    gradient is not finite, and names their samples.
+    """
+    written = run_files(folder)
+    suspects: list[list[str]] = []
+    shown: dict[str, float] = {}
+    with progress_bar(stage.name, stage.steps, done) as show:
+        for step in range(done, stage.steps):
+            seconds: dict[str, float] = {}
+            drawn: list[Sample] = []
+            start = time.perf_counter()
+            learner, metrics = iteration(
+                timed(stage.recipe, seconds),
+                actor,
+                learner,
+                batches(stream, stage.prompts_per_step, drawn),
+                jax.random.fold_in(key, step),
+            )
+            row = {"phase": stage.name, "step": step + 1, **as_floats(metrics)}
+            seconds["timing_s/step"] = time.perf_counter() - start
+            row["data/prompts_played"] = len(drawn)
+            files.append_line(written.metrics, row)
+            files.append_line(
+                written.timings, {"phase": stage.name, "step": step + 1, **seconds}
+            )
+            suspects = [*suspects, [s.id for s in drawn]] if row["training/skipped"] else []
+            if len(suspects) == MAX_SKIPPED_IN_A_ROW:
+                files.write_json(folder / "not_finite.json", {"samples": suspects})
+                raise FloatingPointError(
+                    f"{MAX_SKIPPED_IN_A_ROW} steps in a row had no finite gradient; "
+                    f"their samples are in {folder / 'not_finite.json'}. Lower the "
+                    "learning rate, or look at these samples."
+                )
+            due = stage.evaluate_every and (step + 1) % stage.evaluate_every == 0
+            if due or step + 1 == stage.steps:
+                measured = evaluate(dataclasses.replace(actor, params=learner.params))
+                shown |= measured
+                line = {"name": stage.name, "phase": stage.name, "step": step + 1}
+                files.append_line(written.evaluations, {**line, **measured})
+            show(step + 1, headline({**row, **shown}))
+            yield step + 1, learner
+
+
+def timed(recipe: Recipe, seconds: dict[str, float]) -> Recipe:
+    """The same recipe; the seconds of `act` and `score` are noted in `seconds`."""
+
+    def clocked(name: str, function: Callable) -> Callable:
+        def call(*arguments: Any) -> Any:
+            start = time.perf_counter()
+            result = jax.block_until_ready(function(*arguments))
+            seconds[name] = time.perf_counter() - start
+            return result
+
+        return call
+
+    return recipe._replace(
+        act=clocked("timing_s/gen", recipe.act),
+        score=clocked("timing_s/score", recipe.score),
+    )
+
+
+def batches(
+    stream: Iterator[Sample], size: int, drawn: list[Sample]
+) -> Iterator[list[Sample]]:
+    """Lists of `size` samples, which `drawn` collects; nothing is read ahead."""
+    while True:
+        batch = list(itertools.islice(stream, size))
+        drawn += batch
+        yield batch
+
+
+def headline(row: Mapping[str, float]) -> str:
+    """The numbers to watch."""
+    names = {
+        "sft/loss": "loss",
+        "reward/accuracy": "sampled accuracy",
+        "val/accuracy": "held-out accuracy",
+    }
+    return " · ".join(f"{names[n]} {row[n]:.2f}" for n in names if n in row)

@@ -1,0 +1,88 @@
+"""What is logged of a rollout and of an update, under the names of EasyR1 and verl.
+
+Metrics are `Mean`s until the loop writes them, so that micro-batches add up.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from vrl_jax import filters, masked, objectives, reductions
+from vrl_jax.types import Batch, Likelihood, Mean, Rollout
+
+Metrics = Mapping[str, Mean]
+
+
+def once(value: Float[Array, ""]) -> Mean:
+    """A number that is already what it should be."""
+    return Mean(jnp.asarray(value, jnp.float32), jnp.float32(1))
+
+
+def policy_metrics(
+    new: Likelihood, batch: Batch, *, clip_low: float, clip_high: float
+) -> Metrics:
+    """How far the policy is from the one that sampled, and how sure it is.
+
+    `actor/logprob_gap` is mean |log pi - log pi_old|: on the first update of an
+    iteration both are the same policy, and it measures sampler against learner.
+    """
+    low, high = objectives.clip_fractions(
+        new.logprobs,
+        batch.old_logprobs,
+        batch.advantages,
+        clip_low=clip_low,
+        clip_high=clip_high,
+    )
+    gap = batch.old_logprobs - new.logprobs
+
+    def mean(x: Float[Array, "B T"]) -> Mean:
+        return reductions.token_mean(x.astype(jnp.float32), batch.mask)
+
+    return {
+        "actor/entropy": mean(new.entropy),
+        "actor/ppo_kl": mean(gap),
+        "actor/logprob_gap": mean(jnp.abs(gap)),
+        "actor/pg_clipfrac_lower": mean(low),
+        "actor/pg_clipfrac_higher": mean(high),
+    }
+
+
+def rollout_metrics(rollout: Rollout) -> Metrics:
+    """Scores, lengths, and how many groups carry no signal."""
+    lengths = rollout.mask.sum(axis=1)
+    prompts = rollout.prompts.tokens.shape[0]
+    group_size = rollout.tokens.shape[0] // prompts
+    metrics = {
+        "critic/score/mean": once(rollout.rewards.mean()),
+        "response_length/mean": once(lengths.mean()),
+        "prompt_length/mean": once(rollout.prompts.mask.sum(axis=1).mean()),
+        "actor/sampled_nll": once(masked.mean(-rollout.old_logprobs, rollout.mask)),
+        **{
+            f"reward/{name}": once(part.mean())
+            for name, part in rollout.reward_parts.items()
+        },
+    }
+    if group_size > 1:
+        flat = filters.zero_variance_groups(rollout.rewards, group_size=group_size)
+        metrics["groups/zero_variance"] = once(flat.mean())
+    return metrics
+
+
+def average(history: Sequence[Metrics]) -> dict[str, Mean]:
+    """One metric of several updates: totals and weights added."""
+    return {
+        name: Mean(
+            sum(metrics[name].total for metrics in history),
+            sum(metrics[name].weight for metrics in history),
+        )
+        for name in history[0]
+    }
+
+
+def as_floats(metrics: Metrics) -> dict[str, float]:
+    """total / weight of each, on the host; NaN where nothing was counted."""
+    return {
+        name: float(mean.total) / float(mean.weight) if float(mean.weight) else float("nan")
+        for name, mean in metrics.items()
+    }

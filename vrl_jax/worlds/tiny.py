@@ -1,0 +1,86 @@
+"""A policy small enough for a laptop: real architecture, real tokenizer, tiny sizes.
+
+The tokenizer is a byte-level BPE with the Qwen2 split rule, the family's special
+tokens and its chat format, trained in a moment on the world's own text. So every
+string can be encoded, and the words of the world are one token each.
+"""
+
+from collections.abc import Iterable
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers.trainers import BpeTrainer
+from transformers import PreTrainedTokenizerFast
+
+from vrl_jax.models.qwen_vl.spec import QwenSpec, TextSpec, VisionSpec
+
+SPECIAL_TOKENS = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|vision_pad|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+)
+
+# Contractions, words with one leading sign, single digits, runs of signs, blanks:
+# how Qwen2 splits text before merging bytes.
+SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+CHAT_TEMPLATE = """\
+{%- if messages[0]['role'] != 'system' -%}
+<|im_start|>system\nYou are a helpful assistant.<|im_end|>{{ '\n' }}
+{%- endif -%}
+{%- for message in messages -%}
+<|im_start|>{{ message['role'] + '\n' }}
+{%- if message['content'] is string -%}
+{{ message['content'] }}
+{%- else -%}
+{%- for part in message['content'] -%}
+{%- if part['type'] == 'image' -%}
+<|vision_start|><|image_pad|><|vision_end|>
+{%- else -%}
+{{ part['text'] }}
+{%- endif -%}
+{%- endfor -%}
+{%- endif -%}
+<|im_end|>{{ '\n' }}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+<|im_start|>assistant{{ '\n' }}
+{%- endif -%}
+"""
+
+
+def tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
+    """A Qwen2-like tokenizer whose merges are learnt from `texts`, the same each time."""
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(SPLIT), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    backend.decoder = decoders.ByteLevel()
+    template = "system\nYou are a helpful assistant.\nuser\nassistant\n"
+    trainer = BpeTrainer(
+        vocab_size=8192,
+        min_frequency=1,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator([template, *texts], trainer)
+    backend.add_special_tokens(
+        [AddedToken(t, normalized=False, special=True) for t in SPECIAL_TOKENS]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(backend.to_str()),
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        chat_template=CHAT_TEMPLATE,
+        clean_up_tokenization_spaces=False,
+    )
