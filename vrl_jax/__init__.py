@@ -1,0 +1,1 @@
+"""Reinforcement learning of vision-language models in JAX."""

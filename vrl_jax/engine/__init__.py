@@ -1,0 +1,1 @@
+"""What a recipe may ask of a model: processing, likelihood, sampling, acting."""

@@ -118,4 +118,3 @@ def allowed_ids(processor: Processor, rows: int) -> Bool[Array, " V"]:
         spec.vision_end_token,
     ]
     return allowed.at[jnp.array(blocked)].set(False)
-

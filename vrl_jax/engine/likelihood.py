@@ -1,13 +1,16 @@
 """Log-probabilities and entropy of given responses: scoring and updates."""
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
+from vrl_kernels.linear_head import linear_head
 
 from vrl_jax.models.policy import Policy
 from vrl_jax.models.qwen_vl.parameters import Params
 from vrl_jax.types import Likelihood, Prompts
-from vrl_kernels.linear_head import linear_head
 
 
 def first_positions(prompts: Prompts) -> Int[Array, " P"]:
@@ -69,7 +72,9 @@ def likelihood(
     return Likelihood(jnp.where(mask, logprobs, 0.0), jnp.where(mask, entropy, 0.0))
 
 
-def in_pieces(score, prompts_per_pass: int, prompts: Prompts, *rows: Array):
+def in_pieces(
+    score: Callable, prompts_per_pass: int, prompts: Prompts, *rows: Array
+) -> Any:
     """`score(prompts, *rows)` over pieces of `prompts_per_pass` prompts, in order.
 
     Bounds the memory of a pass without gradient. The number of prompts must be a

@@ -1,9 +1,8 @@
 """Accuracy on held-out samples, and whether the policy looks at the pictures."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 
-import jax
 import numpy as np
 from jaxtyping import Array, Key
 
@@ -59,5 +58,3 @@ def look_and_shuffle(
         "val/accuracy_shuffled_images": accuracy(actor, shuffle_images(samples), key),
         "val/count": len(samples),
     }
-
-

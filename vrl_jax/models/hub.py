@@ -26,6 +26,7 @@ WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PROCESSOR = "preprocessor_config.json"
 GENERATION = "generation_config.json"
+ENDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 # What surrounds the weights; config, weights and generation settings are ours.
 COMPANIONS = (
     "added_tokens.json",
@@ -129,9 +130,11 @@ def save(
         tokenizer.save_pretrained(str(folder))
     if not (copy_from and Path(copy_from, PROCESSOR).is_file()):
         _write_json(folder / PROCESSOR, _processor(spec, pixel_bounds))
-    _write_json(folder / GENERATION, _generation(tokenizer, copy_from))
-    dtype = str(params["text"]["embedding"].dtype)
-    _write_json(folder / "config.json", config_from_spec(spec) | {"torch_dtype": dtype})
+    generation = _generation(tokenizer, copy_from)
+    _write_json(folder / GENERATION, generation)
+    config = config_from_spec(spec) | {name: generation.get(name) for name in ENDS}
+    config["torch_dtype"] = str(params["text"]["embedding"].dtype)
+    _write_json(folder / "config.json", config)
     _write_weights(folder, to_checkpoint(params, spec), shard_bytes)
 
 
@@ -170,8 +173,8 @@ def _generation(
         known = _json(Path(copy_from, GENERATION))
     else:
         known = {}
-    kept = ("bos_token_id", "eos_token_id", "pad_token_id")
-    return settings | {name: known[name] for name in kept if known.get(name)}
+    kept = {name: known[name] for name in ENDS if known.get(name) is not None}
+    return settings | kept
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

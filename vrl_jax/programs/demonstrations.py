@@ -37,8 +37,8 @@ def demonstrations(
         ids = actor.processor.tokenizer(text, add_special_tokens=False)["input_ids"]
         if len(ids) + 1 > length:
             raise ValueError(
-                f"the demonstration of sample {sample.id} has {len(ids) + 1} tokens and "
-                f"max_new_tokens is {length}."
+                f"the demonstration of sample {sample.id} has {len(ids) + 1} tokens, "
+                f"the budget max_new_tokens is {length}."
             )
         tokens[row, : len(ids)] = ids
         mask[row, : len(ids) + 1] = True

@@ -1,6 +1,5 @@
 """One question, one answer, sampled G times."""
 
-import functools
 import zlib
 from collections.abc import Iterator, Sequence
 
@@ -31,13 +30,13 @@ def single_turn(
     """y_1..y_G ~ pi(. | images, question) for the next batch; R_i = reward(y_i)."""
     samples = next(batches)
     encoded = encode(actor.processor, samples)
-    numbers = jnp.array([zlib.crc32(sample.id.encode()) for sample in samples], "uint32")
+    numbers = np.array([zlib.crc32(s.id.encode()) for s in samples], np.uint32)
     temperature = jnp.full(len(samples) * group_size, actor.temperature, jnp.float32)
     sampled = _generate(
         actor.policy,
         actor.params,
         encoded.prompts,
-        row_keys(key, numbers, group_size),
+        row_keys(key, jnp.asarray(numbers), group_size),
         temperature,
         actor.allowed,
         actor.stop_ids,
@@ -51,7 +50,10 @@ def single_turn(
         actor.observe(group, scored)
         scores += scored
     parts = sorted({name for score in scores for name in score} - {"overall"})
-    column = lambda name: jnp.array([s.get(name, 0.0) for s in scores], jnp.float32)  # noqa: E731
+
+    def column(name: str) -> Array:
+        return jnp.array([score.get(name, 0.0) for score in scores], jnp.float32)
+
     return Rollout(
         prompts=encoded.prompts,
         tokens=sampled.tokens,
@@ -77,7 +79,9 @@ def episodes(
     tokens, mask, finished = map(
         np.asarray, (sampled.tokens, sampled.mask, sampled.finished)
     )
-    written = [tuple(row[kept].tolist()) for row, kept in zip(tokens, mask, strict=True)]
+    written = [
+        tuple(row[kept].tolist()) for row, kept in zip(tokens, mask, strict=True)
+    ]
     texts = actor.processor.tokenizer.batch_decode(written, skip_special_tokens=True)
     rows = [
         Episode(

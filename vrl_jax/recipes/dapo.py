@@ -13,10 +13,10 @@ group filter and the limit of rounds are EasyR1's.
 import functools
 
 from vrl_jax import advantages, objectives, reductions
-from vrl_jax.training.metrics import policy_metrics
 from vrl_jax.programs.dynamic_sampling import dynamic_sampling, mixed_accuracy
 from vrl_jax.programs.single_turn import single_turn
 from vrl_jax.training.iteration import Recipe, as_batch
+from vrl_jax.training.metrics import policy_metrics
 
 
 def dapo(

@@ -13,9 +13,9 @@ term here, and no reference model in memory.
 import functools
 
 from vrl_jax import advantages, objectives, reductions
-from vrl_jax.training.metrics import policy_metrics
 from vrl_jax.programs.single_turn import single_turn
 from vrl_jax.training.iteration import Recipe, as_batch
+from vrl_jax.training.metrics import policy_metrics
 
 
 def grpo(*, group_size: int = 8, clip: float = 0.2) -> Recipe:

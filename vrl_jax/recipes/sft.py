@@ -1,9 +1,9 @@
 """Supervised fine-tuning on the data set's demonstrations: the cold start.
 
-    act     y = the sample's demonstration
-    score   nothing
-    credit  A_it = 1
-    loss    -log pi(y_it), mean over all tokens
+act     y = the sample's demonstration
+score   nothing
+credit  A_it = 1
+loss    -log pi(y_it), mean over all tokens
 """
 
 import jax.numpy as jnp

@@ -15,7 +15,7 @@ Where paper and code differ this follows the code: S from the sampled token, cla
 dual clip; the entropy term lowers entropy. Two deviations from the code: the
 statistics of alpha are taken over the whole rollout batch, so that neither devices nor
 micro-batches change them (`perception.per_shard_weights` is the released behaviour),
-and l is the sampler's log-prob, which the on-policy law makes equal to a recomputed one.
+and l is the sampler's log-prob, which is the recomputed one by the on-policy law.
 """
 
 import functools

@@ -1,0 +1,1 @@
+"""Data, the learner, checkpoints, and the loop."""

@@ -59,7 +59,9 @@ def _arrays(learner: Learner) -> dict[str, Array]:
     }
 
 
-def _check_shapes(where: str, stored: Mapping[str, Any], like: Mapping[str, Any]) -> None:
+def _check_shapes(
+    where: str, stored: Mapping[str, Any], like: Mapping[str, Any]
+) -> None:
     wrong = [
         f"{name} is {_shape(stored, name)}, not {_shape(like, name)}"
         for name in sorted({*stored, *like})

@@ -15,7 +15,6 @@ from vrl_jax.models.qwen_vl.parameters import Params
 from vrl_jax.training.metrics import Metrics
 from vrl_jax.types import Batch, Likelihood, Mean
 
-
 ScoringPolicy = Callable[[Batch], Likelihood]
 Loss = Callable[[ScoringPolicy, Batch], tuple[Mean, Metrics]]
 

@@ -102,7 +102,7 @@ def train(
             steps = run_stage(
                 stage, actor, learner, stream, key, done, folder, evaluate
             )
-            for step, learner in steps:  # noqa: B020 - the loop's result
+            for step, learner in steps:
                 if step == stage.steps or step % checkpoint_every == 0:
                     state = {
                         "stage": number,
@@ -153,7 +153,8 @@ def run_stage(
             files.append_line(
                 written.timings, {"phase": stage.name, "step": step + 1, **seconds}
             )
-            suspects = [*suspects, [s.id for s in drawn]] if row["training/skipped"] else []
+            ids = [sample.id for sample in drawn]
+            suspects = [*suspects, ids] if row["training/skipped"] else []
             if len(suspects) == MAX_SKIPPED_IN_A_ROW:
                 files.write_json(folder / "not_finite.json", {"samples": suspects})
                 raise FloatingPointError(

@@ -3,8 +3,10 @@
 Metrics are `Mean`s until the loop writes them, so that micro-batches add up.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -83,6 +85,6 @@ def average(history: Sequence[Metrics]) -> dict[str, Mean]:
 def as_floats(metrics: Metrics) -> dict[str, float]:
     """total / weight of each, on the host; NaN where nothing was counted."""
     return {
-        name: float(mean.total) / float(mean.weight) if float(mean.weight) else float("nan")
-        for name, mean in metrics.items()
+        name: float(mean.total) / float(mean.weight) if mean.weight else math.nan
+        for name, mean in jax.device_get(dict(metrics)).items()
     }

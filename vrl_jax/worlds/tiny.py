@@ -11,8 +11,6 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from tokenizers.trainers import BpeTrainer
 from transformers import PreTrainedTokenizerFast
 
-from vrl_jax.models.qwen_vl.spec import QwenSpec, TextSpec, VisionSpec
-
 SPECIAL_TOKENS = (
     "<|endoftext|>",
     "<|im_start|>",
@@ -57,7 +55,7 @@ CHAT_TEMPLATE = """\
 
 
 def tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
-    """A Qwen2-like tokenizer whose merges are learnt from `texts`, the same each time."""
+    """A Qwen2-like tokenizer with merges learnt from `texts`, the same each time."""
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [

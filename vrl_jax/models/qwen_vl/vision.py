@@ -60,8 +60,10 @@ def _attention(
 ) -> Float[Array, "P N D"]:
     """Each patch attends to its picture where `full`, else to its window."""
     kernel, bias = weights["qkv"]["kernel"], weights["qkv"]["bias"]
-    qkv = jnp.einsum("pnd,dce->cpne", x, kernel) + bias[:, None, None]
-    queries, keys, values = qkv.reshape(*qkv.shape[:3], vision.heads, vision.head_dim)
+    rows = x.reshape(-1, vision.width)
+    qkv = jnp.einsum("nd,dce->cne", rows, kernel) + bias[:, None]
+    heads = (*x.shape[:2], vision.heads, vision.head_dim)
+    queries, keys, values = qkv.reshape(3, *heads)
     queries, keys = rotate(queries, angles), rotate(keys, angles)
 
     # The branch not taken would otherwise leave its attention weights, N^2 of them,
