@@ -10,8 +10,7 @@ from jaxtyping import Array, Bool, Int, Key
 
 from vrl_jax.engine.likelihood import in_pieces, likelihood
 from vrl_jax.engine.processing import Processor
-from vrl_jax.models.policy import Policy
-from vrl_jax.models.qwen_vl.parameters import Params
+from vrl_jax.models.policy import Params, Policy
 from vrl_jax.types import Episode, Images, Likelihood, Prompts, Rollout
 
 Reward = Callable[[Sequence[Episode]], Sequence[float | Mapping[str, float]]]

@@ -8,8 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 from vrl_kernels.linear_head import linear_head
 
-from vrl_jax.models.policy import Policy
-from vrl_jax.models.qwen_vl.parameters import Params
+from vrl_jax.models.policy import Params, Policy
 from vrl_jax.types import Likelihood, Prompts
 
 

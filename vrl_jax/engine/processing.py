@@ -158,3 +158,29 @@ def encode(processor: Processor, samples: Sequence[Sample]) -> Encoded:
         texts=tuple(row.text for row in rows),
         image_sizes=tuple(row.image_sizes for row in rows),
     )
+
+
+class Fitting(NamedTuple):
+    """The samples that can be used, the longest of their prompts, and the others."""
+
+    samples: list[Sample]
+    longest: int
+    dropped: list[str]
+
+
+def fitting(processor: Processor, samples: Sequence[Sample]) -> Fitting:
+    """Encodes every sample once, so that training meets no surprise.
+
+    `dropped` says for each unusable sample why. Raises `ValueError` if none is left.
+    """
+    kept, dropped, longest = [], [], 0
+    for sample in samples:
+        try:
+            longest = max(longest, len(encode_one(processor, sample).tokens))
+        except ValueError as error:
+            dropped.append(str(error))
+        else:
+            kept.append(sample)
+    if not kept:
+        raise ValueError(f"No sample can be used. {' '.join(dropped[:3])}")
+    return Fitting(kept, longest, dropped)

@@ -10,8 +10,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from vrl_kernels.linear_head.reference import MASKED
 
 from vrl_jax.engine.likelihood import first_positions, last_hidden
-from vrl_jax.models.policy import Policy
-from vrl_jax.models.qwen_vl.parameters import Params
+from vrl_jax.models.policy import Params, Policy
 from vrl_jax.types import Prompts
 
 Choose = Callable[[Key[Array, ""], Float[Array, " V"]], Int[Array, ""]]

@@ -2,6 +2,7 @@
 
 import base64
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -86,7 +87,7 @@ def example_rows(
         zip(samples, token_texts(actor, measured.rollout), strict=True)
     ):
         image = sample.images[0]
-        picture = image if isinstance(image, bytes) else open(image, "rb").read()
+        picture = image if isinstance(image, bytes) else Path(image).read_bytes()
         marked = zip(tokens, kinds(tokens), strict=True)
         rows.append(
             {

@@ -14,8 +14,9 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from vrl_jax.models.policy import Params
 from vrl_jax.models.qwen_vl.images import IMAGE_MEAN, IMAGE_STD
-from vrl_jax.models.qwen_vl.parameters import Params, from_checkpoint, to_checkpoint
+from vrl_jax.models.qwen_vl.parameters import from_checkpoint, to_checkpoint
 from vrl_jax.models.qwen_vl.spec import (
     QwenSpec,
     config_from_spec,

@@ -1,7 +1,10 @@
 """What the engine asks of a model, whichever family it is of."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+Params = dict[str, Any]
+"""A nested dict of arrays; those of layers are stacked on axis 0."""
 
 
 class Policy(NamedTuple):

@@ -17,16 +17,22 @@ Keep = Callable[[Rollout], Bool[Array, " P"]]
 
 
 def mixed_accuracy(
-    rollout: Rollout, *, group_size: int, low: float = 0.01, high: float = 0.99
+    rollout: Rollout, *, low: float = 0.01, high: float = 0.99
 ) -> Bool[Array, " P"]:
-    """low < mean of the reward part `accuracy` < high: EasyR1's online filter."""
+    """low < mean of the reward part `accuracy` < high, per group: EasyR1's filter."""
     if "accuracy" not in rollout.reward_parts:
         raise ValueError(
             "dynamic sampling filters by the reward part `accuracy`, and the reward "
             f"returned {sorted(rollout.reward_parts)}; name it, or pass another `keep`."
         )
     accuracy = rollout.reward_parts["accuracy"]
+    group_size = len(accuracy) // len(rollout.prompts.tokens)
     return mixed_groups(accuracy, group_size=group_size, low=low, high=high)
+
+
+def every_group(rollout: Rollout) -> Bool[Array, " P"]:
+    """No filter: one round is enough."""
+    return jnp.ones(len(rollout.prompts.tokens), bool)
 
 
 def dynamic_sampling(

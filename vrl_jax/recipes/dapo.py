@@ -13,7 +13,11 @@ group filter and the limit of rounds are EasyR1's.
 import functools
 
 from vrl_jax import advantages, objectives, reductions
-from vrl_jax.programs.dynamic_sampling import dynamic_sampling, mixed_accuracy
+from vrl_jax.programs.dynamic_sampling import (
+    Keep,
+    dynamic_sampling,
+    mixed_accuracy,
+)
 from vrl_jax.programs.single_turn import single_turn
 from vrl_jax.training.iteration import Recipe, as_batch
 from vrl_jax.training.metrics import policy_metrics
@@ -24,11 +28,11 @@ def dapo(
     group_size: int = 8,
     clip_low: float = 0.2,
     clip_high: float = 0.28,
+    keep: Keep = mixed_accuracy,
     max_rounds: int = 20,
 ) -> Recipe:
-    """`max_rounds` batches are played at most to fill one."""
+    """`keep` says which groups train; at most `max_rounds` batches fill one."""
     play = functools.partial(single_turn, group_size=group_size)
-    keep = functools.partial(mixed_accuracy, group_size=group_size)
     act = functools.partial(
         dynamic_sampling, act=play, keep=keep, max_rounds=max_rounds
     )

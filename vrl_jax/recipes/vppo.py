@@ -23,7 +23,11 @@ import functools
 import jax.numpy as jnp
 
 from vrl_jax import advantages, masked, objectives, perception, reductions, views
-from vrl_jax.programs.dynamic_sampling import dynamic_sampling, mixed_accuracy
+from vrl_jax.programs.dynamic_sampling import (
+    Keep,
+    dynamic_sampling,
+    mixed_accuracy,
+)
 from vrl_jax.programs.single_turn import single_turn
 from vrl_jax.training.iteration import Recipe, as_batch
 from vrl_jax.training.metrics import once, policy_metrics
@@ -38,17 +42,19 @@ def vppo(
     blackened: float = 0.5,
     clip_low: float = 0.2,
     clip_high: float = 0.28,
+    keep: Keep = mixed_accuracy,
     max_rounds: int = 20,
 ) -> Recipe:
     """`share` is k and `beta_min` is beta_min of the paper.
 
     `blackened` is the expected share of black patches, `entropy_penalty` the
-    coefficient of the entropy term (0.12 for the 8B model).
+    coefficient of the entropy term (0.12 for the 8B model). `keep` says which groups
+    train; at most `max_rounds` batches fill one.
     """
     act = functools.partial(
         dynamic_sampling,
         act=functools.partial(single_turn, group_size=group_size),
-        keep=functools.partial(mixed_accuracy, group_size=group_size),
+        keep=keep,
         max_rounds=max_rounds,
     )
     view = functools.partial(views.blacken_patches, share=blackened)

@@ -34,3 +34,18 @@ def write_json(file: Path, value: Mapping[str, Any]) -> None:
     partial = file.with_suffix(".partial")
     partial.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
     os.replace(partial, file)
+
+
+def read_lines(file: Path) -> list[dict[str, Any]]:
+    """All objects of a file of JSON lines; none where there is no file."""
+    if not file.exists():
+        return []
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def write_lines(file: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Whole or not at all."""
+    partial = file.with_suffix(".partial")
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, file)

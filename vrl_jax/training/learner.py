@@ -10,8 +10,7 @@ import optax
 from jaxtyping import Array, Bool, Int
 
 from vrl_jax.engine.likelihood import likelihood
-from vrl_jax.models.policy import Policy
-from vrl_jax.models.qwen_vl.parameters import Params
+from vrl_jax.models.policy import Params, Policy
 from vrl_jax.training.metrics import Metrics
 from vrl_jax.types import Batch, Likelihood, Mean
 

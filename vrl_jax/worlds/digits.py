@@ -166,3 +166,16 @@ def _enlarged(side: int) -> UInt8[np.ndarray, "S side side"]:
         for scan in paper
     ]
     return np.stack(enlarged).round().clip(0, 255).astype(np.uint8)
+
+
+def sum_token_kinds(tokens: Sequence[str]) -> list[str | None]:
+    r"""What each token of `4 + 9 = \boxed{13}` is.
+
+    "seen": a digit before the equals sign, which only the picture tells. "derived": a
+    digit after it, which follows from the text. None: the rest.
+    """
+    equals = next((i for i, token in enumerate(tokens) if "=" in token), len(tokens))
+    return [
+        ("seen" if i < equals else "derived") if token.strip().isdigit() else None
+        for i, token in enumerate(tokens)
+    ]

@@ -11,6 +11,8 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from tokenizers.trainers import BpeTrainer
 from transformers import PreTrainedTokenizerFast
 
+from vrl_jax.models.qwen_vl.spec import QwenSpec, TextSpec, VisionSpec
+
 SPECIAL_TOKENS = (
     "<|endoftext|>",
     "<|im_start|>",
@@ -81,4 +83,34 @@ def tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
         pad_token="<|endoftext|>",
         chat_template=CHAT_TEMPLATE,
         clean_up_tokenization_spaces=False,
+    )
+
+
+def spec(tokenizer: PreTrainedTokenizerFast) -> QwenSpec:
+    """Qwen2.5-VL with 1.1 million parameters: 2 vision blocks, 4 decoder layers.
+
+    Windows are 56 pixels; the first vision block attends within them, the second
+    within a picture.
+    """
+    token = tokenizer.convert_tokens_to_ids
+    return QwenSpec(
+        vision=VisionSpec(
+            depth=2, width=64, heads=4, mlp=192, full_blocks=(1,), window=56
+        ),
+        text=TextSpec(
+            layers=4,
+            width=128,
+            mlp=384,
+            heads=4,
+            kv_heads=2,
+            # Rows beyond the tokenizer, as in the released models.
+            vocabulary=-(-len(tokenizer) // 64) * 64,
+            rope_sections=(4, 6, 6),
+            max_positions=1024,
+        ),
+        tied=True,
+        image_token=token("<|image_pad|>"),
+        video_token=token("<|video_pad|>"),
+        vision_start_token=token("<|vision_start|>"),
+        vision_end_token=token("<|vision_end|>"),
     )

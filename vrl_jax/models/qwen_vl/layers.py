@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from vrl_jax.models.qwen_vl.parameters import Params
+from vrl_jax.models.policy import Params
 
 
 def rms_norm(

@@ -15,9 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key
 
+from vrl_jax.models.policy import Params
 from vrl_jax.models.qwen_vl.spec import QwenSpec
 
-Params = dict[str, Any]
 HEAD = "lm_head.weight"
 
 

@@ -4,9 +4,8 @@ import functools
 
 from jaxtyping import Array, Bool, Float, Int
 
-from vrl_jax.models.policy import Policy
+from vrl_jax.models.policy import Params, Policy
 from vrl_jax.models.qwen_vl import text, vision
-from vrl_jax.models.qwen_vl.parameters import Params
 from vrl_jax.models.qwen_vl.spec import QwenSpec
 from vrl_jax.models.qwen_vl.text import KVCache
 from vrl_jax.types import Images, Prompts

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from vrl_jax.models.policy import Params
 from vrl_jax.models.qwen_vl.layers import linear, rms_norm, rotate, swiglu
-from vrl_jax.models.qwen_vl.parameters import Params
 from vrl_jax.models.qwen_vl.spec import QwenSpec, TextSpec
 from vrl_jax.types import Prompts
 

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from vrl_jax.models.policy import Params
 from vrl_jax.models.qwen_vl.layers import linear, rms_norm, rotate, swiglu
-from vrl_jax.models.qwen_vl.parameters import Params
 from vrl_jax.models.qwen_vl.spec import QwenSpec, VisionSpec
 from vrl_jax.types import Images
 

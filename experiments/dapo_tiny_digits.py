@@ -1,0 +1,46 @@
+"""DAPO teaches a tiny Qwen2.5-VL to read two handwritten digits and add them.
+
+Claim     After a cold start from 128 demonstrations, DAPO on questions with answers
+          alone lifts held-out accuracy by more than 15 points; with the images
+          shuffled it falls to chance: the policy looks.
+Command   python experiments/dapo_tiny_digits.py
+Hardware  2 CPU cores, 4 GB of memory
+Time      about 4 minutes; --smoke: under a minute
+"""
+
+from pathlib import Path
+
+import tyro
+
+from vrl_jax.experiment import SMOKE, Outcome, Sizes, tiny_digits
+from vrl_jax.programs.dynamic_sampling import every_group, mixed_accuracy
+from vrl_jax.recipes.dapo import dapo
+
+
+def main(
+    *,
+    out: Path = Path("runs/dapo_tiny_digits"),
+    seed: int = 0,
+    steps: int = 60,
+    smoke: bool = False,
+) -> Outcome:
+    """Train, measure, report and export.
+
+    Args:
+        out: run folder; the same command again resumes there.
+        seed: of the data, the first parameters and every draw.
+        steps: of reinforcement learning.
+        smoke: a few tiny steps, to see that everything runs.
+    """
+    return tiny_digits(
+        dapo(group_size=8, keep=every_group if smoke else mixed_accuracy),
+        name="DAPO",
+        claim=__doc__,
+        out=out / "smoke" if smoke else out,
+        seed=seed,
+        sizes=SMOKE if smoke else Sizes(rl_steps=steps),
+    )
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

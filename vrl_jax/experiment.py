@@ -1,0 +1,275 @@
+"""An experiment from data to report: the digits world and the tiny policy.
+
+What the scripts in `experiments/` share. A script adds the method, its claim, and its
+flags.
+"""
+
+import dataclasses
+import functools
+import json
+import resource
+import shutil
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from vrl_jax import views
+from vrl_jax.engine.actor import Actor, allowed_ids
+from vrl_jax.engine.processing import Processor, fitting
+from vrl_jax.evals import dependency, held_out
+from vrl_jax.models import hub
+from vrl_jax.models.qwen_vl.parameters import init_params
+from vrl_jax.models.qwen_vl.policy import policy as qwen_policy
+from vrl_jax.recipes.sft import sft
+from vrl_jax.report.page import write_report
+from vrl_jax.rewards.boxed import boxed_exact
+from vrl_jax.rewards.combine import Reward, weighted
+from vrl_jax.training.data import read_samples
+from vrl_jax.training.files import read_lines, write_json, write_lines
+from vrl_jax.training.iteration import Recipe
+from vrl_jax.training.learner import adamw
+from vrl_jax.training.loop import Stage, run_files, train
+from vrl_jax.types import Sample
+from vrl_jax.worlds import digits, tiny
+from vrl_jax.worlds.writing import write_parquet
+
+FREE_BYTES = 300_000_000
+
+
+class Sizes(NamedTuple):
+    """How large a run on the digits is."""
+
+    train: int = 4096
+    test: int = 512
+    demonstrations: int = 128
+    cold_start_steps: int = 40
+    rl_steps: int = 60
+    prompts_per_step: int = 64
+    minibatches: int = 2
+    micro_batches: int = 4
+    evaluate_every: int = 20
+    examples: int = 128
+
+
+SMOKE = Sizes(
+    train=64,
+    test=16,
+    demonstrations=16,
+    cold_start_steps=2,
+    rl_steps=2,
+    prompts_per_step=8,
+    micro_batches=2,
+    evaluate_every=1,
+    examples=8,
+)
+
+
+class Outcome(NamedTuple):
+    """What a run leaves: the trained actor, its measurements, its files."""
+
+    actor: Actor
+    evaluations: list[dict[str, Any]]
+    dependency: dict[str, Any]
+    report: Path
+    policy: Path
+
+
+def tiny_digits(
+    recipe: Recipe,
+    *,
+    name: str,
+    claim: str,
+    out: Path,
+    seed: int,
+    sizes: Sizes,
+) -> Outcome:
+    """Data, cold start, measurement, `recipe`, measurement, report, export.
+
+    The cold start learns from a few demonstrations; `recipe` then gets many questions
+    with their answers. Called again with the same arguments it resumes or, once it has
+    ended, measures and reports again.
+    """
+    start = time.monotonic()
+    open_run(out, {"recipe": name, "claim": claim, "seed": seed, **sizes._asdict()})
+    say("1/5 data: real handwritten digits, written as parquet and read back")
+    samples, test = digits_data(out / "data", sizes=sizes, seed=seed)
+    reward = weighted({"accuracy": (boxed_exact, 1.0)})
+    actor = tiny_actor(samples, reward, seed=seed)
+
+    count = sum(leaf.size for leaf in jax.tree.leaves(actor.params))
+    say(f"2/5 policy: Qwen2.5-VL with {count / 1e6:.1f} M parameters; training")
+    actor = train(
+        tiny_stages(recipe, samples, sizes),
+        actor,
+        folder=out,
+        seed=seed,
+        evaluate=functools.partial(
+            held_out.look_and_shuffle, samples=test, key=jax.random.key(seed)
+        ),
+    )
+
+    say("3/5 which tokens look at the picture")
+    looked = look(actor, test[: sizes.examples], out, seed=seed)
+    say("4/5 export")
+    policy = out / "policy"
+    hub.save(
+        policy,
+        actor.processor.spec,
+        actor.params,
+        tokenizer=actor.processor.tokenizer,
+        pixel_bounds=(actor.processor.min_pixels, actor.processor.max_pixels),
+    )
+    say("5/5 report")
+    report = write_report(out)
+    evaluations = read_lines(run_files(out).evaluations)
+    outcome = Outcome(actor, evaluations, looked, report, policy)
+    say(summary(outcome, held_out.chance(test), time.monotonic() - start))
+    return outcome
+
+
+def open_run(out: Path, config: Mapping[str, Any]) -> None:
+    """Makes the run folder, or checks that it is this experiment's.
+
+    Raises `ValueError` where the folder holds another run, `OSError` where the disk is
+    nearly full: better now than in the middle of a checkpoint.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(out).free
+    if free < FREE_BYTES:
+        raise OSError(
+            f"a run needs {FREE_BYTES / 1e6:.0f} MB, and {out} has {free / 1e6:.0f} MB "
+            "left; make room, or choose another --out."
+        )
+    file = out / "config.json"
+    if file.exists():
+        before = json.loads(file.read_text())
+        changed = [
+            f"{key} was {before.get(key)!r} and is {value!r}"
+            for key, value in config.items()
+            if before.get(key) != value
+        ]
+        if changed:
+            raise ValueError(
+                f"{out} holds a run with other settings ({'; '.join(changed)}). Choose "
+                "another --out, or delete the folder to start over."
+            )
+    else:
+        command = " ".join(["python", *sys.argv])
+        write_json(file, {**config, "command": command})
+
+
+def digits_data(
+    folder: Path, *, sizes: Sizes, seed: int
+) -> tuple[list[Sample], list[Sample]]:
+    """Training and held-out samples, through parquet and the reader of users' files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {split: folder / f"{split}.parquet" for split in ("train", "test")}
+    for split, file in files.items():
+        count = getattr(sizes, split)
+        write_parquet(digits.sums(count, split=split, seed=seed), file)
+    samples, report = read_samples(files["train"])
+    test, _ = read_samples(files["test"])
+    say(report.summary())
+    write_json(
+        folder.parent / "data_report.json",
+        {"used": report.used, "dropped": dict(report.dropped), "held_out": len(test)},
+    )
+    return samples, test
+
+
+def tiny_actor(samples: Sequence[Sample], reward: Reward, *, seed: int) -> Actor:
+    """An untrained tiny policy whose tokenizer and budgets fit the samples."""
+    demonstrations = [sample.annotations["demonstration"] for sample in samples]
+    tokenizer = tiny.tokenizer([s.question for s in samples] + demonstrations)
+    spec = tiny.spec(tokenizer)
+    processor = Processor(
+        tokenizer, spec, prompt_tokens=1024, patches=16, min_pixels=28 * 28
+    )
+    fit = fitting(processor, samples)
+    responses = tokenizer(demonstrations, add_special_tokens=False)["input_ids"]
+    stops = tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
+    return Actor(
+        policy=qwen_policy(spec),
+        params=init_params(jax.random.key(seed), spec),
+        processor=dataclasses.replace(processor, prompt_tokens=fit.longest),
+        allowed=allowed_ids(processor, spec.text.vocabulary),
+        stop_ids=jnp.array(stops),
+        reward=reward,
+        max_new_tokens=max(map(len, responses)) + 2,
+    )
+
+
+def tiny_stages(recipe: Recipe, samples: Sequence[Sample], sizes: Sizes) -> list[Stage]:
+    """Supervised steps on the first samples' demonstrations, then `recipe` on all."""
+    return [
+        Stage(
+            name="cold start",
+            recipe=sft(),
+            samples=samples[: sizes.demonstrations],
+            steps=sizes.cold_start_steps,
+            prompts_per_step=sizes.prompts_per_step,
+            # One array for all parameters: half the compilation, faster on a CPU.
+            optimizer=optax.flatten(adamw(1e-3)),
+        ),
+        Stage(
+            name="rl",
+            recipe=recipe,
+            samples=samples,
+            steps=sizes.rl_steps,
+            prompts_per_step=sizes.prompts_per_step,
+            optimizer=optax.flatten(adamw(3e-4)),
+            minibatches=sizes.minibatches,
+            micro_batches=sizes.micro_batches,
+            evaluate_every=sizes.evaluate_every,
+        ),
+    ]
+
+
+def look(
+    actor: Actor, samples: Sequence[Sample], out: Path, *, seed: int
+) -> dict[str, Any]:
+    """Measures visual dependency on held-out samples, for the report."""
+    measured = dependency.measure(
+        actor, samples, views.blacken_patches, jax.random.key(seed + 1)
+    )
+    kinds = digits.sum_token_kinds
+    means = dependency.by_kind(actor, measured, kinds)
+    write_json(out / "dependency.json", means)
+    write_lines(
+        out / "examples.jsonl", dependency.example_rows(actor, samples, measured, kinds)
+    )
+    return means
+
+
+def summary(outcome: Outcome, chance: float, seconds: float) -> str:
+    """What was learned, where the files are, and what to try next."""
+    cold, *_, last = outcome.evaluations
+    seen, derived = (
+        outcome.dependency.get(kind, {}).get("mean", float("nan"))
+        for kind in ("seen", "derived")
+    )
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    return f"""
+held-out accuracy     {cold["val/accuracy"]:.2f} after the cold start, \
+{last["val/accuracy"]:.2f} at the end
+with shuffled images  {last["val/accuracy_shuffled_images"]:.2f} \
+(another question's answer is right by chance in {chance:.2f})
+visual dependency     {seen:.2f} for tokens read off the picture, \
+{derived:.2f} for tokens that follow from the text
+report                {outcome.report}
+policy                {outcome.policy} (a Hugging Face folder)
+{seconds:.0f} s, peak memory {memory:.1f} GB
+
+Try next: open the report; compare with experiments/grpo_tiny_digits.py; change the
+question, the reward or the method in colab/quickstart.ipynb."""
+
+
+def say(text: str) -> None:
+    """A line for the person who watches."""
+    print(text, flush=True)
