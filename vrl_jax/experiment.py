@@ -43,11 +43,16 @@ FREE_BYTES = 300_000_000
 
 
 class Sizes(NamedTuple):
-    """How large a run on the digits is."""
+    """How large a run on the digits is.
+
+    The cold start sees the first `demonstrations` training samples with their
+    demonstrations, the second stage the first `questions`.
+    """
 
     train: int = 4096
     test: int = 512
     demonstrations: int = 128
+    questions: int = 4096
     cold_start_steps: int = 40
     rl_steps: int = 60
     prompts_per_step: int = 64
@@ -61,6 +66,7 @@ SMOKE = Sizes(
     train=64,
     test=16,
     demonstrations=16,
+    questions=64,
     cold_start_steps=2,
     rl_steps=2,
     prompts_per_step=8,
@@ -206,7 +212,7 @@ def tiny_actor(samples: Sequence[Sample], reward: Reward, *, seed: int) -> Actor
 
 
 def tiny_stages(recipe: Recipe, samples: Sequence[Sample], sizes: Sizes) -> list[Stage]:
-    """Supervised steps on the first samples' demonstrations, then `recipe` on all."""
+    """Supervised steps on a few demonstrations, then `recipe`."""
     return [
         Stage(
             name="cold start",
@@ -220,7 +226,7 @@ def tiny_stages(recipe: Recipe, samples: Sequence[Sample], sizes: Sizes) -> list
         Stage(
             name="rl",
             recipe=recipe,
-            samples=samples,
+            samples=samples[: sizes.questions],
             steps=sizes.rl_steps,
             prompts_per_step=sizes.prompts_per_step,
             optimizer=optax.flatten(adamw(3e-4)),

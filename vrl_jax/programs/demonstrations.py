@@ -18,7 +18,7 @@ def demonstrations(
 ) -> Rollout:
     """One response a sample: its `demonstration` annotation and a stop token.
 
-    The response's reward is 1 and its old log-probs are 0. Raises `ValueError` where
+    Nobody scored it or sampled it: the reward is NaN, the old log-probs are 0. Raises `ValueError` where
     a demonstration is missing or longer than the response budget.
     """
     del key  # nothing is drawn
@@ -51,7 +51,7 @@ def demonstrations(
         temperature=jnp.ones(rows),
         old_logprobs=jnp.zeros((rows, length)),
         extra_logprobs={},
-        rewards=jnp.ones(rows),
+        rewards=jnp.full(rows, jnp.nan),
         reward_parts={},
         group=jnp.arange(rows),
     )

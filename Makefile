@@ -1,0 +1,53 @@
+# make demo    set-up, then the main job: a tiny model learns from pictures by VPPO
+# make test    set-up, then every test (no torch)
+# make parity  adds torch, then the comparisons with transformers
+# make lint    style and format
+# make table   three seeds of every digits experiment, as printed in experiments/README.md
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+RUN ?= runs/vppo_tiny_digits
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+PYTEST := $(BIN)/python -m pytest
+export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
+
+.PHONY: demo test parity lint table clean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/.demo
+	$(BIN)/python experiments/vppo_tiny_digits.py --out $(RUN)
+
+test: $(VENV)/.test
+	$(PYTEST) -n 2 -m "not parity"
+
+parity: $(VENV)/.parity
+	$(PYTEST) -m parity tests/parity
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+table: $(VENV)/.demo
+	$(BIN)/python experiments/table_tiny_digits.py
+
+# Before an install, one line each: what is wrong, and the way out.
+$(VENV)/.demo: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("vrl_jax needs Python 3.11 or newer, and $(PYTHON) is %d.%d: install it, or name another one: make PYTHON=python3.12 demo" % sys.version_info[:2])'
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "$(PYTHON) cannot make virtual environments: apt-get install python3-venv" >&2; exit 1; }
+	@$(PYTHON) -c 'import shutil, sys; free = shutil.disk_usage(".").free; free > 3e9 or sys.exit("vrl_jax needs 3 GB of disk, and %s has %.1f GB left: make room" % (sys.argv[1], free / 1e9))' "$(CURDIR)"
+	@echo "installing vrl_jax and what it needs into $(VENV): about a minute"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.demo
+	@$(PIP) --editable ".[test]"
+	@touch $@
+
+$(VENV)/.parity: $(VENV)/.test
+	@$(PIP) --editable ".[test,parity]"
+	@touch $@
+
+clean:
+	rm -rf $(VENV) .cache build *.egg-info
