@@ -10,9 +10,7 @@ Time      about 4 minutes; --smoke: under a minute
 
 from pathlib import Path
 
-import tyro
-
-from vrl_jax.experiment import SMOKE, Outcome, Sizes, tiny_digits
+from vrl_jax.experiment import SMOKE, Outcome, Sizes, command_line, tiny_digits
 from vrl_jax.programs.dynamic_sampling import every_group, mixed_accuracy
 from vrl_jax.recipes.dapo import dapo
 
@@ -43,4 +41,4 @@ def main(
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    command_line(main)

@@ -10,9 +10,7 @@ Time      about 3 minutes; --smoke: under a minute
 
 from pathlib import Path
 
-import tyro
-
-from vrl_jax.experiment import SMOKE, Outcome, Sizes, tiny_digits
+from vrl_jax.experiment import SMOKE, Outcome, Sizes, command_line, tiny_digits
 from vrl_jax.recipes.sft import sft
 
 
@@ -45,4 +43,4 @@ def main(
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    command_line(main)

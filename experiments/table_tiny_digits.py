@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
-import tyro
 
+from vrl_jax.experiment import command_line
 from vrl_jax.training.files import read_lines
 from vrl_jax.training.loop import run_files
 
@@ -103,4 +103,4 @@ def table(rows: dict[str, list[Row]], seeds: Sequence[int]) -> list[str]:
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    command_line(main)

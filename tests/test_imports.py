@@ -29,6 +29,7 @@ LAYERS = (
     {"programs", "evals"},
     {"recipes"},
     {"report", "cli"},
+    {"experiment"},
     {"experiments"},
 )
 PLAIN = {"jax", "numpy", "jaxtyping"}

@@ -7,17 +7,19 @@ flags.
 import dataclasses
 import functools
 import json
+import os
 import resource
 import shutil
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+import tyro
 
 from vrl_jax import views
 from vrl_jax.engine.actor import Actor, allowed_ids
@@ -274,6 +276,16 @@ policy                {outcome.policy} (a Hugging Face folder)
 
 Try next: open the report; compare with experiments/grpo_tiny_digits.py; change the
 question, the reward or the method in colab/quickstart.ipynb."""
+
+
+def command_line(main: Callable[..., Any]) -> None:
+    """Runs `main` with its keyword arguments as flags; a user's error is one line."""
+    try:
+        tyro.cli(main)
+    except (ValueError, OSError, FloatingPointError) as error:
+        if os.environ.get("VRL_JAX_TRACEBACK"):
+            raise
+        sys.exit(f"error: {error}\n(VRL_JAX_TRACEBACK=1 shows where it was raised)")
 
 
 def say(text: str) -> None:

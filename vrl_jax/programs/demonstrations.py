@@ -18,8 +18,8 @@ def demonstrations(
 ) -> Rollout:
     """One response a sample: its `demonstration` annotation and a stop token.
 
-    Nobody scored it or sampled it: the reward is NaN, the old log-probs are 0. Raises `ValueError` where
-    a demonstration is missing or longer than the response budget.
+    Nobody scored or sampled it: the reward is NaN, the old log-probs are 0. Raises
+    `ValueError` where a demonstration is missing or longer than the budget.
     """
     del key  # nothing is drawn
     samples = next(batches)

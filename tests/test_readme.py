@@ -1,0 +1,39 @@
+"""The README's examples run, in order, and its tree tells the truth."""
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def test_examples_run(capsys):
+    examples = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert len(examples) == 2
+    names = {}
+    for example in examples:
+        exec(example, names)
+    # By hand: A = 1.5, -0.5, -0.5, -0.5; 40 % of 3, 2, 3, 1 tokens is 2, 1, 2, 1 of
+    # them; all ratios are e^0.1, inside the clip; 9 tokens in all.
+    expected = -(2 * 1.5 - 0.5 - 2 * 0.5 - 0.5) * 1.10517 / 9
+    assert float(capsys.readouterr().out) == round(expected, 4)
+
+
+def test_links_lead_somewhere():
+    for target in re.findall(r"\]\(([^)]+)\)", README):
+        if not target.startswith("https://"):
+            assert (ROOT / target).exists(), target
+
+
+def test_tree_names_every_package():
+    tree = README.split("## The tree")[1].split("##")[0]
+    packages = {path.parent.name for path in ROOT.glob("vrl_jax/*/__init__.py")}
+    modules = {path.name for path in ROOT.glob("vrl_jax/*.py")} - {"__init__.py"}
+    missing = {p for p in packages if f"{p}/" not in tree}
+    missing |= {m for m in modules if m not in tree}
+    assert not missing
+
+
+def test_every_recipe_has_a_row():
+    recipes = {path.stem for path in ROOT.glob("vrl_jax/recipes/*.py")} - {"__init__"}
+    assert all(f"(vrl_jax/recipes/{recipe}.py)" in README for recipe in recipes)
