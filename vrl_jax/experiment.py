@@ -104,7 +104,7 @@ def tiny_digits(
     ended, measures and reports again.
     """
     start = time.monotonic()
-    open_run(out, {"recipe": name, "claim": claim, "seed": seed, **sizes._asdict()})
+    open_run(out, {"recipe": name, "seed": seed, **sizes._asdict()}, claim)
     say("1/5 data: real handwritten digits, written as parquet and read back")
     samples, test = digits_data(out / "data", sizes=sizes, seed=seed)
     reward = weighted({"accuracy": (boxed_exact, 1.0)})
@@ -141,8 +141,8 @@ def tiny_digits(
     return outcome
 
 
-def open_run(out: Path, config: Mapping[str, Any]) -> None:
-    """Makes the run folder, or checks that it is this experiment's.
+def open_run(out: Path, settings: Mapping[str, Any], claim: str) -> None:
+    """Makes the run folder, or checks that it holds a run with these settings.
 
     Raises `ValueError` where the folder holds another run, `OSError` where the disk is
     nearly full: better now than in the middle of a checkpoint.
@@ -159,7 +159,7 @@ def open_run(out: Path, config: Mapping[str, Any]) -> None:
         before = json.loads(file.read_text())
         changed = [
             f"{key} was {before.get(key)!r} and is {value!r}"
-            for key, value in config.items()
+            for key, value in settings.items()
             if before.get(key) != value
         ]
         if changed:
@@ -169,7 +169,7 @@ def open_run(out: Path, config: Mapping[str, Any]) -> None:
             )
     else:
         command = " ".join(["python", *sys.argv])
-        write_json(file, {**config, "command": command})
+        write_json(file, {**settings, "claim": claim, "command": command})
 
 
 def digits_data(
