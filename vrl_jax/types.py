@@ -10,11 +10,15 @@ arrays, registered as pytrees. Axis names, everywhere in the library:
 """
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 from jaxtyping import Array, Bool, Float, Int
+
+PLACEHOLDER = "<image>"
+"""Stands for a picture in a question; a backslash before it makes it mere text."""
 
 ImageRef = bytes | str
 """An encoded picture (PNG, JPEG, ...) or the path of one; decoded when it is used."""
@@ -38,6 +42,12 @@ class Sample:
     images: tuple[ImageRef, ...]
     answer: str
     annotations: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def text_pieces(question: str) -> list[str]:
+    r"""The text before, between and after the placeholders; `\<image>` is unescaped."""
+    pieces = re.split(rf"(?<!\\){PLACEHOLDER}", question)
+    return [piece.replace(rf"\{PLACEHOLDER}", PLACEHOLDER) for piece in pieces]
 
 
 class ImageSize(NamedTuple):

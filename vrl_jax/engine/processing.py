@@ -23,9 +23,14 @@ from vrl_jax.models.qwen_vl.images import (
 )
 from vrl_jax.models.qwen_vl.positions import image_prompt_positions
 from vrl_jax.models.qwen_vl.spec import QwenSpec
-from vrl_jax.types import Images, ImageSize, Prompts, Sample
-
-PLACEHOLDER = "<image>"
+from vrl_jax.types import (
+    PLACEHOLDER,
+    Images,
+    ImageSize,
+    Prompts,
+    Sample,
+    text_pieces,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,8 +69,11 @@ class Encoded(NamedTuple):
 
 
 def chat_text(processor: Processor, sample: Sample) -> str:
-    """The sample as the user's turn of the chat template, ready for the answer."""
-    pieces = sample.question.split(PLACEHOLDER)
+    """The sample as the user's turn of the chat template, ready for the answer.
+
+    An annotation `system` is the system message; without one the template's applies.
+    """
+    pieces = text_pieces(sample.question)
     if len(pieces) - 1 != len(sample.images):
         raise ValueError(
             f"{len(pieces) - 1} {PLACEHOLDER} in the question and "
@@ -74,8 +82,11 @@ def chat_text(processor: Processor, sample: Sample) -> str:
     parts = [{"type": "text", "text": pieces[0]}]
     for piece in pieces[1:]:
         parts += [{"type": "image"}, {"type": "text", "text": piece}]
+    user = {"role": "user", "content": [p for p in parts if p.get("text") != ""]}
+    system = sample.annotations.get("system")
+    before = [{"role": "system", "content": system}] if system else []
     return processor.tokenizer.apply_chat_template(
-        [{"role": "user", "content": [p for p in parts if p.get("text") != ""]}],
+        [*before, user],
         tokenize=False,
         add_generation_prompt=True,
     )

@@ -22,9 +22,8 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from vrl_jax.rewards.parse import answer_tag
-from vrl_jax.types import ImageRef, Sample
+from vrl_jax.types import PLACEHOLDER, ImageRef, Sample, text_pieces
 
-PLACEHOLDER = "<image>"
 _QUESTIONS = ("problem", "prompt", "question")
 _PICTURES = ("images", "image")
 _ANSWERS = ("answer", "solution", "ground_truth", "reward_model")
@@ -177,7 +176,7 @@ def _sample(
     pictures = _first(row, _PICTURES) or []
     pictures = pictures if isinstance(pictures, list) else [pictures]
     images = tuple(_picture(picture, Path(root)) for picture in pictures)
-    placeholders = question.count(PLACEHOLDER)
+    placeholders = len(text_pieces(question)) - 1
     prepended = not placeholders and bool(images)
     if prepended:
         question = PLACEHOLDER * len(images) + question
