@@ -54,34 +54,37 @@ def step_seconds(out: Path, phase: str) -> list[float]:
 
 
 def main(
-    *, out: Path = Path("runs/table"), seeds: tuple[int, ...] = (0, 1, 2)
+    *,
+    out: Path = Path("runs/table"),
+    seeds: tuple[int, ...] = (0, 1, 2),
+    methods: tuple[str, ...] = ("vppo", "grpo", "dapo"),
+    demonstrations: tuple[int, ...] = (128, 4096),
 ) -> list[str]:
     """Print the table as Markdown.
 
     Args:
         out: folder of the runs.
         seeds: one column each.
+        methods: of reinforcement learning; the first one's time is the controls' time.
+        demonstrations: how many the controls see, one row each.
     """
-    reinforced = {
-        name: [
-            run(f"{name.lower()}_tiny_digits.py", out / f"{name}-{s}", s) for s in seeds
+    rows = {
+        method: [
+            run(f"{method}_tiny_digits.py", out / f"{method}-{seed}", seed)
+            for seed in seeds
         ]
-        for name in ("VPPO", "GRPO", "DAPO")
+        for method in methods
     }
-    supervised: dict[str, list[Row]] = {}
-    for count in (128, 4096):
-        name = f"supervised, {count} demonstrations"
-        for seed, row in zip(seeds, reinforced["VPPO"], strict=True):
-            folder = out / f"VPPO-{seed}"
-            steps = round(
-                row.seconds / statistics.median(step_seconds(folder, "cold start"))
-            )
+    for count in demonstrations:
+        controls = []
+        for seed, first in zip(seeds, rows[methods[0]], strict=True):
+            pace = step_seconds(out / f"{methods[0]}-{seed}", "cold start")
+            steps = round(first.seconds / statistics.median(pace))
             flags = ("--steps", str(steps), "--demonstrations", str(count))
-            run_folder = out / f"SFT-{count}-{seed}"
-            supervised.setdefault(name, []).append(
-                run("sft_tiny_digits.py", run_folder, seed, *flags)
-            )
-    lines = table({**reinforced, **supervised}, seeds)
+            folder = out / f"sft-{count}-{seed}"
+            controls.append(run("sft_tiny_digits.py", folder, seed, *flags))
+        rows[f"supervised on {count} demonstrations"] = controls
+    lines = table(rows, seeds)
     print("\n".join(lines))
     return lines
 
