@@ -42,7 +42,7 @@ def _tiles(weight: Array) -> tuple[int, int]:
 
 
 def _tile(hidden, weight, temperature, allowed, index):
-    """Logits [N, rows] of one tile, its first vocabulary id, and its weight."""
+    """Logits [N, rows] of one tile, its first id, its weight, and which ids count."""
     rows, _ = _tiles(weight)
     start = jnp.minimum(index * rows, weight.shape[0] - rows)
     part = jax.lax.dynamic_slice_in_dim(weight, start, rows)
@@ -51,7 +51,7 @@ def _tile(hidden, weight, temperature, allowed, index):
     # before has covered must not count twice.
     fresh = start + jnp.arange(rows) >= index * rows
     keep = fresh & jax.lax.dynamic_slice_in_dim(allowed, start, rows)
-    return jnp.where(keep, logits / temperature[:, None], MASKED), start, part
+    return jnp.where(keep, logits / temperature[:, None], MASKED), start, part, keep
 
 
 def _hits(ids, start, rows, index):
@@ -64,7 +64,7 @@ def _forward(hidden, weight, ids, temperature, allowed):
 
     def step(state, index):
         m, s, t, g = state
-        logits, start, _ = _tile(hidden, weight, temperature, allowed, index)
+        logits, start, *_ = _tile(hidden, weight, temperature, allowed, index)
         m_new = jnp.maximum(m, logits.max(axis=1))
         shift = m - m_new
         centred = logits - m_new[:, None]
@@ -90,12 +90,12 @@ def _backward(residuals, cotangents):
     c1, c2 = (c[:, None] for c in cotangents)
 
     def step(dhidden, index):
-        logits, start, part = _tile(hidden, weight, temperature, allowed, index)
+        logits, start, part, keep = _tile(hidden, weight, temperature, allowed, index)
         logp = logits - lse[:, None]
         p = jnp.exp(logp)
         dz = c1 * (_hits(ids, start, rows, index) - p)
         dz = dz - c2 * p * (logp + entropy[:, None])
-        dz = (dz / temperature[:, None]).astype(hidden.dtype)
+        dz = jnp.where(keep, dz / temperature[:, None], 0).astype(hidden.dtype)
         dot = {"preferred_element_type": jnp.float32}
         dhidden = dhidden + jnp.einsum("nv,vd->nd", dz, part, **dot)
         dpart = jnp.einsum("nv,nd->vd", dz, hidden, **dot)

@@ -28,7 +28,7 @@ class Actor:
     `allowed` ids may be sampled, the others have probability 0; a response ends at
     one of `stop_ids` or after `max_new_tokens`. `reward` sees one group at a time.
     `observe` is told of every group that was played, kept or not. Passes without
-    gradient take `prompts_per_pass` prompts at a time.
+    gradient take at most `prompts_per_pass` prompts at a time.
     """
 
     policy: Policy

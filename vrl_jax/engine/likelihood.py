@@ -74,17 +74,14 @@ def likelihood(
 def in_pieces(
     score: Callable, prompts_per_pass: int, prompts: Prompts, *rows: Array
 ) -> Any:
-    """`score(prompts, *rows)` over pieces of `prompts_per_pass` prompts, in order.
+    """`score(prompts, *rows)` over equal pieces of the prompts, in order.
 
-    Bounds the memory of a pass without gradient. The number of prompts must be a
-    multiple of the piece, or no larger than it.
+    The largest pieces that are equal and have at most `prompts_per_pass` prompts:
+    they bound the memory of a pass without gradient.
     """
     count = prompts.tokens.shape[0]
-    pieces = max(1, count // prompts_per_pass)
-    if count % pieces:
-        raise ValueError(
-            f"{count} prompts do not divide into passes of {prompts_per_pass}."
-        )
+    fewest = -(-count // prompts_per_pass)
+    pieces = next(n for n in range(fewest, count + 1) if count % n == 0)
     if pieces == 1:
         return score(prompts, *rows)
     split = jax.tree.map(

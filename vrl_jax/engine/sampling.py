@@ -65,9 +65,10 @@ def generate(
 
     def sample(carry, states):
         step, cache, done, tokens, mask, logprobs = carry
-        logits = jnp.einsum("bh,vh->bv", states, head)
-        logits = logits.astype(jnp.float32) / temperature[:, None]
-        logits = jnp.where(allowed, logits, MASKED)
+        logits = jnp.einsum(
+            "bh,vh->bv", states, head, preferred_element_type=jnp.float32
+        )
+        logits = jnp.where(allowed, logits / temperature[:, None], MASKED)
         step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, step)
         token = jax.vmap(choose)(step_keys, logits).astype(jnp.int32)
         chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), token[:, None], axis=1)

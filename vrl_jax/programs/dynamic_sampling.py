@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Key
+from jaxtyping import Array, Bool, Int, Key
 
 from vrl_jax.engine.actor import Actor
 from vrl_jax.filters import mixed_groups
@@ -19,14 +19,20 @@ Keep = Callable[[Rollout], Bool[Array, " P"]]
 def mixed_accuracy(
     rollout: Rollout, *, low: float = 0.01, high: float = 0.99
 ) -> Bool[Array, " P"]:
-    """low < mean of the reward part `accuracy` < high, per group: EasyR1's filter."""
-    if "accuracy" not in rollout.reward_parts:
+    """low < mean of the reward part `accuracy` < high, per group: EasyR1's filter.
+
+    No group where the reward failed for every one.
+    """
+    parts, count = rollout.reward_parts, len(rollout.prompts.tokens)
+    if "accuracy" not in parts and np.all(parts.get("errors", 0)):
+        return jnp.zeros(count, bool)
+    if "accuracy" not in parts:
         raise ValueError(
             "dynamic sampling filters by the reward part `accuracy`, and the reward "
-            f"returned {sorted(rollout.reward_parts)}; name it, or pass another `keep`."
+            f"returned {sorted(parts)}; name it, or pass another `keep`."
         )
-    accuracy = rollout.reward_parts["accuracy"]
-    group_size = len(accuracy) // len(rollout.prompts.tokens)
+    accuracy = parts["accuracy"]
+    group_size = len(accuracy) // count
     return mixed_groups(accuracy, group_size=group_size, low=low, high=high)
 
 
@@ -46,31 +52,53 @@ def dynamic_sampling(
 ) -> Rollout:
     """Plays batch after batch with `act` until as many groups are kept as one has.
 
-    Surplus groups are cut. Raises `RuntimeError` after `max_rounds` batches. DAPO,
-    equation 11, https://arxiv.org/abs/2503.14476; the limit is EasyR1's.
+    Batches are of one size; surplus groups are cut. Raises `RuntimeError` after
+    `max_rounds` batches. DAPO, equation 11, https://arxiv.org/abs/2503.14476; the
+    limit is EasyR1's.
     """
-    rounds: list[Rollout] = []
-    chosen: list[np.ndarray] = []
+    kept, held = None, 0
     for number in range(max_rounds):
         rollout = act(actor, batches, jax.random.fold_in(key, number))
-        rounds.append(rollout)
-        chosen.append(np.asarray(keep(rollout)))
-        wanted = len(chosen[0])
-        if sum(map(np.sum, chosen)) >= wanted:
-            return _take(rounds, np.flatnonzero(np.concatenate(chosen))[:wanted])
-    kept = int(sum(map(np.sum, chosen)))
+        wanted = len(rollout.prompts.tokens)
+        found = wanted + np.flatnonzero(keep(rollout))
+        groups = np.concatenate([np.arange(held), found])[:wanted]
+        held = len(groups)
+        groups = np.pad(groups, (0, wanted - held))  # one shape for every round
+        kept = _take(*_same_parts(kept or rollout, rollout), groups)
+        if held == wanted:
+            return kept
     raise RuntimeError(
-        f"dynamic sampling kept {kept} of {wanted * max_rounds} groups in {max_rounds} "
+        f"dynamic sampling kept {held} of {wanted * max_rounds} groups in {max_rounds} "
         f"rounds and needs {wanted}: the questions are too easy or too hard for the "
         "policy. Change the data or the bounds of `keep`, or raise max_rounds."
     )
 
 
-def _take(rounds: list[Rollout], groups: np.ndarray) -> Rollout:
-    """The given groups of all rounds together, renumbered."""
-    rollout = jax.tree.map(lambda *x: jnp.concatenate(x), *rounds)
-    total = rollout.prompts.tokens.shape[0]
-    size = rollout.tokens.shape[0] // total
-    rows = (groups[:, None] * size + np.arange(size)).reshape(-1)
-    taken = jax.tree.map(lambda x: x[groups if x.shape[0] == total else rows], rollout)
-    return dataclasses.replace(taken, group=jnp.repeat(jnp.arange(len(groups)), size))
+def _same_parts(*rollouts: Rollout) -> list[Rollout]:
+    """With the reward parts of all of them; a part that was not returned is 0."""
+    names = sorted({name for rollout in rollouts for name in rollout.reward_parts})
+    return [
+        dataclasses.replace(
+            rollout,
+            reward_parts={
+                name: rollout.reward_parts.get(name, jnp.zeros_like(rollout.rewards))
+                for name in names
+            },
+        )
+        for rollout in rollouts
+    ]
+
+
+@jax.jit
+def _take(kept: Rollout, new: Rollout, groups: Int[Array, " P"]) -> Rollout:
+    """The given groups of both rollouts together, renumbered."""
+    count = len(groups)
+    size = len(kept.tokens) // count
+    rows = (groups[:, None] * size + jnp.arange(size)).reshape(-1)
+
+    def take(one: Array, other: Array) -> Array:
+        both = jnp.concatenate([one, other])
+        return both[groups if len(one) == count else rows]
+
+    taken = jax.tree.map(take, kept, new)
+    return dataclasses.replace(taken, group=jnp.repeat(jnp.arange(count), size))

@@ -1,6 +1,7 @@
 """The files of a run folder: JSON lines that a resumed run continues."""
 
 import json
+import math
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -8,9 +9,9 @@ from typing import Any
 
 
 def append_line(file: Path, row: Mapping[str, Any]) -> None:
-    """Adds one JSON object; a NaN is written as null, which every reader takes."""
+    """Adds one JSON object; what is not finite is null, which every reader takes."""
     finite = {
-        name: None if isinstance(value, float) and value != value else value
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
         for name, value in row.items()
     }
     with file.open("a", encoding="utf-8") as lines:

@@ -1,0 +1,81 @@
+"""What an actor adds to a rollout, and what it may sample."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vrl_jax import perception, views
+from vrl_jax.types import Images
+
+from ..fixtures import small
+
+VIEW = functools.partial(views.blacken_patches, share=0.5)
+
+
+def unchanged(key, images: Images) -> Images:
+    return images
+
+
+def seen_under(view, *, rollout=None, **changes):
+    actor = small.actor(**changes)
+    rollout = rollout or small.rollout()
+    return actor.add_logprobs(rollout, "view", view, jax.random.key(9)).extra_logprobs[
+        "view"
+    ]
+
+
+def test_add_logprobs_of_the_same_view_are_the_sampler_s():
+    rollout = small.rollout()
+    seen = seen_under(unchanged)
+    np.testing.assert_allclose(seen, rollout.old_logprobs, rtol=0, atol=1e-5)
+
+
+def test_add_logprobs_of_a_blackened_view():
+    """Law 2: a picture matters to its own prompts, and to text alone exactly not."""
+    rollout = small.rollout()
+    plain, dark = seen_under(unchanged), seen_under(VIEW)
+    dependency = np.asarray(perception.sampled_k3(plain, dark, rollout.mask))
+    by_prompt = dependency.reshape(4, small.GROUP, -1)
+    np.testing.assert_array_equal(by_prompt[2], 0)
+    assert (by_prompt[[0, 1, 3]].max(axis=(1, 2)) > 1e-3).all()
+    np.testing.assert_array_equal(dark[~rollout.mask], 0)
+    # One draw a response: equal responses to one picture are seen in other views.
+    rows = jnp.zeros(len(rollout.tokens), int)
+    same = dataclasses.replace(
+        rollout, tokens=rollout.tokens[rows], mask=rollout.mask[rows]
+    )
+    first = np.asarray(seen_under(VIEW, rollout=same))[: small.GROUP]
+    assert len(np.unique(first[:, 0])) > 1
+
+
+def test_add_logprobs_keeps_what_was_there_and_draws_by_key():
+    rollout = small.rollout()
+    actor = small.actor()
+    once = actor.add_logprobs(rollout, "one", VIEW, jax.random.key(0))
+    twice = actor.add_logprobs(once, "two", VIEW, jax.random.key(1))
+    again = actor.add_logprobs(twice, "again", VIEW, jax.random.key(0))
+    seen = again.extra_logprobs
+    assert set(seen) == {"one", "two", "again"}
+    np.testing.assert_array_equal(seen["one"], seen["again"])
+    assert (seen["one"] != seen["two"]).any()
+    assert rollout.extra_logprobs == {}
+
+
+def test_add_logprobs_does_not_depend_on_prompts_per_pass():
+    """Law 4, with the draws of a random view too."""
+    np.testing.assert_allclose(
+        seen_under(VIEW, prompts_per_pass=2), seen_under(VIEW), rtol=1e-5, atol=1e-5
+    )
+
+
+def test_allowed_ids_are_the_tokenizer_s_without_the_placeholders():
+    actor = small.actor()
+    tokenizer, allowed = actor.processor.tokenizer, np.asarray(actor.allowed)
+    assert len(allowed) == small.spec().text.vocabulary > len(tokenizer)
+    blocked = ["<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>"]
+    wanted = set(range(len(tokenizer))) - set(tokenizer.convert_tokens_to_ids(blocked))
+    assert set(np.flatnonzero(allowed).tolist()) == wanted
+    assert {tokenizer.eos_token_id, tokenizer.pad_token_id} <= wanted

@@ -1,0 +1,129 @@
+"""Sampling a question: keys by sample, rewards by group, nothing dropped."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vrl_jax.programs.demonstrations import demonstrations
+from vrl_jax.programs.single_turn import single_turn
+
+from ..fixtures import small
+
+
+def play(rows, seed=3, **changes):
+    samples = [small.samples()[row] for row in rows]
+    return single_turn(
+        small.actor(**changes),
+        iter([samples]),
+        jax.random.key(seed),
+        group_size=small.GROUP,
+    )
+
+
+def groups(x):
+    return np.asarray(x).reshape(-1, small.GROUP, *x.shape[1:])
+
+
+def test_a_response_does_not_depend_on_the_other_rows():
+    """Law 5's keys: another order, another company, the same draws."""
+    one = small.rollout()
+    other = play([3, 0, 0, 1])
+    for column in ("tokens", "mask", "rewards"):
+        mine, theirs = groups(getattr(one, column)), groups(getattr(other, column))
+        np.testing.assert_array_equal(theirs, mine[[3, 0, 0, 1]])
+    assert len(np.unique(groups(one.tokens)[0], axis=0)) > 1  # a group's draws differ
+
+
+def test_seeds_differ_and_repeat():
+    one, again, other = (play(range(4), seed).tokens for seed in (3, 3, 4))
+    np.testing.assert_array_equal(one, small.rollout().tokens)
+    np.testing.assert_array_equal(one, again)
+    assert (one != other).any(axis=1).all()
+
+
+def test_single_turn_never_samples_a_blocked_id():
+    rollout = small.rollout()
+    allowed = np.asarray(small.actor().allowed)
+    assert allowed[np.asarray(rollout.tokens)].all()
+    few = np.zeros_like(allowed)
+    few[[41, 150, 200]] = True
+    tokens = play(range(4), allowed=jnp.asarray(few)).tokens
+    assert set(np.unique(tokens).tolist()) <= {40, 41, 150, 200}  # 40 fills up
+
+
+def test_episodes_say_what_was_sampled():
+    """One group at a time, in the rollout's order, told to the reward and observed."""
+    rewarded, observed = [], []
+
+    def reward(episodes):
+        rewarded.append(episodes)
+        return [{"overall": float(i), "place": 10.0 * i} for i in range(len(episodes))]
+
+    rollout = play(range(4), reward=reward, observe=lambda *seen: observed.append(seen))
+    stops = np.asarray(small.actor().stop_ids)
+    assert [e[0].sample.id for e in rewarded] == ["row-0", "row-1", "row-2", "row-3"]
+    tokens, mask = groups(rollout.tokens), groups(rollout.mask)
+    for number, episodes in enumerate(rewarded):
+        for place, episode in enumerate(episodes):
+            written = tokens[number, place][mask[number, place]]
+            assert episode.turns[0].tokens == tuple(written.tolist())
+            assert episode.finished == (written[-1] in stops)
+            assert len(episode.image_sizes) == len(episode.sample.images)
+    np.testing.assert_array_equal(groups(rollout.rewards), [[0, 1, 2, 3]] * 4)
+    np.testing.assert_array_equal(
+        groups(rollout.reward_parts["place"]), [[0, 10, 20, 30]] * 4
+    )
+    assert [episodes for episodes, _ in observed] == rewarded
+    np.testing.assert_array_equal(rollout.group, np.repeat(range(4), small.GROUP))
+
+
+def test_a_reward_that_raises_is_counted_and_not_fatal(caplog):
+    """Law 7: its group has equal scores, which teach nothing; the others train."""
+
+    def reward(episodes):
+        if episodes[0].sample.id == "row-1":
+            raise OSError("the judge does not answer")
+        return small.even_reward(episodes)
+
+    rollout = play(range(4), reward=reward)
+    wanted = groups(small.rollout().rewards).copy()
+    wanted[1] = 0
+    np.testing.assert_array_equal(groups(rollout.rewards), wanted)
+    errors = groups(rollout.reward_parts["errors"])
+    np.testing.assert_array_equal(errors.mean(axis=1), [0, 1, 0, 0])
+    assert "row-1" in caplog.text
+    assert "the judge does not answer" in caplog.text
+
+
+def test_demonstrations_end_with_a_stop_token():
+    actor = small.actor(max_new_tokens=8)
+    rollout = demonstrations(actor, iter([small.samples()]), jax.random.key(0))
+    tokenizer = actor.processor.tokenizer
+    stop = int(actor.stop_ids[0])
+    for row, sample in enumerate(small.samples()):
+        written = np.asarray(rollout.tokens[row])[np.asarray(rollout.mask[row])]
+        assert tokenizer.decode(written[:-1]) == sample.annotations["demonstration"]
+        assert written[-1] == stop
+    np.testing.assert_array_equal(rollout.temperature, 1)
+    # As sampling would place them.
+    np.testing.assert_array_equal(
+        rollout.positions[:, :6], small.rollout().positions[:: small.GROUP]
+    )
+
+
+@pytest.mark.parametrize(
+    ("budget", "annotations", "said"),
+    [
+        (2, {"demonstration": "it is it is it"}, r"row-0 has \d+ tokens, .* is 2"),
+        (8, {}, "row-0 has no `demonstration`"),
+    ],
+)
+def test_demonstrations_that_cannot_be_used_are_named(budget, annotations, said):
+    sample = dataclasses.replace(small.samples()[0], annotations=annotations)
+    with pytest.raises(ValueError, match=said):
+        demonstrations(
+            small.actor(max_new_tokens=budget), iter([[sample]]), jax.random.key(0)
+        )

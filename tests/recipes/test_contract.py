@@ -1,0 +1,200 @@
+"""What every recipe keeps to, found by listing the folder; no name is asked for."""
+
+import dataclasses
+import itertools
+import pkgutil
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vrl_jax import recipes
+from vrl_jax.training.iteration import Recipe, iteration
+from vrl_jax.training.learner import split
+from vrl_jax.training.metrics import as_floats
+from vrl_jax.types import Batch, Likelihood, Mean, Rollout
+
+from ..fixtures import small
+
+NAMES = sorted(module.name for module in pkgutil.iter_modules(recipes.__path__))
+
+
+class Played(NamedTuple):
+    recipe: Recipe
+    acted: Rollout
+    scored: Rollout
+    batch: Batch
+    credited: dict[str, Mean]
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def played(request):
+    recipe, actor = small.recipe(request.param), small.actor()
+    act_key, score_key = jax.random.split(jax.random.key(0))
+    acted = recipe.act(actor, itertools.repeat(small.samples()), act_key)
+    scored = recipe.score(actor, acted, score_key)
+    return Played(recipe, acted, scored, *jax.jit(recipe.credit)(scored))
+
+
+def other_policy(batch: Batch) -> Likelihood:
+    """Not the one that sampled; a response's numbers depend on itself alone."""
+    waves = jnp.sin(batch.tokens + 3.0 * jnp.arange(batch.tokens.shape[1]))
+    logprobs = jnp.where(batch.mask, batch.old_logprobs + 0.3 * waves, 0)
+    return Likelihood(logprobs, jnp.where(batch.mask, 1 + waves, 0))
+
+
+def equal(one, other, tolerance=1e-6):
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance),
+        one,
+        other,
+    )
+
+
+def poisoned(tree, mask):
+    """The same with NaN off the mask, in every float of the mask's shape."""
+    return jax.tree.map(
+        lambda x: (
+            jnp.where(mask, x, jnp.nan)
+            if x.shape == mask.shape and jnp.issubdtype(x.dtype, jnp.floating)
+            else x
+        ),
+        tree,
+    )
+
+
+def test_act_gives_whole_groups_of_finished_tables(played):
+    rollout = played.acted
+    rows, tokens = rollout.tokens.shape
+    prompts = len(rollout.prompts.tokens)
+    assert (prompts, tokens) == (len(small.samples()), small.BUDGET)
+    assert rows % prompts == 0
+    assert rollout.positions.shape == (rows, tokens, 3)
+    for table in (rollout.mask, rollout.old_logprobs):
+        assert table.shape == (rows, tokens)
+    parts = rollout.reward_parts.values()
+    for column in (rollout.rewards, rollout.temperature, rollout.group, *parts):
+        assert column.shape == (rows,)
+    np.testing.assert_array_equal(
+        rollout.group, np.repeat(np.arange(prompts), rows // prompts)
+    )
+    assert rollout.mask[:, 0].all()  # a response has a token, and no holes
+    assert (np.diff(rollout.mask.astype(int), axis=1) <= 0).all()
+    np.testing.assert_array_equal(rollout.old_logprobs[~rollout.mask], 0)
+
+
+def test_score_only_adds_logprobs(played):
+    before, after = played.acted, played.scored
+    kept = dataclasses.replace(after, extra_logprobs=before.extra_logprobs)
+    jax.tree.map(np.testing.assert_array_equal, kept, before)
+    for seen in after.extra_logprobs.values():
+        assert seen.shape == before.mask.shape
+        np.testing.assert_array_equal(seen[~before.mask], 0)
+        assert np.isfinite(seen).all()
+
+
+def test_credit_gives_an_advantage_a_token_and_means(played):
+    batch = played.batch
+    assert batch.advantages.shape == batch.mask.shape
+    assert np.isfinite(batch.advantages).all()
+    assert np.abs(batch.advantages[batch.mask]).max() > 0
+    assert all(isinstance(mean, Mean) for mean in played.credited.values())
+    assert np.isfinite(list(as_floats(played.credited).values())).all()
+    for field in ("tokens", "mask", "old_logprobs", "temperature", "positions"):
+        np.testing.assert_array_equal(
+            getattr(batch, field), getattr(played.scored, field)
+        )
+
+
+def test_credit_is_the_same_without_jit(played):
+    equal(played.recipe.credit(played.scored), (played.batch, played.credited))
+
+
+def test_loss_is_the_same_without_jit_and_logs_means(played):
+    loss = lambda batch: played.recipe.loss(other_policy, batch)
+    found = jax.jit(loss)(played.batch)
+    equal(loss(played.batch), found)
+    mean, metrics = found
+    assert isinstance(mean, Mean)
+    assert all(isinstance(value, Mean) for value in metrics.values())
+    assert np.isfinite(list(as_floats({"loss": mean, **metrics}).values())).all()
+    assert mean.weight > 0
+
+
+def test_padding_may_hold_nan(played):
+    """Law 4: in whatever credit and loss read, and in the gradient."""
+    recipe, mask = played.recipe, played.scored.mask
+    assert not mask.all()
+
+    @jax.jit
+    def value_and_slope(rollout):
+        batch, credited = recipe.credit(rollout)
+        batch = dataclasses.replace(
+            batch, advantages=jnp.where(mask, batch.advantages, jnp.nan)
+        )
+
+        def loss(shift):
+            new = other_policy(batch)
+            new = new._replace(logprobs=jnp.where(mask, new.logprobs + shift, 0))
+            mean, metrics = recipe.loss(lambda _: new, batch)
+            return mean.total, (mean, metrics)
+
+        slope, found = jax.grad(loss, has_aux=True)(jnp.zeros(mask.shape))
+        return credited, found, slope
+
+    clean, dirty = (
+        value_and_slope(r) for r in (played.scored, poisoned(played.scored, mask))
+    )
+    equal(dirty, clean)
+    slope = clean[-1]
+    assert np.abs(slope[mask]).max() > 0
+    np.testing.assert_array_equal(slope[~mask], 0)
+
+
+def test_micro_batches_add_up(played):
+    """Law 4: total and weight of the loss and of everything it logs."""
+    loss = jax.jit(lambda batch: played.recipe.loss(other_policy, batch))
+    whole = loss(played.batch)
+    parts = [loss(piece) for piece in split(played.batch, 2)]
+    equal(jax.tree.map(lambda *x: sum(x), *parts), whole, 1e-5)
+
+
+def test_order_of_the_groups_does_not_matter(played):
+    """Law 4: groups turned round give the same loss, from credit on."""
+    recipe, rollout = played.recipe, played.scored
+    rows, prompts = len(rollout.tokens), len(rollout.prompts.tokens)
+    order = jnp.array([2, 0, 3, 1])
+    within = (order[:, None] * (rows // prompts) + jnp.arange(rows // prompts)).ravel()
+    turned = jax.tree.map(lambda x: x[order if len(x) == prompts else within], rollout)
+    batch, credited = recipe.credit(turned)
+    equal(credited, played.credited, 1e-5)
+    equal(
+        recipe.loss(other_policy, batch), recipe.loss(other_policy, played.batch), 1e-5
+    )
+
+
+def test_iteration_learns_on_policy(played):
+    """Law 1: in the algorithm box, with a real policy, the ratio starts at 1."""
+    before = small.learner(micro_batches=2)
+    learner, metrics = iteration(
+        played.recipe,
+        small.actor(),
+        small.learner(micro_batches=2),
+        itertools.repeat(small.samples()),
+        jax.random.key(1),
+    )
+    logged = as_floats(metrics)
+    assert all(isinstance(mean, Mean) for mean in metrics.values())
+    assert logged.get("training/logprob_gap", 0) < 1e-5
+    assert 0 < logged["actor/grad_norm"] < np.inf
+    assert logged["training/skipped"] == 0
+    assert int(learner.step) == 1
+    for part in ("vision", "text"):
+        changes = jax.tree.map(
+            lambda x, y: float(np.abs(x - y).max()),
+            learner.params[part],
+            before.params[part],
+        )
+        assert min(jax.tree.leaves(changes)) > 0

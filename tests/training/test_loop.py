@@ -1,0 +1,221 @@
+"""Law 5: a run that was killed ends with the same bits as one that was not."""
+
+import dataclasses
+import filecmp
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vrl_jax import reductions
+from vrl_jax.training import files
+from vrl_jax.training.iteration import Recipe
+from vrl_jax.training.loop import Stage, run_files, train
+from vrl_jax.types import Mean
+
+from ..fixtures import small
+
+REPLAYED = ("metrics.jsonl", "evaluations.jsonl")
+
+
+class Killed(KeyboardInterrupt):
+    """Passes through `except Exception`, as a signal does."""
+
+
+@dataclasses.dataclass
+class Mortal:
+    """A function that dies at its nth call, and only then."""
+
+    function: object
+    at: int | None
+    calls: int = 0
+
+    def __call__(self, *arguments):
+        self.calls += 1
+        if self.calls - 1 == self.at:
+            raise Killed
+        return self.function(*arguments)
+
+
+def stage(recipe, steps, **changes) -> Stage:
+    return Stage(
+        **{
+            "name": recipe,
+            "recipe": small.recipe(recipe) if isinstance(recipe, str) else recipe,
+            "samples": small.samples(),
+            "steps": steps,
+            "prompts_per_step": 2,
+            "optimizer": small.optimizer(),
+            **changes,
+        }
+    )
+
+
+def two_stages(steps=4):
+    return [stage("sft", 3), stage("vppo", steps, minibatches=2, evaluate_every=2)]
+
+
+def checksum(actor):
+    """An evaluation that every parameter enters."""
+    return {"val/accuracy": float(sum(x.sum() for x in jax.tree.leaves(actor.params)))}
+
+
+def run(folder, stages=None, *, kill_reward=None, kill_evaluate=None, **changes):
+    changes = {"reward": Mortal(small.even_reward, kill_reward), **changes}
+    actor = dataclasses.replace(small.chain_actor(), **changes)
+    return train(
+        stages or two_stages(),
+        actor,
+        folder=folder,
+        seed=0,
+        evaluate=Mortal(checksum, kill_evaluate),
+        checkpoint_every=2,
+    )
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("unbroken")
+    return folder, run(folder).params
+
+
+def assert_same(folder, params, unbroken):
+    other, wanted = unbroken
+    jax.tree.map(np.testing.assert_array_equal, params, wanted)
+    for name in REPLAYED:
+        assert (folder / name).read_bytes() == (other / name).read_bytes(), name
+    compared = filecmp.dircmp(folder / "rollouts", other / "rollouts")
+    assert compared.left_list == compared.right_list
+    assert {*compared.same_files, "images"} == {*compared.left_list}
+
+
+def test_run_writes_a_line_a_step(unbroken):
+    folder, _ = unbroken
+    rows = files.read_lines(run_files(folder).metrics)
+    assert [(row["phase"], row["step"]) for row in rows] == [
+        *(("sft", step) for step in (1, 2, 3)),
+        *(("vppo", step) for step in (1, 2, 3, 4)),
+    ]
+    assert len(files.read_lines(run_files(folder).timings)) == 7
+    assert [r["step"] for r in files.read_lines(run_files(folder).evaluations)] == [
+        3,
+        2,
+        4,
+    ]
+    assert rows[-1]["data/prompts_played"] % 2 == 0
+    assert {row.get("training/logprob_gap", 0) < 1e-5 for row in rows} == {True}
+
+
+def test_same_seed_same_bits(tmp_path, unbroken):
+    assert_same(tmp_path, run(tmp_path).params, unbroken)
+
+
+@pytest.mark.parametrize(
+    "moment",
+    [
+        {"kill_reward": 0},  # exactly between the stages
+        {"kill_reward": 3},  # while a step plays, with nothing saved in this stage
+        {"kill_reward": 9},  # after the stage's own checkpoint
+        {"kill_evaluate": 0},  # at the end of the first stage, before it is saved
+        {"kill_evaluate": 1},  # in the middle of the second
+        {"kill_evaluate": 2},  # at the very end
+    ],
+    ids=str,
+)
+def test_a_killed_run_resumes_to_the_same_bits(tmp_path, unbroken, moment, capsys):
+    with pytest.raises(Killed):
+        run(tmp_path, **moment)
+    for name in REPLAYED:  # it died while it wrote a line
+        with (tmp_path / name).open("a") as lines:
+            lines.write('{"phase": "vp')
+    assert_same(tmp_path, run(tmp_path).params, unbroken)
+    assert f"resuming {tmp_path} after step" in capsys.readouterr().out
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_over(tmp_path, unbroken):
+    broken = dataclasses.replace(
+        two_stages()[0], recipe=small.recipe("sft")._replace(act=Mortal(None, 0))
+    )
+    with pytest.raises(Killed):
+        run(tmp_path, [broken, two_stages()[1]])
+    assert_same(tmp_path, run(tmp_path).params, unbroken)
+
+
+def test_more_steps_continue_a_shorter_run(tmp_path, unbroken):
+    run(tmp_path, two_stages(steps=2))
+    assert_same(tmp_path, run(tmp_path).params, unbroken)
+
+
+def test_an_ended_run_only_reads(tmp_path, unbroken):
+    run(tmp_path)
+    again = run(tmp_path, kill_reward=0, kill_evaluate=0)  # neither is called
+    assert_same(tmp_path, again.params, unbroken)
+
+
+def test_a_checkpoint_of_another_shape_is_named(tmp_path):
+    run(tmp_path, [stage("sft", 2)])
+    params = small.chain_actor().params
+    wider = {**params, "look": jnp.zeros((2, *params["look"].shape))}
+    with pytest.raises(ValueError) as error:
+        run(tmp_path, [stage("sft", 4)], params=wider)
+    said = str(error.value)
+    assert "params.look is (384,), not (2, 384)" in said
+    assert "Choose another run folder" in said
+    assert "step 2" in said
+
+
+def nan_at(bad_row: int) -> Recipe:
+    """Supervised steps whose loss is NaN where a batch holds sample `bad_row`."""
+    plain = small.recipe("sft")
+    bad = small.tokenizer()(f"it is {bad_row}")["input_ids"]
+
+    def loss(policy, batch):
+        mean, metrics = plain.loss(policy, batch)
+        spoilt = (batch.tokens[:, : len(bad)] == jnp.array(bad)).all(axis=1).any()
+        return Mean(jnp.where(spoilt, jnp.nan, 1.0) * mean.total, mean.weight), metrics
+
+    return plain._replace(loss=loss)
+
+
+def test_steps_without_finite_gradient_are_skipped_and_counted(tmp_path):
+    """Law 7: every epoch has one such step, and training goes on."""
+    trained = run(tmp_path, [stage(nan_at(3), 8, name="nan")])
+    rows = files.read_lines(run_files(tmp_path).metrics)
+    skipped = [row["training/skipped"] for row in rows]
+    assert sum(skipped) == 4
+    lines = (tmp_path / "metrics.jsonl").read_text()
+    assert "NaN" not in lines  # strict readers would refuse the file
+    losses = [row["actor/loss"] for row in rows]
+    assert [loss is None for loss in losses] == [s == 1 for s in skipped]
+    assert np.isfinite(trained.params["table"]).all()
+    assert not (tmp_path / "not_finite.json").exists()
+
+
+def test_five_steps_without_finite_gradient_in_a_row_stop_the_run(tmp_path):
+    always = nan_at(3)._replace(
+        loss=lambda policy, batch: (
+            reductions.token_mean(policy(batch).logprobs * jnp.inf, batch.mask),
+            {},
+        )
+    )
+    file = tmp_path / "not_finite.json"
+    with pytest.raises(FloatingPointError, match=f"5 steps in a row .* {file}.*Lower"):
+        run(tmp_path, [stage(always, 9, name="nan")])
+    suspects = json.loads(file.read_text())["samples"]
+    assert [len(ids) for ids in suspects] == [2] * 5
+    assert {name for ids in suspects for name in ids} == {s.id for s in small.samples()}
+    assert len(files.read_lines(run_files(tmp_path).metrics)) == 5
+
+
+def test_rewards_that_raise_are_counted_and_not_fatal(tmp_path):
+    """Law 7: a whole run without one score; the log says so."""
+
+    def broken(episodes):
+        raise OSError("the judge does not answer")
+
+    run(tmp_path, [stage("grpo", 2)], reward=broken)
+    rows = files.read_lines(run_files(tmp_path).metrics)
+    assert [row["reward/errors"] for row in rows] == [1, 1]
+    assert [row["actor/grad_norm"] for row in rows] == [0, 0]

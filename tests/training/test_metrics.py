@@ -1,0 +1,72 @@
+"""What is logged, by hand."""
+
+import dataclasses
+import math
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vrl_jax.training.metrics import as_floats, average, policy_metrics, rollout_metrics
+from vrl_jax.types import Batch, Likelihood, Mean, Rollout
+
+from ..fixtures.chain import chain_prompts
+
+MASK = jnp.array([[1, 1, 0], [1, 0, 0], [1, 1, 1], [1, 1, 0]], bool)
+OLD = jnp.array([[-1, -2, 9], [-1, 9, 9], [-1, -1, -1], [-3, -1, 9]], jnp.float32)
+
+
+def test_policy_metrics_by_hand():
+    # log-ratios of the eight tokens: 0.5 0 | -0.5 | 0 0 1 | 0 -1
+    moved = jnp.array([[0.5, 0, 9], [-0.5, 9, 9], [0, 0, 1], [0, -1, 9]])
+    advantages = jnp.array([[1, 1, 9], [-1, 9, 9], [-1, 1, -1], [1, 1, 9.0]])
+    batch = Batch(None, None, None, MASK, None, OLD, advantages)
+    new = Likelihood(OLD + moved, jnp.where(MASK, 2.0, math.nan))
+    logged = as_floats(policy_metrics(new, batch, clip_low=0.2, clip_high=0.28))
+    assert logged == {
+        "actor/entropy": 2,
+        "actor/ppo_kl": 0,  # -(0.5 - 0.5 + 1 - 1)
+        "actor/logprob_gap": 3 / 8,
+        "actor/pg_clipfrac_lower": 1 / 8,  # A < 0 and the ratio fell: the third
+        "actor/pg_clipfrac_higher": 1 / 8,  # A > 0 and it rose: the first
+    }
+
+
+def test_rollout_metrics_by_hand():
+    rollout = Rollout(
+        prompts=chain_prompts([1, 2]),
+        tokens=jnp.zeros((4, 3), int),
+        positions=None,
+        mask=MASK,
+        temperature=None,
+        old_logprobs=OLD,
+        extra_logprobs={},
+        rewards=jnp.array([1.0, 0, 0.5, 0.5]),
+        reward_parts={"accuracy": jnp.array([1.0, 0, 0, 0])},
+        group=None,
+    )
+    logged = as_floats(rollout_metrics(rollout))
+    assert logged == pytest.approx(
+        {
+            "critic/score/mean": 0.5,
+            "response_length/mean": 2,
+            "prompt_length/mean": 2,
+            "actor/sampled_nll": 11 / 8,
+            "reward/accuracy": 0.25,
+            "groups/zero_variance": 0.5,
+        }
+    )
+    alone = dataclasses.replace(rollout, prompts=chain_prompts([1, 2, 3, 4]))
+    assert "groups/zero_variance" not in rollout_metrics(alone)
+
+
+def test_average_adds_totals_and_weights():
+    one, other = (
+        {"x": Mean(jnp.float32(t), jnp.float32(w))} for t, w in ((6, 1), (3, 2))
+    )
+    assert as_floats(average([one, other])) == {"x": 3}
+
+
+def test_as_floats_of_nothing_counted_is_nan():
+    nothing = Mean(jnp.float32(0), jnp.float32(0))
+    assert np.isnan(as_floats({"x": nothing})["x"])
