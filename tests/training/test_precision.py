@@ -114,6 +114,22 @@ def test_an_iteration_in_each_precision(name):
     )
 
 
+def test_gradients_of_micro_batches_are_added_in_float32():
+    actor = toy.actor(params=toy.params(BF16))
+    keep = stochastic(optax.trace(0.0), jax.random.key(0))
+    learner = make_learner(
+        actor.policy, actor.params, keep, actor.allowed, micro_batches=4
+    )
+    batches = itertools.repeat(small.samples())
+    recipe = grpo(group_size=small.GROUP)
+    after, metrics = iteration(recipe, actor, learner, batches, jax.random.key(3))
+    weight = metrics["actor/loss"].weight
+    summed = after.opt_state.inner.trace["text"]["mixer"] * weight
+    # A sum in bfloat16 would be one of its numbers.
+    error = np.abs(summed - summed.astype(BF16).astype(jnp.float32))
+    assert (error > 1e-4 * np.abs(summed)).mean() > 0.3
+
+
 def test_an_unknown_name():
     with pytest.raises(ValueError, match="no precision 'fp8'; there are float32, "):
         precision("fp8")

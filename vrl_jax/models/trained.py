@@ -76,13 +76,14 @@ def only(rule: Rule) -> Trains:
 
     def trains(params: Params) -> Split:
         parts: tuple[dict, dict] = {}, {}  # frozen, trained
-        for path, leaf in flatten_dict(params).items():
-            parts[bool(rule("/".join(map(str, path))))][path] = leaf
+        paths = {names: "/".join(map(str, names)) for names in flatten_dict(params)}
+        for names, leaf in flatten_dict(params).items():
+            parts[bool(rule(paths[names]))][names] = leaf
         frozen, trained = map(unflatten_dict, parts)
         if not trained:
-            some = ", ".join(list(flatten_dict(params, sep="/"))[:3])
             raise ValueError(
-                f"the rule of what is trained chooses no parameter; paths are {some}..."
+                "the rule of what is trained chooses no parameter; paths are "
+                f"{', '.join([*paths.values()][:3])}..."
             )
         return Split(trained, frozen, overlay)
 
