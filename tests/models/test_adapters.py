@@ -35,9 +35,8 @@ def attend(queries, keys, values):
     return jnp.einsum("bst,btd->bsd", weights, values)
 
 
-def places(length):
-    """Sinusoids of the place in the sequence."""
-    angles = jnp.arange(length)[:, None] / 50 ** (jnp.arange(WIDTH // 2) / WIDTH)
+def sinusoids(places):
+    angles = places[..., None] / 50 ** (jnp.arange(WIDTH // 2) / WIDTH)
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
 
 
@@ -52,19 +51,19 @@ def merge(patches):
 
 
 class LinenModel(linen.Module):
-    """Encodes pictures in its forward pass and gives logits."""
+    """Encodes pictures in its forward pass, counts tokens, gives logits."""
 
     @linen.compact
     def __call__(self, tokens, positions, mask, slots, images):
         embedded = linen.Embed(VOCABULARY, WIDTH, name="embed")(tokens)
         merged = merge(linen.Dense(WIDTH, name="patches")(images.patches))
-        x = splice(embedded, slots, merged) + places(tokens.shape[1])
+        x = splice(embedded, slots, merged) + sinusoids(jnp.arange(tokens.shape[1]))
         x += attend(*jnp.split(linen.Dense(3 * WIDTH, name="qkv")(x), 3, axis=-1))
         return linen.Dense(VOCABULARY, name="logits")(3 * jnp.tanh(x))
 
 
 class NNXModel(nnx.Module):
-    """Has an image encoder of its own, dropout, and a tied head."""
+    """Has an image encoder of its own, our positions, dropout, and a tied head."""
 
     def __init__(self, rngs):
         self.embed = nnx.Embed(VOCABULARY, WIDTH, rngs=rngs)
@@ -76,7 +75,8 @@ class NNXModel(nnx.Module):
         return merge(self.patches(images.patches))
 
     def __call__(self, tokens, positions, mask, slots, features):
-        x = splice(self.embed(tokens), slots, features) + places(tokens.shape[1])
+        x = splice(self.embed(tokens), slots, features)
+        x += sinusoids(positions).mean(axis=-2)
         for block in self.blocks:
             x += self.dropout(attend(*jnp.split(block(x), 3, axis=-1)))
         return 4 * jnp.tanh(x)
@@ -92,7 +92,7 @@ def models():
     """name: (policy, params, a rule of what is trained)."""
     images = encode(small.actor().processor, small.samples()).prompts.images
     module = LinenModel()
-    variables = module.init(jax.random.key(0), *inputs(), images)
+    variables = jax.jit(module.init)(jax.random.key(0), *inputs(), images)
     linen_made = linen_policy(module, lambda params: jnp.eye(VOCABULARY))
     model = NNXModel(nnx.Rngs(0))
     model.eval()
@@ -143,18 +143,21 @@ def test_sampled_log_probs_are_the_scored_ones(made):
 def test_the_model_sees_the_response_right_after_its_prompt(made):
     """One row, unpadded, through the user's own forward pass."""
     actor, _ = made
-    rollout, row = played(actor), 3 * small.GROUP + 1
-    prompts, at = rollout.prompts, 3
+    rollout = played(actor)
+    row = int(rollout.mask.sum(axis=1).argmax())
+    prompts, at = rollout.prompts, row // small.GROUP
     length = int(prompts.mask[at].sum())
+    assert rollout.mask[row].sum() > 2 and length < prompts.mask.shape[1]
     one = jax.tree.map(lambda x: x[at : at + 1], prompts)
     tokens = jnp.concatenate([one.tokens[0, :length], rollout.tokens[row]])[None]
+    positions = [one.positions[0, :length], rollout.positions[row]]
     slots = jnp.pad(one.slots[:, :length], ((0, 0), (0, small.BUDGET)))
     whole = dataclasses.replace(
         one,
         tokens=tokens,
         slots=slots,
         mask=jnp.ones_like(tokens, bool),
-        positions=jnp.zeros((*tokens.shape, 3), jnp.int32),
+        positions=jnp.concatenate(positions)[None],
     )
     features = actor.policy.encode_images(actor.params, one.images)
     states, _ = actor.policy.prefill(actor.params, whole, features)
@@ -165,22 +168,44 @@ def test_the_model_sees_the_response_right_after_its_prompt(made):
     np.testing.assert_allclose(rollout.old_logprobs[row], wanted, atol=1e-5)
 
 
-def test_padding_may_hold_anything_and_pictures_matter(made):
+def test_padding_may_hold_anything(made):
     actor, _ = made
     rollout = played(actor)
     prompts = rollout.prompts
-    plain = score(actor, rollout).logprobs
-    real = (prompts.images.frames > 0)[..., None]
     poisoned = dataclasses.replace(
         prompts,
         tokens=jnp.where(prompts.mask, prompts.tokens, 7),
         slots=jnp.where(prompts.mask, prompts.slots, 1),
         positions=jnp.where(prompts.mask[..., None], prompts.positions, 9),
-        images=dataclasses.replace(
-            prompts.images, patches=jnp.where(real, prompts.images.patches, jnp.nan)
-        ),
     )
-    np.testing.assert_array_equal(score(actor, rollout, poisoned).logprobs, plain)
+    got, wanted = (score(actor, rollout, p).logprobs for p in (poisoned, prompts))
+    np.testing.assert_array_equal(got, wanted)
+
+
+def test_nothing_of_the_padding_reaches_the_gradient(made):
+    actor, _ = made
+    rollout = played(actor)
+    images = rollout.prompts.images
+    real = (images.frames > 0)[..., None]
+    poisoned = dataclasses.replace(
+        images, patches=jnp.where(real, images.patches, jnp.nan)
+    )
+    prompts = dataclasses.replace(rollout.prompts, images=poisoned)
+
+    def total(params):
+        changed = dataclasses.replace(actor, params=params)
+        return score(changed, rollout, prompts).logprobs.sum()
+
+    for leaf in jax.tree.leaves(jax.grad(total)(actor.params)):
+        assert jnp.isfinite(leaf).all()
+
+
+def test_pictures_matter(made):
+    actor, _ = made
+    rollout = played(actor)
+    prompts = rollout.prompts
+    plain = score(actor, rollout).logprobs
+    real = (prompts.images.frames > 0)[..., None]
     darker = dataclasses.replace(
         prompts,
         images=dataclasses.replace(

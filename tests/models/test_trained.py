@@ -15,6 +15,7 @@ from vrl_jax.engine.processing import encode
 from vrl_jax.models import lora
 from vrl_jax.models.qwen_vl.parameters import parameter_table
 from vrl_jax.models.trained import (
+    Split,
     chain,
     everything,
     float32_master,
@@ -80,6 +81,14 @@ def test_a_split_joins_to_what_was_split(name):
     trained, fixed, join = SPLITS[name](small.params())
     assert_same(join(trained, fixed), small.params())
     assert SPLITS[name](small.params()).join is join, "jit would compile again"
+
+
+def test_a_chain_is_undone_from_its_end():
+    """2 * (x + 1) where doubling comes first."""
+    doubled = lambda params: Split(params["w"] / 2, 2, lambda t, by: {"w": t * by})
+    raised = lambda half: Split(half - 1, 1, lambda t, by: t + by)
+    trained, fixed, join = chain(doubled, raised)({"w": 10.0})
+    assert (trained, fixed) == (4.0, (2, 1)) and join(trained, fixed) == {"w": 10.0}
 
 
 def test_each_parameter_is_of_one_part():

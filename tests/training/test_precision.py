@@ -48,6 +48,14 @@ def test_what_bfloat16_holds_is_kept(value):
     np.testing.assert_array_equal(got.astype(jnp.float32), held)
 
 
+def test_not_a_number_stays_none():
+    """This one has every bit set: adding to it would give a zero."""
+    worst = jax.lax.bitcast_convert_type(
+        jnp.full(9, 0x7FFFFFFF, jnp.uint32), jnp.float32
+    )
+    assert jnp.isnan(stochastic_round(jax.random.key(0), worst)).all()
+
+
 def walk(optimizer, params, steps):
     """Steps of gradient 1 in every element."""
 
