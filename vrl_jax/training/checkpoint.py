@@ -1,4 +1,7 @@
-"""Saving and restoring a run: the learner's arrays and the host's state, by orbax."""
+"""Saving and restoring a run: the learner's arrays and the host's state, by orbax.
+
+What a stage holds fixed is written once, when it starts; its checkpoints hold the rest.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +25,7 @@ def open_manager(folder: Path, *, keep: int = 3) -> ocp.CheckpointManager:
     return ocp.CheckpointManager(
         (folder / "checkpoints").resolve(),
         options=options,
+        # Named here, or a manager that has not saved yet knows no array's shape.
         item_handlers={
             "learner": ocp.StandardCheckpointHandler(),
             "host": ocp.JsonCheckpointHandler(),
@@ -48,26 +52,53 @@ def host_state(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
 
 def restore(manager: ocp.CheckpointManager, step: int, learner: Learner) -> Learner:
     """`learner` with the arrays of a checkpoint. `ValueError` where shapes differ."""
-    # Not tree.map: it would sort the names, and leaves have an order.
-    like = {
-        name: ocp.utils.to_shape_dtype_struct(leaf)
-        for name, leaf in _arrays(learner).items()
-    }
+    like = jax.tree.map(ocp.utils.to_shape_dtype_struct, _arrays(learner))
     stored = manager.item_metadata(step)["learner"]
     _check_shapes(f"{manager.directory}, step {step}", stored, like)
     args = ocp.args.Composite(learner=ocp.args.StandardRestore(like))
-    arrays = manager.restore(step, args=args)["learner"]
-    return jax.tree.unflatten(
-        jax.tree.structure(learner), [arrays[name] for name in like]
-    )
+    return _with_arrays(learner, manager.restore(step, args=args)["learner"])
 
 
-def _arrays(learner: Learner) -> dict[str, Array]:
-    """Each array under its path, in the order of the tree's leaves."""
+def save_fixed(folder: Path, stage: int, learner: Learner) -> None:
+    """Writes what the learner of this stage holds fixed, if anything."""
+    if arrays := _arrays(learner, fixed=True):
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(_fixed_folder(folder, stage), arrays, force=True)
+
+
+def restore_fixed(folder: Path, stage: int, learner: Learner) -> Learner:
+    """`learner` with what `save_fixed` wrote. `ValueError` where shapes differ."""
+    if not (arrays := _arrays(learner, fixed=True)):
+        return learner
+    place = _fixed_folder(folder, stage)
+    like = jax.tree.map(ocp.utils.to_shape_dtype_struct, arrays)
+    with ocp.StandardCheckpointer() as checkpointer:
+        _check_shapes(str(place), checkpointer.metadata(place).item_metadata, like)
+        return _with_arrays(learner, checkpointer.restore(place, like))
+
+
+def _fixed_folder(folder: Path, stage: int) -> Path:
+    return (folder / "fixed" / f"stage_{stage}").resolve()
+
+
+def _arrays(learner: Learner, *, fixed: bool = False) -> dict[str, Array]:
+    """The arrays of `fixed`, or all the others, each under its path."""
     return {
-        jax.tree_util.keystr(path, simple=True, separator="."): leaf
+        _name(path): leaf
         for path, leaf in jax.tree_util.tree_leaves_with_path(learner)
+        if _name(path).startswith("fixed.") == fixed
     }
+
+
+def _with_arrays(learner: Learner, arrays: Mapping[str, Array]) -> Learner:
+    def placed(path: Any, leaf: Array) -> Array:
+        return arrays.get(_name(path), leaf)
+
+    return jax.tree_util.tree_map_with_path(placed, learner)
+
+
+def _name(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator=".")
 
 
 def _check_shapes(

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from jaxtyping import Array, Bool, Int
 
 from vrl_jax.engine.likelihood import likelihood
 from vrl_jax.models.policy import Params, Policy
+from vrl_jax.models.trained import Join, Trains, everything
 from vrl_jax.training.metrics import Metrics
 from vrl_jax.types import Batch, Likelihood, Mean
 
@@ -20,27 +22,35 @@ Loss = Callable[[ScoringPolicy, Batch], tuple[Mean, Metrics]]
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=("params", "opt_state", "step", "skipped", "allowed"),
-    meta_fields=("policy", "optimizer", "minibatches", "micro_batches"),
+    data_fields=("trained", "fixed", "opt_state", "step", "skipped", "allowed"),
+    meta_fields=("join", "policy", "optimizer", "minibatches", "micro_batches"),
 )
 @dataclasses.dataclass(frozen=True)
 class Learner:
     """What an update reads and returns.
 
+    The policy's params are join(trained, fixed); only `trained` is differentiated.
     `step` counts applied updates, `skipped` those whose gradient was not finite.
     A batch is cut into `minibatches`, one update each; a minibatch into
     `micro_batches`, whose gradients are added before the update.
     """
 
-    params: Params
+    trained: Any
+    fixed: Any
     opt_state: optax.OptState
     step: Int[Array, ""]
     skipped: Int[Array, ""]
     allowed: Bool[Array, " V"]
+    join: Join
     policy: Policy
     optimizer: optax.GradientTransformation
     minibatches: int = 1
     micro_batches: int = 1
+
+    @property
+    def params(self) -> Params:
+        """The policy's, for sampling, scoring and export."""
+        return self.join(self.trained, self.fixed)
 
 
 def adamw(
@@ -62,17 +72,24 @@ def make_learner(
     optimizer: optax.GradientTransformation,
     allowed: Bool[Array, " V"],
     *,
+    trains: Trains = everything,
     minibatches: int = 1,
     micro_batches: int = 1,
 ) -> Learner:
-    """A learner at step 0. Copies: updates reuse the learner's own memory."""
-    params = jax.tree.map(jnp.copy, params)
+    """A learner at step 0 of a policy of which `trains` says what is trained.
+
+    What is trained is copied, for updates reuse its memory; what is fixed is not.
+    """
+    trained, fixed, join = trains(params)
+    trained = jax.tree.map(jnp.copy, trained)
     return Learner(
-        params=params,
-        opt_state=optimizer.init(params),
+        trained=trained,
+        fixed=jax.tree.map(jnp.asarray, fixed),
+        opt_state=optimizer.init(trained),
         step=jnp.int32(0),
         skipped=jnp.int32(0),
         allowed=jnp.copy(allowed),
+        join=join,
         policy=policy,
         optimizer=optimizer,
         minibatches=minibatches,
@@ -94,16 +111,28 @@ def split(batch: Batch, pieces: int) -> list[Batch]:
     ]
 
 
-@functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
 def update(loss: Loss, learner: Learner, minibatch: Batch) -> tuple[Learner, Metrics]:
     """One optimiser step on sum(total) / sum(weight) over the micro-batches.
 
     The result does not depend on how many micro-batches there are. Where the
     gradient's norm is not finite, parameters and optimiser state stay as they were
-    and `skipped` counts one.
+    and `skipped` counts one. The learner that came is used up, but for what is fixed.
     """
+    fixed = learner.fixed
+    moving = dataclasses.replace(learner, fixed=())
+    moving, metrics = update_moving(loss, moving, fixed, minibatch)
+    return dataclasses.replace(moving, fixed=fixed), metrics
 
-    def objective(params, batch):
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
+def update_moving(
+    loss: Loss, learner: Learner, fixed: Any, minibatch: Batch
+) -> tuple[Learner, Metrics]:
+    """`update` of a learner without its fixed part, whose memory is reused."""
+
+    def objective(trained, batch):
+        params = learner.join(trained, fixed)
+
         def policy(batch: Batch) -> Likelihood:
             return likelihood(
                 learner.policy,
@@ -122,14 +151,18 @@ def update(loss: Loss, learner: Learner, minibatch: Batch) -> tuple[Learner, Met
     gradient = jax.value_and_grad(objective, has_aux=True)
     pieces = split(minibatch, learner.micro_batches)
     if len(pieces) == 1:
-        summed = gradient(learner.params, pieces[0])
+        summed = gradient(learner.trained, pieces[0])
     else:
         stacked = jax.tree.map(lambda *x: jnp.stack(x), *pieces)
-        shapes = jax.eval_shape(gradient, learner.params, pieces[0])
-        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+        shapes = jax.eval_shape(gradient, learner.trained, pieces[0])
+        # bfloat16 gradients are added up in float32.
+        zeros = jax.tree.map(
+            lambda s: jnp.zeros(s.shape, jnp.promote_types(s.dtype, jnp.float32)),
+            shapes,
+        )
 
         def add(sums, piece):
-            return jax.tree.map(jnp.add, sums, gradient(learner.params, piece)), None
+            return jax.tree.map(jnp.add, sums, gradient(learner.trained, piece)), None
 
         summed, _ = jax.lax.scan(add, zeros, stacked)
     (total, (weight, metrics)), grads = summed
@@ -139,13 +172,13 @@ def update(loss: Loss, learner: Learner, minibatch: Batch) -> tuple[Learner, Met
     norm = optax.global_norm(grads)
     finite = jnp.isfinite(norm)
     updates, opt_state = learner.optimizer.update(
-        grads, learner.opt_state, learner.params
+        grads, learner.opt_state, learner.trained
     )
-    stepped = (optax.apply_updates(learner.params, updates), opt_state)
-    params, opt_state = jax.tree.map(
+    stepped = (optax.apply_updates(learner.trained, updates), opt_state)
+    trained, opt_state = jax.tree.map(
         functools.partial(jnp.where, finite),
         stepped,
-        (learner.params, learner.opt_state),
+        (learner.trained, learner.opt_state),
     )
     one = jnp.float32(1)
     metrics = {
@@ -156,7 +189,7 @@ def update(loss: Loss, learner: Learner, minibatch: Batch) -> tuple[Learner, Met
     }
     learner = dataclasses.replace(
         learner,
-        params=params,
+        trained=trained,
         opt_state=opt_state,
         step=learner.step + finite,
         skipped=learner.skipped + ~finite,

@@ -12,6 +12,8 @@ import optax
 from jaxtyping import Array, Key
 
 from vrl_jax.engine.actor import Actor
+from vrl_jax.models.policy import Params
+from vrl_jax.models.trained import Trains, everything
 from vrl_jax.training import checkpoint, files
 from vrl_jax.training.data import sample_stream
 from vrl_jax.training.iteration import Recipe, iteration
@@ -28,12 +30,23 @@ ROLLOUT_GROUPS = 4
 """How many groups of a step are written down for people to read."""
 
 
+def newest_params(learner: Learner) -> Params:
+    """The policy as the last update left it."""
+    return learner.params
+
+
+def ignore(stage: "Stage", learner: Learner) -> None:
+    """The observer that looks away."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Stage:
     """One recipe on one data set for some steps.
 
-    The optimiser starts afresh; the parameters are those of the stage before. The
-    policy is evaluated after the stage, and every `evaluate_every` steps if not 0.
+    The optimiser starts afresh; the parameters are those of the stage before, and
+    `trains` says what of them is trained. The policy is evaluated after the stage, and
+    every `evaluate_every` steps if not 0. `result` is what is evaluated and handed on:
+    the newest parameters, or `average_params`.
     """
 
     name: str
@@ -45,6 +58,8 @@ class Stage:
     minibatches: int = 1
     micro_batches: int = 1
     evaluate_every: int = 0
+    trains: Trains = everything
+    result: Callable[[Learner], Params] = newest_params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +86,7 @@ def train(
     seed: int,
     evaluate: Evaluate,
     checkpoint_every: int = 50,
+    ended: Callable[[Stage, Learner], None] = ignore,
 ) -> Actor:
     """Runs the stages in order and returns the actor with the trained parameters.
 
@@ -78,6 +94,8 @@ def train(
     the steps that are evaluated, some `rollouts/` in `folder`. Called again with the
     same arguments it continues after the newest checkpoint, and ends with the same
     parameters and metrics as an unbroken run.
+    `ended` is told of each stage's learner, for what the actor does not keep: adapters
+    alone, say.
     """
     lines = dataclasses.astuple(run_files(folder))
     with checkpoint.open_manager(folder) as manager:
@@ -93,15 +111,19 @@ def train(
                 actor.params,
                 stage.optimizer,
                 actor.allowed,
+                trains=stage.trains,
                 minibatches=stage.minibatches,
                 micro_batches=stage.micro_batches,
             )
             stream = sample_stream(stage.samples, seed=seed)
             done, before = 0, sum(earlier.steps for earlier in stages[:number])
             if newest is not None and number == saved["stage"]:
+                learner = checkpoint.restore_fixed(folder, number, learner)
                 learner = checkpoint.restore(manager, newest, learner)
                 stream.set_state(saved["stream"])
                 done = saved["step"]
+            else:
+                checkpoint.save_fixed(folder, number, learner)
             key = jax.random.fold_in(jax.random.key(seed), number)
             steps = run_stage(
                 stage, actor, learner, stream, key, done, folder, evaluate
@@ -115,7 +137,8 @@ def train(
                         "files": files.sizes(lines),
                     }
                     checkpoint.save(manager, before + step, learner, state)
-            actor = dataclasses.replace(actor, params=learner.params)
+            ended(stage, learner)
+            actor = dataclasses.replace(actor, params=stage.result(learner))
     return actor
 
 
@@ -177,7 +200,8 @@ def run_stage(
             due = stage.evaluate_every and (step + 1) % stage.evaluate_every == 0
             if due or step + 1 == stage.steps:
                 write_rollouts(folder, stage.name, step + 1, played)
-                measured = evaluate(dataclasses.replace(actor, params=learner.params))
+                now = dataclasses.replace(actor, params=stage.result(learner))
+                measured = evaluate(now)
                 shown |= measured
                 line = {"name": stage.name, "phase": stage.name, "step": step + 1}
                 files.append_line(written.evaluations, {**line, **measured})

@@ -1,0 +1,183 @@
+"""Bring your own model: one in Flax Linen or NNX becomes a policy.
+
+What is asked of the model is one forward pass over whole sequences:
+
+    hidden = model(tokens, positions, mask, slots, features)
+
+    tokens     [B S]    a prompt, then what is written of the response, then padding
+    positions  [B S 3]  as the processor numbers them: (time, height, width); text has
+                        three equal numbers. A model that counts tokens ignores them
+    mask       [B S]    True where there is a token; padding is on the right
+    slots      [B S]    0 for text, m + 1 where merged image token m stands
+    features            what `encode_images` made of the row's pictures; by default
+                        the pictures: `Images` with patches [B N C], 0 on padding
+    hidden     [B S H]  causal: position s sees the tokens up to s and the features
+
+and a matrix `head` [V H] such that logits = hidden @ head.T. A model that gives logits
+has head = eye(V), for small vocabularies.
+
+The model needs no cache, and so none is kept: each sampled token costs a forward pass
+over the prompt and the whole response. Scoring and updates cost what they cost with a
+cache, but for the prompt, which every response of a group reads again.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen, nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from vrl_jax.models.policy import Params, Policy
+from vrl_jax.types import Images, Prompts
+
+Hidden = Callable[..., Float[Array, "B S H"]]
+"""hidden(params, tokens, positions, mask, slots, features)"""
+
+
+class Read(NamedTuple):
+    """In the place of a prompt's cache: all that was read."""
+
+    prompts: Prompts
+    features: Any
+
+
+class Written(NamedTuple):
+    """In the place of the responses' cache: all that was written."""
+
+    tokens: Int[Array, "P G T"]
+    positions: Int[Array, "P G T 3"]
+
+
+def as_they_are(params: Any, images: Images) -> Images:
+    """The features of a model that encodes pictures in its forward pass."""
+    del params
+    return images
+
+
+def linen_policy(
+    module: linen.Module,
+    head: Callable[[Params], Float[Array, "V H"]],
+    *,
+    encode_images: Callable[[Params, Images], Any] = as_they_are,
+) -> Policy:
+    """The policy whose params are module.init(...)["params"].
+
+    A module that encodes pictures by a method of its own gives encode_images =
+    lambda params, images: module.apply({"params": params}, images, method="encode");
+    then pictures are encoded once a prompt.
+    """
+
+    def hidden(params: Params, *inputs: Any) -> Float[Array, "B S H"]:
+        return module.apply({"params": params}, *inputs)
+
+    return uncached_policy(hidden, head, encode_images)
+
+
+def nnx_policy(
+    model: nnx.Module,
+    head: Callable[[Any], Float[Array, "V H"]],
+    *,
+    encode_images: Callable[[Any, Images], Any] = as_they_are,
+) -> tuple[Policy, Params]:
+    """The policy of a model, and its params: the model's `nnx.Param`s.
+
+    `head` and `encode_images` are functions of the model. Its other variables stay as
+    they are now; call model.eval() first.
+    """
+    graph, state, rest = nnx.split(model, nnx.Param, ...)
+
+    def filled(params: Params) -> Any:
+        own = jax.tree.map(lambda leaf: leaf, state)  # the next line writes to it
+        nnx.replace_by_pure_dict(own, params)
+        return nnx.merge(graph, own, rest, copy=True)
+
+    def hidden(params: Params, *inputs: Any) -> Float[Array, "B S H"]:
+        return filled(params)(*inputs)
+
+    policy = uncached_policy(
+        hidden,
+        lambda params: head(filled(params)),
+        lambda params, images: encode_images(filled(params), images),
+    )
+    return policy, nnx.to_pure_dict(state)
+
+
+def uncached_policy(
+    hidden: Hidden,
+    head: Callable[[Params], Float[Array, "V H"]],
+    encode_images: Callable[[Params, Images], Any] = as_they_are,
+) -> Policy:
+    """The policy of pure functions of `params`; see above for what they take."""
+
+    def encode(params: Params, images: Images) -> Any:
+        # Padding may hold anything; what the model sees of it is 0.
+        patches = jnp.where(images.frames[..., None] > 0, images.patches, 0)
+        return encode_images(params, dataclasses.replace(images, patches=patches))
+
+    def prefill(
+        params: Params, prompts: Prompts, features: Any
+    ) -> tuple[Float[Array, "P L H"], Read]:
+        parts = (prompts.tokens, prompts.positions, prompts.slots)
+        inputs = _sequences(parts, prompts.mask.sum(axis=1))
+        return hidden(params, *inputs, features), Read(prompts, features)
+
+    def extend(
+        params: Params,
+        read: Read,
+        prompt_mask: Bool[Array, "P L"],
+        written: Written,
+        offset: Int[Array, ""] | int,
+        tokens: Int[Array, "P G S"],
+        positions: Int[Array, "P G S 3"],
+    ) -> tuple[Float[Array, "P G S H"], Written]:
+        count, group, new = tokens.shape
+        written = Written(
+            jax.lax.dynamic_update_slice_in_dim(written.tokens, tokens, offset, 2),
+            jax.lax.dynamic_update_slice_in_dim(
+                written.positions, positions, offset, 2
+            ),
+        )
+        # One row a response; its tokens follow its prompt's last one.
+        rows = (read.prompts, read.features, prompt_mask.sum(axis=1))
+        prompts, features, starts = jax.tree.map(
+            lambda x: jnp.repeat(x, group, axis=0), rows
+        )
+        slots = jnp.where(prompts.mask, prompts.slots, 0)
+        responses = [x.reshape(-1, *x.shape[2:]) for x in written]
+        parts = (
+            jax.vmap(_followed)(prompts.tokens, responses[0], starts),
+            jax.vmap(_followed)(prompts.positions, responses[1], starts),
+            jnp.pad(slots, ((0, 0), (0, responses[0].shape[1]))),
+        )
+        states = hidden(params, *_sequences(parts, starts + offset + new), features)
+        at = starts[:, None] + offset + jnp.arange(new)
+        states = jnp.take_along_axis(states, at[..., None], axis=1)
+        return states.reshape(count, group, new, -1), written
+
+    def init_cache(P: int, G: int, T: int, dtype: jnp.dtype) -> Written:
+        del dtype
+        shape = (P, G, T)
+        return Written(jnp.zeros(shape, jnp.int32), jnp.zeros((*shape, 3), jnp.int32))
+
+    return Policy(encode, prefill, extend, init_cache, head)
+
+
+def _followed(
+    first: Int[Array, "L ..."], then: Int[Array, "T ..."], start: Int[Array, ""]
+) -> Int[Array, "L+T ..."]:
+    """`first` up to `start`, then `then`."""
+    room = jnp.concatenate([first, jnp.zeros_like(then)])
+    return jax.lax.dynamic_update_slice_in_dim(room, then, start, axis=0)
+
+
+def _sequences(
+    parts: tuple[Int[Array, "B S"], Int[Array, "B S 3"], Int[Array, "B S"]],
+    lengths: Int[Array, " B"],
+) -> tuple[Array, Array, Array, Array]:
+    """Tokens, positions, mask and slots as the model gets them: 0 on padding."""
+    mask = jnp.arange(parts[0].shape[1]) < lengths[:, None]
+    tokens, slots = (jnp.where(mask, part, 0) for part in parts[::2])
+    return tokens, jnp.where(mask[..., None], parts[1], 0), mask, slots
