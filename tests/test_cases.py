@@ -329,8 +329,7 @@ def test_policy_loss(name, tolerance):
 
 def check_clip_fractions(case, name, tolerance):
     found = objectives.clip_fractions(
-        of("logp"),
-        of("old_logp"),
+        objectives.importance_ratio(of("logp"), of("old_logp")),
         per_token(case["advantages"]),
         **bounds(case["config"]),
     )
@@ -378,7 +377,8 @@ def check_candidates(case, name, tolerance):
 
 
 def check_already_clipped(case, name, tolerance):
-    x = (of("logp"), of("old_logp"), per_token(case["advantages"]))
+    ratio = objectives.importance_ratio(of("logp"), of("old_logp"))
+    x = (ratio, per_token(case["advantages"]))
     found = sum(objectives.clip_fractions(*x, **bounds(case["config"]))) > 0
     got = np.argwhere(np.asarray(found) & MASK).tolist()
     assert got == sorted(case["already_ppo_clipped"])

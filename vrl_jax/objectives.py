@@ -294,8 +294,9 @@ def clip_cov(
     such tokens are what lowers the entropy. verl counts and draws per micro-batch.
     """
     bounds = {"clip_low": clip_low, "clip_high": clip_high}
-    per_token = clipped_surrogate(logprobs, old_logprobs, advantages, **bounds)
-    already = sum(clip_fractions(logprobs, old_logprobs, advantages, **bounds)) > 0
+    ratio = importance_ratio(logprobs, old_logprobs)
+    per_token = clipped(ratio, advantages, **bounds)
+    already = sum(clip_fractions(ratio, advantages, **bounds)) > 0
     cov = covariance(logprobs, advantages, mask)
     candidates = mask & ~already & (cov > low) & (cov < high)
     drawn = _largest(jax.random.uniform(key, mask.shape), candidates, share, mask)
@@ -361,19 +362,17 @@ def sampled_entropy(logprobs: Float[Array, "B T"]) -> Float[Array, "B T"]:
 
 
 def clip_fractions(
-    logprobs: Float[Array, "B T"],
-    old_logprobs: Float[Array, "B T"],
+    ratio: Float[Array, "B T"],
     advantages: Float[Array, "B T"],
     *,
     clip_low: float = 0.2,
     clip_high: float = 0.2,
 ) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
-    """1 where the lower, 1 where the upper bound stops the gradient.
+    """1 where the lower, 1 where the upper bound of `clipped` stops the gradient.
 
     (A < 0 and r < 1 - clip_low), (A > 0 and r > 1 + clip_high). Their
     `reductions.token_mean` are the logged clip fractions.
     """
-    ratio = importance_ratio(logprobs, old_logprobs)
     low = (advantages < 0) & (ratio < 1 - clip_low)
     high = (advantages > 0) & (ratio > 1 + clip_high)
     return low.astype(ratio.dtype), high.astype(ratio.dtype)

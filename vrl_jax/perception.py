@@ -79,6 +79,13 @@ def random_share(
     return top_share(jax.random.uniform(key, mask.shape), mask, share)
 
 
+def every_token(
+    scores: Float[Array, "B T"], mask: Bool[Array, "B T"]
+) -> Bool[Array, "B T"]:
+    """No selection, in the place of one."""
+    return mask
+
+
 def soft_share(
     scores: Float[Array, "B T"], mask: Bool[Array, "B T"], share: float
 ) -> Float[Array, "B T"]:
@@ -119,6 +126,13 @@ def above_quantile(
     https://arxiv.org/abs/2506.01939, as in TRL; divisors count all tokens.
     """
     return mask & (scores >= masked.quantile(scores, mask, 1 - share))
+
+
+def equal_weights(
+    dependency: Float[Array, " B"], valid: Bool[Array, " B"]
+) -> Float[Array, " B"]:
+    """1 for every response, in the place of a weight."""
+    return jnp.ones_like(dependency)
 
 
 def mean_one_weights(
