@@ -26,7 +26,7 @@ def k2(
     logprobs: Float[Array, "B T"], other_logprobs: Float[Array, "B T"]
 ) -> Float[Array, "B T"]:
     """d^2 / 2. Gradient d: in expectation that of KL(pi || other)."""
-    return (logprobs - other_logprobs) ** 2 / 2
+    return masked.finite(logprobs - other_logprobs) ** 2 / 2
 
 
 def k3(
@@ -39,7 +39,7 @@ def k3(
     `objectives.importance_ratio` it is unbiased off-policy as well: TRL's
     use_bias_correction_kl, DeepSeek-V3.2, https://arxiv.org/abs/2512.02556.
     """
-    return _k3(other_logprobs - logprobs)
+    return _k3(masked.finite(other_logprobs - logprobs))
 
 
 def low_var_kl(
