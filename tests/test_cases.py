@@ -744,10 +744,15 @@ def shaped_loss(alpha, config):
 
 
 CONFIG = VPPO["loss_single_micro_batch"]["config"]
+BETA_MIN = VPPO["tas_all_8_rows"]["beta_min"]
+
+
+def mean_one():
+    return perception.mean_one_weights(dependency(), every_row(), beta_min=BETA_MIN)
 
 
 def check_vppo_loss(case, tolerance):
-    alpha = perception.mean_one_weights(dependency(), every_row())
+    alpha = mean_one()
     (value, (policy, penalty, advantage)), gradient = shaped_loss(alpha, case["config"])
     same(advantage, case["shaped_advantage"], tolerance)
     same(policy, case["pg_loss"], tolerance)
@@ -759,13 +764,14 @@ def check_vppo_loss(case, tolerance):
 def check_micro_batches(case, tolerance):
     size = len(case["micro_batches"][0])
     alpha = perception.per_shard_weights(
-        dependency(), every_row(), micro_batch_size=size
+        dependency(), every_row(), micro_batch_size=size, beta_min=BETA_MIN
     )
     same(alpha, case["alpha"], tolerance)
     # beta_max is alpha of a row with n = 1; alpha is linear in n.
     n = dependency() - dependency().min()
     n = (n / n.max()).reshape(-1, size)
-    top = 0.9 + (alpha.reshape(-1, size) - 0.9).max(axis=1) / n.max(axis=1)
+    lift = (alpha.reshape(-1, size) - BETA_MIN).max(axis=1)
+    top = BETA_MIN + lift / n.max(axis=1)
     same(top, case["beta_max"], tolerance)
     same(shaped_loss(alpha, CONFIG)[0][0], case["loss"], tolerance)
 
@@ -781,7 +787,7 @@ def check_fixed_range(name, case, tolerance):
 
 def check_vppo_divisor(reduction):
     def check(expected, tolerance):
-        alpha = perception.mean_one_weights(dependency(), every_row())
+        alpha = mean_one()
         advantage = alpha * per_sequence(CONFIG["advantages"])
         matrix = objectives.clipped_surrogate(
             of("logp"),
