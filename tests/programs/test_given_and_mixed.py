@@ -50,7 +50,8 @@ def test_preference_pairs_are_chosen_then_rejected():
     np.testing.assert_array_equal(rollout.rewards, [1, 0] * 4)
     np.testing.assert_array_equal(rollout.group, np.repeat(np.arange(4), 2))
     with pytest.raises(ValueError, match="row-0 has no `chosen`"):
-        preference_pairs(actor, iter([small.samples()]), KEY)
+        bare = [dataclasses.replace(s, annotations={}) for s in samples]
+        preference_pairs(actor, iter([bare]), KEY)
 
 
 def black(key, images):
