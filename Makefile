@@ -1,6 +1,7 @@
 # make demo    set-up, then the main job: a tiny model learns from pictures by VPPO
 # make test    set-up, then every test (no torch)
 # make parity  adds torch, then the comparisons with transformers
+# make cases   only the numbers of a fact file: make cases OBJECTIVES=path.json
 # make lint    style and format
 # make table   three seeds of every digits experiment, as printed in experiments/README.md
 
@@ -8,13 +9,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 RUN ?= runs/vppo_tiny_digits
+OBJECTIVES ?= tests/golden/objectives_cases.json
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 PYTEST := $(BIN)/python -m pytest
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 # It would say that torch is missing; it is not needed.
 export TRANSFORMERS_VERBOSITY ?= error
 
-.PHONY: demo test parity lint table clean
+.PHONY: demo test parity cases lint table clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo
@@ -25,6 +27,9 @@ test: $(VENV)/.test
 
 parity: $(VENV)/.parity
 	$(PYTEST) -m parity tests/parity
+
+cases: $(VENV)/.test
+	OBJECTIVES="$(abspath $(OBJECTIVES))" $(PYTEST) tests/test_cases.py
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

@@ -17,6 +17,7 @@ LAYERS = (
     {
         "advantages",
         "objectives",
+        "mismatch",
         "divergences",
         "reductions",
         "preference",

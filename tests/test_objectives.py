@@ -109,8 +109,7 @@ def test_clip_fractions_golden(name, clip_high):
     logprobs, old_logprobs = jnp.array(INPUTS["logp"]), jnp.array(INPUTS["old_logp"])
     advantage = ZSCORE(jnp.array(INPUTS["rewards"]), group_size=4)[:, None]
     clipped = objectives.clip_fractions(
-        logprobs,
-        old_logprobs,
+        objectives.importance_ratio(logprobs, old_logprobs),
         jnp.broadcast_to(advantage, logprobs.shape),
         clip_high=clip_high,
     )

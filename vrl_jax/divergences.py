@@ -26,7 +26,7 @@ def k2(
     logprobs: Float[Array, "B T"], other_logprobs: Float[Array, "B T"]
 ) -> Float[Array, "B T"]:
     """d^2 / 2. Gradient d: in expectation that of KL(pi || other)."""
-    return (logprobs - other_logprobs) ** 2 / 2
+    return masked.finite(logprobs - other_logprobs) ** 2 / 2
 
 
 def k3(
@@ -35,9 +35,11 @@ def k3(
     """exp(-d) + d - 1: unbiased for KL(pi || other), never negative.
 
     Gradient 1 - exp(-d): in expectation that of the reverse, KL(other || pi).
-    GRPO, equation 4, https://arxiv.org/abs/2402.03300.
+    GRPO, equation 4, https://arxiv.org/abs/2402.03300. Times
+    `objectives.importance_ratio` it is unbiased off-policy as well: TRL's
+    use_bias_correction_kl, DeepSeek-V3.2, https://arxiv.org/abs/2512.02556.
     """
-    return _k3(other_logprobs - logprobs)
+    return _k3(masked.finite(other_logprobs - logprobs))
 
 
 def low_var_kl(
@@ -49,6 +51,17 @@ def low_var_kl(
     """
     minus_d = masked.clamp(other_logprobs - logprobs, -20.0, 20.0)
     return masked.clamp(_k3(minus_d), -10.0, 10.0)
+
+
+def straight_through(
+    value: Float[Array, "*S"], surrogate: Float[Array, "*S"]
+) -> Float[Array, "*S"]:
+    """`value` forwards, the gradient of `surrogate` backwards.
+
+    straight_through(k3, k2) reports the better estimate and follows the gradient of
+    KL(pi || other): "k3+" in verl's documentation, which its code at b178a3c refuses.
+    """
+    return surrogate + jax.lax.stop_gradient(value - surrogate)
 
 
 def _k3(minus_d: Float[Array, "B T"]) -> Float[Array, "B T"]:

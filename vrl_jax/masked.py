@@ -4,9 +4,11 @@ Whatever lies elsewhere, NaN included, touches neither value nor gradient. Read 
 `masked.mean(x, mask)`.
 """
 
+from fractions import Fraction
+
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 Axis = int | tuple[int, ...] | None
 
@@ -46,3 +48,79 @@ def clamp(x: Float[Array, "..."], low: float, high: float) -> Float[Array, "..."
     where it is NaN or infinite (poisoned padding, an overflowed `exp`). This selects.
     """
     return jax.lax.clamp(jnp.asarray(low, x.dtype), x, jnp.asarray(high, x.dtype))
+
+
+def std(
+    x: Float[Array, "..."], mask: Bool[Array, "..."], *, ddof: int = 1
+) -> Float[Array, ""]:
+    """sqrt(sum((x - mean)^2) / (count - ddof)) over x[mask]; 0 where undefined."""
+    squares = sum((jnp.where(mask, x, 0) - mean(x, mask)) ** 2, mask)
+    variance = squares / jnp.maximum(mask.sum() - ddof, 1)
+    # The root of 0 would have an infinite gradient.
+    return jnp.where(variance > 0, jnp.sqrt(jnp.where(variance > 0, variance, 1)), 0)
+
+
+def quantile(
+    x: Float[Array, "..."], mask: Bool[Array, "..."], q: float
+) -> Float[Array, ""]:
+    """The q-quantile of x[mask], linear between neighbours; NaN where nothing is."""
+    return jnp.nanquantile(jnp.where(mask, x, jnp.nan), q)
+
+
+def median(x: Float[Array, "..."], mask: Bool[Array, "..."]) -> Float[Array, ""]:
+    """The middle of x[mask], or the mean of the two middle ones."""
+    return quantile(x, mask, 0.5)
+
+
+def lower_median(x: Float[Array, "..."], mask: Bool[Array, "..."]) -> Float[Array, ""]:
+    """The middle of x[mask], or the smaller of the two: `torch.median`."""
+    return jnp.nanquantile(jnp.where(mask, x, jnp.nan), 0.5, method="lower")
+
+
+def min_max(
+    x: Float[Array, "..."], mask: Bool[Array, "..."], axis: Axis = None
+) -> Float[Array, "..."]:
+    """(x - min) / (max - min) over x[mask]; 0 off the mask and where all are equal."""
+    low = jnp.expand_dims(min(x, mask, axis), axis if axis is not None else ())
+    high = jnp.expand_dims(max(x, mask, axis), axis if axis is not None else ())
+    valid = mask & (high > low)
+    span = jnp.where(valid, high - low, 1)
+    return jnp.where(valid, jnp.where(valid, x - low, 0) / span, 0)
+
+
+def floor_share(share: float, count: Int[Array, "..."]) -> Int[Array, "..."]:
+    """floor(share * count), exact: `share` is read as the fraction that was meant.
+
+    In float32 ceil(0.3 * 50) is 16, since 0.3 is stored a little too large.
+    """
+    part = Fraction(float(share)).limit_denominator(10_000)
+    whole, rest = count // part.denominator, count % part.denominator
+    return whole * part.numerator + rest * part.numerator // part.denominator
+
+
+def ceil_share(share: float, count: Int[Array, "..."]) -> Int[Array, "..."]:
+    """ceil(share * count), as exact as `floor_share`."""
+    return -floor_share(-share, count)
+
+
+def finite(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """x, with gradient 0 where it is NaN or infinite: padding may be poisoned."""
+    limit = float(jnp.finfo(x.dtype).max)
+    return clamp(x, -limit, limit)
+
+
+def top(
+    x: Float[Array, "..."],
+    mask: Bool[Array, "..."],
+    count: Int[Array, "..."],
+    axis: int | None = None,
+) -> Bool[Array, "..."]:
+    """The `count` largest of x[mask]; of equal ones the earlier. Along `axis`, or all.
+
+    A mask of x's shape; fewer than `count` where fewer are valid.
+    """
+    values, valid = (x, mask) if axis is not None else (x.ravel(), mask.ravel())
+    along = -1 if axis is None else axis
+    order = jnp.lexsort((-values, ~valid), axis=along)
+    rank = jnp.argsort(order, axis=along)
+    return (valid & (rank < count)).reshape(x.shape)

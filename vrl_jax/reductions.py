@@ -37,5 +37,10 @@ def constant_length(
     return _mean(masked.sum(x, mask), mask.any(axis=1).sum() * max_length)
 
 
+def row_mean(x: Float[Array, " B"], valid: Bool[Array, " B"]) -> Mean:
+    """Every row counts once: for what is one number a pair or a response already."""
+    return _mean(masked.sum(x, valid), valid.sum())
+
+
 def _mean(total: Float[Array, ""], count: Int[Array, ""]) -> Mean:
     return Mean(total, count.astype(total.dtype))

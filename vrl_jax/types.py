@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 PLACEHOLDER = "<image>"
 """Stands for a picture in a question; a backslash before it makes it mere text."""
@@ -122,7 +122,8 @@ class Rollout:
     """Sampled responses with what the sampler and the rewards said of them.
 
     `mask` is True where the policy chose the token. `temperature` is what the
-    sampler divided the logits by; scoring divides by it again.
+    sampler divided the logits by; scoring divides by it again. `views` are other
+    pictures for the same prompts, where a loss looks at them itself.
     """
 
     prompts: Prompts
@@ -135,11 +136,16 @@ class Rollout:
     rewards: Float[Array, " B"]
     reward_parts: dict[str, Float[Array, " B"]]
     group: Int[Array, " B"]
+    views: dict[str, Images] = dataclasses.field(default_factory=dict)
 
 
 @_pytree
 class Batch:
-    """What a loss reads: the tokens to score, and what `credit` said of them."""
+    """What a loss reads: the tokens to score, and what `credit` said of them.
+
+    `extra` is whatever else the loss of one method needs for each token: log-probs of
+    another policy or view, or whose tokens they are.
+    """
 
     prompts: Prompts
     tokens: Int[Array, "B T"]
@@ -148,6 +154,8 @@ class Batch:
     temperature: Float[Array, " B"]
     old_logprobs: Float[Array, "B T"]
     advantages: Float[Array, "B T"]
+    extra: dict[str, Shaped[Array, "B T"]] = dataclasses.field(default_factory=dict)
+    views: dict[str, Images] = dataclasses.field(default_factory=dict)
 
 
 class Likelihood(NamedTuple):

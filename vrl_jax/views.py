@@ -8,10 +8,11 @@ fresh draw per response, repeat the prompts first.
 """
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from vrl_jax.types import Images
 
@@ -60,12 +61,196 @@ def gaussian_noise(
     The two frames of a pair show one picture and get the same noise. 189 of 255 is
     VPPO's, which also rounds to 8 bits; this does not.
     """
+    return _add_noise(key, images, 1.0, noise_std, mean, std)
+
+
+def blacken_cells(
+    key: Key[Array, ""],
+    images: Images,
+    *,
+    share: float = 0.5,
+    cell: int = 14,
+    mean: RGB = CLIP_MEAN,
+    std: RGB = CLIP_STD,
+) -> Images:
+    """Square cells of `cell` pixels black, independently with probability `share`.
+
+    The grid starts at the upper left corner of each picture, whatever the patches are:
+    VPPO's and PAPO's cells of 14 pixels on the 16-pixel patches of Qwen3-VL. With cells
+    as large as a patch it is `blacken_patches` in law.
+    """
+    side = _patch_side(images)
+    reach = (side + cell - 2) // cell + 1  # cells that a patch may touch on one axis
+    first = images.coordinates * side // cell
+
+    def drawn(row_key: Key[Array, ""], frame: Array, corner: Array) -> Array:
+        """One draw for each cell that the patch touches."""
+
+        def draw(down: Array, right: Array) -> Array:
+            place = row_key
+            for number in (frame, corner[0] + down, corner[1] + right):
+                place = jax.random.fold_in(place, number)
+            return jax.random.bernoulli(place, share)
+
+        steps = jnp.arange(reach)
+        return jax.vmap(lambda y: jax.vmap(lambda x: draw(y, x))(steps))(steps)
+
+    each = jax.vmap(jax.vmap(drawn, (None, 0, 0)))
+    black = each(_row_keys(key, images), images.frames, first)
+    pixels = images.coordinates[..., None] * side + jnp.arange(side)
+    y, x = jnp.moveaxis(pixels // cell - first[..., None], 2, 0)
+    rows = jnp.take_along_axis(black, y[..., None], axis=2)
+    chosen = jnp.take_along_axis(rows, x[:, :, None, :], axis=3)
+    colour = (0 - jnp.asarray(mean)) / jnp.asarray(std)
+    shape = (*chosen.shape[:2], 3, 2, side, side)
+    painted = jnp.where(
+        chosen[:, :, None, None],
+        colour[:, None, None, None],
+        images.patches.reshape(shape),
+    )
+    return _replace(images, images.frames > 0, painted.reshape(images.patches.shape))
+
+
+def diffusion_noise(
+    key: Key[Array, ""],
+    images: Images,
+    *,
+    noise_std: float,
+    mean: RGB = CLIP_MEAN,
+    std: RGB = CLIP_STD,
+) -> Images:
+    """clip(sqrt(1 - s^2) x + s N(0, 1), 0, 1), s = `noise_std`, on pixels in [0, 1].
+
+    s = `schedules.diffusion_noise_std(k)`: k steps of forward diffusion, NoisyRollout,
+    https://arxiv.org/abs/2504.13055.
+    """
+    kept = (1 - noise_std**2) ** 0.5
+    return _add_noise(key, images, kept, noise_std, mean, std)
+
+
+def gaussian_blur(
+    images: Images, *, radius: float = 6.0, reach: int | None = None
+) -> Images:
+    """Each picture convolved with a Gaussian of std `radius` pixels.
+
+    Across patches, within a picture; at its border the weights inside are rescaled.
+    `reach` is how many patches away a pixel still counts: by default three stds. 6 is
+    VPPO's radius. Pillow repeats the border pixel, and approximates by box filters.
+    """
+    side = _patch_side(images)
+    reach = -int(-3 * radius // side) if reach is None else reach
+    x = images.patches.reshape(*images.frames.shape, 6, side, side).astype(jnp.float32)
+    for axis in (0, 1):
+        x = jax.vmap(
+            lambda x, frames, places, axis=axis: _blur_axis(
+                x, frames, places, axis, radius, reach
+            )
+        )(x, images.frames, images.coordinates)
+    return _replace(images, images.frames > 0, x.reshape(images.patches.shape))
+
+
+def drop_pictures(images: Images) -> Images:
+    """Every value 0, the mean colour: the pictures say nothing, the prompt stays.
+
+    Tokens and positions stay as they are. A prompt without the picture's tokens is
+    another prompt: encode a sample that has none.
+    """
+    return _replace(images, images.frames > 0, jnp.zeros_like(images.patches))
+
+
+def shuffle_patches(key: Key[Array, ""], images: Images) -> Images:
+    """The patches of each picture in random order: what is there, but not where."""
+    n = images.frames.shape[1]
+
+    def order(row_key: Key[Array, ""], frames: Array) -> Array:
+        drawn = jax.random.uniform(row_key, (n,))
+        home = jnp.argsort(frames, stable=True)
+        moved = jnp.lexsort((drawn, frames))
+        return jnp.zeros(n, int).at[home].set(moved)
+
+    rows = jax.vmap(order)(_row_keys(key, images), images.frames)
+    moved = jnp.take_along_axis(images.patches, rows[..., None], axis=1)
+    return _replace(images, images.frames > 0, moved)
+
+
+def crop(
+    key: Key[Array, ""],
+    images: Images,
+    *,
+    share: float = 0.5,
+    mean: RGB = CLIP_MEAN,
+    std: RGB = CLIP_STD,
+) -> Images:
+    """A random window of `share` of each picture's area; black around it.
+
+    The window is of whole patches, rounded up, and shaped as the picture. Its size and
+    place stay: resizing what is left would give another number of tokens.
+    """
+    same = images.frames[:, :, None] == images.frames[:, None, :]
+    far = jnp.where(same[..., None], images.coordinates[:, None], 0).max(axis=2)
+    size = far + 1  # of a patch's own picture, in patches
+    window = jnp.ceil(size * share**0.5).astype(int)
+
+    def start(row_key: Key[Array, ""], frame: Array, slack: Array) -> Array:
+        drawn = jax.random.uniform(jax.random.fold_in(row_key, frame), (2,))
+        return jnp.floor(drawn * (slack + 1)).astype(int)
+
+    corner = jax.vmap(jax.vmap(start, (None, 0, 0)))(
+        _row_keys(key, images), images.frames, size - window
+    )
+    offset = images.coordinates - corner
+    inside = ((offset >= 0) & (offset < window)).all(axis=-1)
+    return _paint(images, ~inside, 0.0, mean, std)
+
+
+def _patch_side(images: Images) -> int:
+    """Pixels along one side of a patch: channels, two frames, and a square."""
+    return math.isqrt(images.patches.shape[-1] // 6)
+
+
+def _blur_axis(
+    x: Float[Array, "N 6 S S"],
+    frames: Int[Array, " N"],
+    places: Int[Array, "N 2"],
+    axis: int,
+    radius: float,
+    reach: int,
+) -> Float[Array, "N 6 S S"]:
+    """One prompt's patches, blurred along rows (0) or columns (1)."""
+    side = x.shape[-1]
+    pixels = jnp.arange(side)
+    total, weight = jnp.zeros_like(x), jnp.zeros((x.shape[0], side), x.dtype)
+    for away in range(-reach, reach + 1):
+        wanted = places.at[:, axis].add(away)
+        same = (frames[:, None] == frames) & (frames > 0)
+        same &= (wanted[:, None] == places).all(axis=-1)
+        there, neighbour = same.any(axis=1), jnp.argmax(same, axis=1)
+        distance = pixels[:, None] - (pixels + away * side)
+        kernel = jnp.exp(-(distance**2) / (2 * radius**2))
+        # Selected before it is multiplied: padding may hold anything.
+        values = jnp.where(there[:, None, None, None], x[neighbour], 0)
+        pattern = "pq,ncqx->ncpx" if axis == 0 else "pq,ncyq->ncyp"
+        total += jnp.einsum(pattern, kernel, values)
+        weight += there[:, None] * kernel.sum(axis=1)
+    weight = jnp.where(weight > 0, weight, 1)
+    return total / (weight[:, None, :, None] if axis == 0 else weight[:, None, None])
+
+
+def _add_noise(
+    key: Key[Array, ""],
+    images: Images,
+    kept: float,
+    noise_std: float,
+    mean: RGB,
+    std: RGB,
+) -> Images:
+    """clip(kept x + noise_std N(0, 1), 0, 1), the same on the frames of a pair."""
     prompts, n, values = images.patches.shape
     shape = (n, 3, 1, values // 6)
     noise = jax.vmap(lambda k: jax.random.normal(k, shape))(_row_keys(key, images))
     centre, scale = (jnp.reshape(jnp.asarray(x), (3, 1, 1)) for x in (mean, std))
     pixels = images.patches.reshape(prompts, n, 3, 2, -1) * scale + centre
-    noisy = (jnp.clip(pixels + noise_std * noise, 0, 1) - centre) / scale
+    noisy = (jnp.clip(kept * pixels + noise_std * noise, 0, 1) - centre) / scale
     return _replace(images, images.frames > 0, noisy.reshape(images.patches.shape))
 
 

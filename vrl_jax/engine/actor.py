@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ from jaxtyping import Array, Bool, Int, Key
 from vrl_jax.engine.likelihood import in_pieces, likelihood
 from vrl_jax.engine.processing import Processor
 from vrl_jax.models.policy import Params, Policy
-from vrl_jax.types import Episode, Images, Likelihood, Prompts, Rollout
+from vrl_jax.types import Batch, Episode, Images, Likelihood, Prompts, Rollout
 
 Reward = Callable[[Sequence[Episode]], Sequence[float | Mapping[str, float]]]
 View = Callable[[Key[Array, ""], Images], Images]
@@ -42,6 +43,16 @@ class Actor:
     prompts_per_pass: int = 64
     observe: Callable[[Sequence[Episode], Sequence[Mapping[str, float]]], None] = ignore
 
+    def likelihood(self, rollout: Rollout) -> Likelihood:
+        """log pi and entropy of the rollout's tokens, given its prompts as they are.
+
+        Under a reference with `dataclasses.replace(actor, params=reference)`, given
+        other pictures with `seeing(rollout, pictures)`.
+        """
+        return _score(
+            self.policy, self.prompts_per_pass, self.params, self.allowed, rollout
+        )
+
     def add_logprobs(
         self, rollout: Rollout, name: str, view: View, key: Key[Array, ""]
     ) -> Rollout:
@@ -61,6 +72,44 @@ class Actor:
         )
         extra = {**rollout.extra_logprobs, name: scored.logprobs}
         return dataclasses.replace(rollout, extra_logprobs=extra)
+
+
+Scored = TypeVar("Scored", Rollout, Batch)
+
+
+def seeing(data: Scored, images: Images) -> Scored:
+    """The same prompts and responses with other pictures."""
+    return dataclasses.replace(
+        data, prompts=dataclasses.replace(data.prompts, images=images)
+    )
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def look(view: View, key: Key[Array, ""], images: Images) -> Images:
+    """One draw of the view for each prompt, shared by its responses."""
+    return view(key, images)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _score(
+    policy: Policy,
+    prompts_per_pass: int,
+    params: Params,
+    allowed: Bool[Array, " V"],
+    rollout: Rollout,
+) -> Likelihood:
+    def score(prompts: Prompts, *rows):
+        return likelihood(policy, params, prompts, *rows, allowed)
+
+    return in_pieces(
+        score,
+        prompts_per_pass,
+        rollout.prompts,
+        rollout.tokens,
+        rollout.positions,
+        rollout.mask,
+        rollout.temperature,
+    )
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))

@@ -1,7 +1,9 @@
-"""The data set's own responses, as if the policy had written them."""
+"""Responses that the data set brings, as if the policy had written them."""
 
+import itertools
 from collections.abc import Iterator, Sequence
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key
@@ -9,8 +11,9 @@ from jaxtyping import Array, Key
 from vrl_jax.engine.actor import Actor
 from vrl_jax.engine.likelihood import first_positions
 from vrl_jax.engine.processing import encode
-from vrl_jax.engine.sampling import response_positions
-from vrl_jax.types import Rollout, Sample
+from vrl_jax.engine.sampling import Choose, Sampled, response_positions
+from vrl_jax.programs.single_turn import as_rollout, beside, response_keys, sample
+from vrl_jax.types import Prompts, Rollout, Sample
 
 
 def demonstrations(
@@ -23,35 +26,100 @@ def demonstrations(
     """
     del key  # nothing is drawn
     samples = next(batches)
-    rows, length = len(samples), actor.max_new_tokens
-    stop = int(actor.stop_ids[0])
-    tokens = np.full((rows, length), stop, np.int32)
+    return _unscored(
+        actor, samples, ("demonstration",), jnp.full(len(samples), jnp.nan)
+    )
+
+
+def preference_pairs(
+    actor: Actor, batches: Iterator[Sequence[Sample]], key: Key[Array, ""]
+) -> Rollout:
+    """Two responses a sample: its `chosen`, then its `rejected` annotation.
+
+    The rewards are 1 and 0, the old log-probs 0. Raises `ValueError` as
+    `demonstrations` does.
+    """
+    del key  # nothing is drawn
+    samples = next(batches)
+    rewards = jnp.tile(jnp.array([1.0, 0.0]), len(samples))
+    return _unscored(actor, samples, ("chosen", "rejected"), rewards)
+
+
+def beside_demonstration(
+    actor: Actor,
+    batches: Iterator[Sequence[Sample]],
+    key: Key[Array, ""],
+    *,
+    group_size: int,
+    choose: Choose = jax.random.categorical,
+) -> Rollout:
+    """group_size - 1 sampled responses and, last in each group, the demonstration.
+
+    All are rewarded by the same rule; the demonstration's old log-probs are 0.
+    """
+    samples = next(batches)
+    encoded = encode(actor.processor, samples)
+    keys = response_keys(samples, key, group_size - 1)
+    sampled = sample(actor, encoded.prompts, keys, choose)
+    given = written(actor, samples, encoded.prompts, ("demonstration",))
+    both = beside(len(samples), sampled, given)
+    return as_rollout(actor, samples, encoded, both)
+
+
+def written(
+    actor: Actor,
+    samples: Sequence[Sample],
+    prompts: Prompts,
+    annotations: Sequence[str],
+) -> Sampled:
+    """The annotations of each sample as responses, a stop token after each."""
+    rows, length = len(samples) * len(annotations), actor.max_new_tokens
+    tokens = np.full((rows, length), int(actor.stop_ids[0]), np.int32)
     mask = np.zeros((rows, length), bool)
-    for row, sample in enumerate(samples):
-        if "demonstration" not in sample.annotations:
+    wanted = itertools.product(samples, annotations)
+    for row, (given, name) in enumerate(wanted):
+        if name not in given.annotations:
             raise ValueError(
-                f"sample {sample.id} has no `demonstration` to learn from; add the "
-                "column, or leave the supervised stage out."
+                f"sample {given.id} has no `{name}` to learn from; add the column, or "
+                "leave the stage that needs it out."
             )
-        text = sample.annotations["demonstration"]
+        text = given.annotations[name]
         ids = actor.processor.tokenizer(text, add_special_tokens=False)["input_ids"]
         if len(ids) + 1 > length:
             raise ValueError(
-                f"the demonstration of sample {sample.id} has {len(ids) + 1} tokens, "
-                f"the budget max_new_tokens is {length}."
+                f"the {name} of sample {given.id} has {len(ids) + 1} tokens, the "
+                f"budget max_new_tokens is {length}."
             )
         tokens[row, : len(ids)] = ids
         mask[row, : len(ids) + 1] = True
-    encoded = encode(actor.processor, samples)
-    return Rollout(
-        prompts=encoded.prompts,
+    start = jnp.repeat(first_positions(prompts), len(annotations))
+    return Sampled(
         tokens=jnp.asarray(tokens),
-        positions=response_positions(first_positions(encoded.prompts), length),
+        positions=response_positions(start, length),
         mask=jnp.asarray(mask),
-        temperature=jnp.ones(rows),
-        old_logprobs=jnp.zeros((rows, length)),
+        logprobs=jnp.zeros((rows, length)),
+        finished=jnp.ones(rows, bool),
+    )
+
+
+def _unscored(
+    actor: Actor,
+    samples: Sequence[Sample],
+    annotations: Sequence[str],
+    rewards: Array,
+) -> Rollout:
+    """The annotations alone, with the rewards given and no temperature."""
+    prompts = encode(actor.processor, samples).prompts
+    given = written(actor, samples, prompts, annotations)
+    return Rollout(
+        prompts=prompts,
+        tokens=given.tokens,
+        positions=given.positions,
+        mask=given.mask,
+        temperature=jnp.ones(len(rewards)),
+        old_logprobs=given.logprobs,
         extra_logprobs={},
-        rewards=jnp.full(rows, jnp.nan),
+        rewards=rewards,
         reward_parts={},
-        group=jnp.arange(rows),
+        group=jnp.repeat(jnp.arange(len(samples)), len(annotations)),
     )

@@ -6,13 +6,13 @@ from collections.abc import Iterator, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Key
+from jaxtyping import Array, Float, Key
 
 from vrl_jax.engine.actor import Actor
 from vrl_jax.engine.processing import Encoded, encode
 from vrl_jax.engine.sampling import Choose, Sampled, generate, row_keys
 from vrl_jax.rewards.combine import call_safely
-from vrl_jax.types import Episode, Rollout, Sample, Turn
+from vrl_jax.types import Episode, Prompts, Rollout, Sample, Turn
 
 _generate = jax.jit(
     generate, static_argnums=0, static_argnames=("max_new_tokens", "choose")
@@ -30,19 +30,55 @@ def single_turn(
     """y_1..y_G ~ pi(. | images, question) for the next batch; R_i = reward(y_i)."""
     samples = next(batches)
     encoded = encode(actor.processor, samples)
+    keys = response_keys(samples, key, group_size)
+    sampled = sample(actor, encoded.prompts, keys, choose)
+    return as_rollout(actor, samples, encoded, sampled)
+
+
+def response_keys(
+    samples: Sequence[Sample], key: Key[Array, ""], group_size: int
+) -> Key[Array, " B"]:
+    """One key a response, from its sample's id and its place in the group."""
     numbers = np.array([zlib.crc32(s.id.encode()) for s in samples], np.uint32)
-    temperature = jnp.full(len(samples) * group_size, actor.temperature, jnp.float32)
-    sampled = _generate(
+    return row_keys(key, jnp.asarray(numbers), group_size)
+
+
+def sample(
+    actor: Actor,
+    prompts: Prompts,
+    keys: Key[Array, " B"],
+    choose: Choose = jax.random.categorical,
+) -> Sampled:
+    """One response a key, as many for each prompt."""
+    return _generate(
         actor.policy,
         actor.params,
-        encoded.prompts,
-        row_keys(key, jnp.asarray(numbers), group_size),
-        temperature,
+        prompts,
+        keys,
+        _temperature(actor, len(keys)),
         actor.allowed,
         actor.stop_ids,
         max_new_tokens=actor.max_new_tokens,
         choose=choose,
     )
+
+
+def beside(prompts: int, *parts: Sampled) -> Sampled:
+    """Responses from several sources, those to one prompt together."""
+
+    def join(*x: Array) -> Array:
+        groups = [a.reshape(prompts, -1, *a.shape[1:]) for a in x]
+        joined = jnp.concatenate(groups, axis=1)
+        return joined.reshape(-1, *joined.shape[2:])
+
+    return jax.tree.map(join, *parts)
+
+
+def as_rollout(
+    actor: Actor, samples: Sequence[Sample], encoded: Encoded, sampled: Sampled
+) -> Rollout:
+    """The responses with their rewards, one group a sample; the observer is told."""
+    group_size = len(sampled.tokens) // len(samples)
     groups = episodes(actor, samples, encoded, sampled, group_size)
     scores = []
     for group in groups:
@@ -59,13 +95,17 @@ def single_turn(
         tokens=sampled.tokens,
         positions=sampled.positions,
         mask=sampled.mask,
-        temperature=temperature,
+        temperature=_temperature(actor, len(sampled.tokens)),
         old_logprobs=sampled.logprobs,
         extra_logprobs={},
         rewards=column("overall"),
         reward_parts={name: column(name) for name in parts},
         group=jnp.repeat(jnp.arange(len(samples)), group_size),
     )
+
+
+def _temperature(actor: Actor, rows: int) -> Float[Array, " B"]:
+    return jnp.full(rows, actor.temperature, jnp.float32)
 
 
 def episodes(

@@ -18,11 +18,17 @@ micro-batches change them (`perception.per_shard_weights` is the released behavi
 and l is the sampler's log-prob, which is the recomputed one by the on-policy law.
 """
 
+import dataclasses
 import functools
+from collections.abc import Callable
+from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Key, Shaped
 
 from vrl_jax import advantages, masked, objectives, perception, reductions, views
+from vrl_jax.engine.actor import Actor, View
 from vrl_jax.programs.dynamic_sampling import (
     Keep,
     dynamic_sampling,
@@ -31,25 +37,77 @@ from vrl_jax.programs.dynamic_sampling import (
 from vrl_jax.programs.single_turn import single_turn
 from vrl_jax.training.iteration import Recipe, as_batch
 from vrl_jax.training.metrics import once, policy_metrics
+from vrl_jax.types import Rollout
+
+Select = Callable[[Float[Array, "B T"], Bool[Array, "B T"]], Shaped[Array, "B T"]]
+Shape = Callable[[Float[Array, " B"], Bool[Array, " B"]], Float[Array, " B"]]
+Compare = Callable[
+    [Float[Array, "B T"], Float[Array, "B T"], Bool[Array, "B T"]], Float[Array, "B T"]
+]
+
+
+class Scoring(NamedTuple):
+    """What tokens are ranked by: what `score` adds, and how `credit` reads it."""
+
+    score: Callable[[Actor, Rollout, Key[Array, ""]], Rollout]
+    scores: Callable[[Rollout], Float[Array, "B T"]]
+
+
+def dependency(view: View, compare: Compare = perception.sampled_k3) -> Scoring:
+    """How far the log-probs move under the view, drawn anew for each response."""
+
+    def score(actor, rollout, key):
+        return actor.add_logprobs(rollout, "blackened", view, key)
+
+    def scores(rollout):
+        seen = rollout.extra_logprobs["blackened"]
+        return compare(rollout.old_logprobs, seen, rollout.mask)
+
+    return Scoring(score, scores)
+
+
+def _add_entropy(actor: Actor, rollout: Rollout, key: Key[Array, ""]) -> Rollout:
+    # E[log pi] = -H: a log-prob like the others, of no token in particular.
+    expected = -actor.likelihood(rollout).entropy
+    return dataclasses.replace(rollout, extra_logprobs={"expected": expected})
+
+
+def _add_random(actor: Actor, rollout: Rollout, key: Key[Array, ""]) -> Rollout:
+    drawn = -jax.random.exponential(key, rollout.mask.shape)
+    drawn = jnp.where(rollout.mask, drawn, 0)
+    return dataclasses.replace(rollout, extra_logprobs={"random": drawn})
+
+
+top_40 = functools.partial(perception.top_share, share=0.4)
+blackened = dependency(functools.partial(views.blacken_patches, share=0.5))
+entropy = Scoring(_add_entropy, lambda rollout: -rollout.extra_logprobs["expected"])
+at_random = Scoring(_add_random, lambda rollout: -rollout.extra_logprobs["random"])
 
 
 def vppo(
     *,
     group_size: int = 8,
-    share: float = 0.4,
-    beta_min: float = 0.9,
+    scoring: Scoring = blackened,
+    select: Select = top_40,
+    shape: Shape = perception.mean_one_weights,
     entropy_penalty: float = 0.06,
-    blackened: float = 0.5,
     clip_low: float = 0.2,
     clip_high: float = 0.28,
     keep: Keep = mixed_accuracy,
     max_rounds: int = 20,
 ) -> Recipe:
-    """`share` is k and `beta_min` is beta_min of the paper.
+    """`select` is the token filter, `shape` the weight of a response.
 
-    `blackened` is the expected share of black patches, `entropy_penalty` the
-    coefficient of the entropy term (0.12 for the 8B model). `keep` says which groups
-    train; at most `max_rounds` batches fill one.
+    `entropy_penalty` is 0.12 for the 8B model. `keep` says which groups train; at most
+    `max_rounds` batches fill one. The paper's ablations, as arguments:
+
+        token filter alone      shape=perception.equal_weights
+        response weights alone  select=perception.every_token
+        random 40 %             scoring=at_random, shape=perception.equal_weights
+        entropy 40 %            scoring=entropy, shape=perception.equal_weights
+        soft filter             select=partial(perception.soft_share, share=0.4)
+        fixed range             shape=perception.fixed_range_weights
+        other scores, views     scoring=dependency(view, perception.probability_drop)
     """
     act = functools.partial(
         dynamic_sampling,
@@ -57,33 +115,30 @@ def vppo(
         keep=keep,
         max_rounds=max_rounds,
     )
-    view = functools.partial(views.blacken_patches, share=blackened)
-
-    def score(actor, rollout, key):
-        return actor.add_logprobs(rollout, "blackened", view, key)
 
     def credit(rollout):
-        seen, mask = rollout.extra_logprobs["blackened"], rollout.mask
-        dependency = perception.sampled_k3(rollout.old_logprobs, seen, mask)
-        chosen = perception.top_share(dependency, mask, share)
-        of_response = perception.trajectory_dependency(dependency, mask)
-        weights = perception.mean_one_weights(
-            of_response, mask.any(axis=1), beta_min=beta_min
+        mask = rollout.mask
+        scores = scoring.scores(rollout)
+        chosen = select(scores, mask)
+        weights = shape(
+            perception.trajectory_dependency(scores, mask), mask.any(axis=1)
         )
         advantage = advantages.group_zscore(rollout.rewards, group_size=group_size)
+        kept, rows = mask & (chosen > 0), mask.any(axis=1)
         metrics = {
-            "perception/dependency_mean": reductions.token_mean(dependency, mask),
-            "perception/dependency_kept": reductions.token_mean(dependency, chosen),
+            "perception/dependency_mean": reductions.token_mean(scores, mask),
+            "perception/dependency_kept": reductions.token_mean(scores, kept),
             "perception/dependency_dropped": reductions.token_mean(
-                dependency, mask & ~chosen
+                scores, mask & ~kept
             ),
             "perception/share_kept": reductions.token_mean(
-                chosen.astype(jnp.float32), mask
+                kept.astype(jnp.float32), mask
             ),
             "perception/saturated": reductions.token_mean(
-                (dependency >= 10).astype(jnp.float32), mask
+                (scores >= 10).astype(jnp.float32), mask
             ),
-            "perception/weight_max": once(masked.max(weights, mask.any(axis=1))),
+            "perception/weight_min": once(masked.min(weights, rows)),
+            "perception/weight_max": once(masked.max(weights, rows)),
         }
         return as_batch(rollout, chosen * (weights * advantage)[:, None]), metrics
 
@@ -101,4 +156,4 @@ def vppo(
             "actor/pg_loss": reductions.token_mean(surrogate, batch.mask),
         }
 
-    return Recipe(act, score, credit, loss)
+    return Recipe(act, scoring.score, credit, loss)

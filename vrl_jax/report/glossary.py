@@ -40,8 +40,13 @@ GROUPS = (
             "groups/zero_variance": "Share of questions whose responses all earned the "
             "same reward; they teach nothing. Near 1 with a flat reward, the data "
             "is too easy or too hard.",
+            "groups/all_right": "Share of questions that every response solved.",
+            "groups/all_wrong": "Share of questions that no response solved.",
+            "rewards/margins": "How much more the policy prefers the chosen response "
+            "than the reference does, in nats.",
+            "rewards/accuracies": "Share of pairs in which it does so at all.",
         },
-        ("reward/", "critic/", "groups/"),
+        ("reward/", "rewards/", "critic/", "groups/"),
     ),
     Group(
         "Response length",
@@ -71,6 +76,9 @@ GROUPS = (
             "one update a batch.",
             "actor/ppo_kl": "How far the policy moved from the one that sampled. 0 is "
             "normal with one update a batch.",
+            "actor/kl_prcp": "How far the policy is from itself with blackened "
+            "pictures. A sudden fall with the reward: the term was gamed, lower gamma.",
+            "actor/expert_probability": "What the policy gives to the expert's tokens.",
             "actor/lr": "Learning rate.",
             "training/logprob_gap": "Difference between the log-probabilities of the "
             "sampler and of the learner. It should stay at rounding error: growth is a "
@@ -87,6 +95,11 @@ GROUPS = (
             "perception/dependency_kept": "Over the tokens that received a gradient.",
             "perception/dependency_dropped": "Over the tokens that received none. It "
             "should lie far below the kept ones.",
+            "perception/saturated": "Share of tokens whose dependency is at its bound, "
+            "10; their order is arbitrary.",
+            "perception/weight_max": "The largest weight of a response. Far above the "
+            "others, a few responses lead the update.",
+            "perception/weight_min": "The smallest.",
         },
         ("perception/", "vision/"),
     ),

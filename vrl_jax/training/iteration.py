@@ -1,7 +1,7 @@
 """The algorithm box: one iteration, the same for every recipe."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -33,7 +33,11 @@ class Recipe(NamedTuple):
     loss: Loss
 
 
-def as_batch(rollout: Rollout, advantages: Float[Array, "B #T"]) -> Batch:
+def as_batch(
+    rollout: Rollout,
+    advantages: Float[Array, "B #T"],
+    extra: Mapping[str, Array] | None = None,
+) -> Batch:
     """The rollout's tokens with an advantage for each; [B, 1] is one per response."""
     return Batch(
         prompts=rollout.prompts,
@@ -43,6 +47,8 @@ def as_batch(rollout: Rollout, advantages: Float[Array, "B #T"]) -> Batch:
         temperature=rollout.temperature,
         old_logprobs=rollout.old_logprobs,
         advantages=jnp.broadcast_to(advantages, rollout.mask.shape),
+        extra=dict(extra or {}),
+        views=rollout.views,
     )
 
 

@@ -22,19 +22,23 @@ def once(value: Float[Array, ""]) -> Mean:
 
 
 def policy_metrics(
-    new: Likelihood, batch: Batch, *, clip_low: float, clip_high: float
+    new: Likelihood,
+    batch: Batch,
+    *,
+    clip_low: float,
+    clip_high: float,
+    ratio: Float[Array, "B T"] | None = None,
 ) -> Metrics:
     """How far the policy is from the one that sampled, and how sure it is.
 
     `actor/logprob_gap` is mean |log pi - log pi_old|: on the first update of an
     iteration both are the same policy, and it measures sampler against learner.
+    `ratio` is what the loss clips, by default that of single tokens.
     """
+    if ratio is None:
+        ratio = objectives.importance_ratio(new.logprobs, batch.old_logprobs)
     low, high = objectives.clip_fractions(
-        new.logprobs,
-        batch.old_logprobs,
-        batch.advantages,
-        clip_low=clip_low,
-        clip_high=clip_high,
+        ratio, batch.advantages, clip_low=clip_low, clip_high=clip_high
     )
     gap = batch.old_logprobs - new.logprobs
 
@@ -57,7 +61,12 @@ def rollout_metrics(rollout: Rollout) -> Metrics:
     group_size = rollout.tokens.shape[0] // prompts
     metrics = {
         "critic/score/mean": once(rollout.rewards.mean()),
+        "critic/score/max": once(rollout.rewards.max()),
+        "critic/score/min": once(rollout.rewards.min()),
         "response_length/mean": once(lengths.mean()),
+        "response_length/max": once(lengths.max()),
+        "response_length/min": once(lengths.min()),
+        "response_length/clip_ratio": once((lengths == rollout.mask.shape[1]).mean()),
         "prompt_length/mean": once(rollout.prompts.mask.sum(axis=1).mean()),
         "actor/sampled_nll": once(masked.mean(-rollout.old_logprobs, rollout.mask)),
         **{
@@ -68,6 +77,10 @@ def rollout_metrics(rollout: Rollout) -> Metrics:
     if group_size > 1:
         flat = filters.zero_variance_groups(rollout.rewards, group_size=group_size)
         metrics["groups/zero_variance"] = once(flat.mean())
+        if "accuracy" in rollout.reward_parts:
+            right = rollout.reward_parts["accuracy"].reshape(-1, group_size)
+            metrics["groups/all_right"] = once((right >= 1).all(axis=1).mean())
+            metrics["groups/all_wrong"] = once((right <= 0).all(axis=1).mean())
     return metrics
 
 

@@ -1,0 +1,77 @@
+"""Groups that are not all sampled, or not from the same picture."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vrl_jax import views
+from vrl_jax.programs.demonstrations import beside_demonstration, preference_pairs
+from vrl_jax.programs.mixed_views import mixed_views
+from vrl_jax.programs.single_turn import single_turn
+
+from ..fixtures import small
+
+KEY = jax.random.key(5)
+
+
+def words(actor, tokens, mask):
+    written = [row[kept].tolist() for row, kept in zip(tokens, mask, strict=True)]
+    return actor.processor.tokenizer.batch_decode([row[:-1] for row in written])
+
+
+def test_a_demonstration_ends_each_group():
+    actor, samples = small.actor(), small.samples()
+    rollout = beside_demonstration(actor, iter([samples]), KEY, group_size=3)
+    tokens, mask = np.asarray(rollout.tokens)[2::3], np.asarray(rollout.mask)[2::3]
+    expected = [sample.annotations["demonstration"] for sample in samples]
+    assert words(actor, tokens, mask) == expected
+    assert not rollout.old_logprobs[2::3].any()
+    # The others are what would have been sampled without it.
+    alone = single_turn(actor, iter([samples]), KEY, group_size=2)
+    own = np.arange(12) % 3 != 2
+    np.testing.assert_array_equal(rollout.tokens[own], alone.tokens)
+    np.testing.assert_array_equal(rollout.positions[own], alone.positions)
+    even = [tokens[row][mask[row]].sum() % 2 == 0 for row in range(4)]
+    np.testing.assert_array_equal(rollout.rewards[2::3], even)  # by the same rule
+
+
+def test_preference_pairs_are_chosen_then_rejected():
+    actor = small.actor()
+    samples = [
+        dataclasses.replace(s, annotations={"chosen": "it is", "rejected": "What"})
+        for s in small.samples()
+    ]
+    rollout = preference_pairs(actor, iter([samples]), KEY)
+    tokens, mask = np.asarray(rollout.tokens), np.asarray(rollout.mask)
+    assert words(actor, tokens, mask) == ["it is", "What"] * 4
+    np.testing.assert_array_equal(rollout.rewards, [1, 0] * 4)
+    np.testing.assert_array_equal(rollout.group, np.repeat(np.arange(4), 2))
+    with pytest.raises(ValueError, match="row-0 has no `chosen`"):
+        bare = [dataclasses.replace(s, annotations={}) for s in samples]
+        preference_pairs(actor, iter([bare]), KEY)
+
+
+def black(key, images):
+    return views.blacken_patches(key, images, share=1.0)
+
+
+def test_mixed_views_sample_under_one_picture_and_score_under_the_other():
+    actor, samples = small.actor(), small.samples()
+    rollout = mixed_views(
+        actor, iter([samples]), KEY, group_size=4, view=black, perturbed=2
+    )
+    plain = single_turn(actor, iter([samples]), jax.random.split(KEY)[0], group_size=4)
+    clean = np.arange(16) % 4 < 2
+    np.testing.assert_array_equal(rollout.tokens[clean], plain.tokens[clean])
+    assert (rollout.tokens[~clean] != plain.tokens[~clean]).any()
+    text_only = slice(10, 12)  # without a picture both views are the same
+    np.testing.assert_array_equal(rollout.tokens[text_only], plain.tokens[text_only])
+    np.testing.assert_allclose(
+        rollout.old_logprobs[clean], plain.old_logprobs[clean], rtol=1e-5, atol=1e-5
+    )
+    scored = actor.likelihood(rollout).logprobs
+    np.testing.assert_allclose(rollout.old_logprobs, scored, atol=1e-6)
+    assert jnp.array_equal(rollout.prompts.images.patches, plain.prompts.images.patches)

@@ -1,0 +1,44 @@
+"""REINFORCE++: no groups; rewards whitened over the batch.
+
+Hu et al., 2025, https://arxiv.org/abs/2501.03262. The optional KL to the reference in
+the reward of a token is left out. Dual clip and token mean are those of verl and
+EasyR1, which forgets to mask the whitened padding.
+
+    act     y_1..y_G ~ pi_old(. | image, q);  R_i = reward(y_i)
+    score   nothing
+    credit  A_it = whitened over all tokens of the batch: sum_{t' >= t} r_it'
+    loss    dual-clipped surrogate (0.2, 0.2, 3), mean over all tokens
+"""
+
+import functools
+
+from vrl_jax import advantages, objectives, reductions
+from vrl_jax.programs.single_turn import single_turn
+from vrl_jax.training.iteration import Recipe, as_batch
+from vrl_jax.training.metrics import policy_metrics
+
+
+def reinforce_pp(
+    *, group_size: int = 8, discount: float = 1.0, clip: float = 0.2
+) -> Recipe:
+    """A group is only how often a prompt is played; 1 will do."""
+    act = functools.partial(single_turn, group_size=group_size)
+
+    def score(actor, rollout, key):
+        return rollout
+
+    def credit(rollout):
+        rewards = advantages.at_last_token(rollout.rewards, rollout.mask)
+        returns = advantages.reward_to_go(rewards, rollout.mask, discount=discount)
+        return as_batch(rollout, advantages.whiten(returns, rollout.mask)), {}
+
+    def loss(policy, batch):
+        new = policy(batch)
+        clips = {"clip_low": clip, "clip_high": clip}
+        per_token = objectives.dual_clipped_surrogate(
+            new.logprobs, batch.old_logprobs, batch.advantages, **clips
+        )
+        mean = reductions.token_mean(per_token, batch.mask)
+        return mean, policy_metrics(new, batch, **clips)
+
+    return Recipe(act, score, credit, loss)
