@@ -1,6 +1,8 @@
 # make demo    set-up, then the main job: a tiny model learns from pictures by VPPO
 # make test    set-up, then every test (no torch)
 # make parity  adds torch, then the comparisons with transformers
+# make parity-sweep SEEDS=20 FIRST=1000   the same on other random models and pictures
+# make bench-load  seconds and memory of loading a checkpoint, for BENCHMARKS.md
 # make lint    style and format
 # make table   three seeds of every digits experiment, as printed in experiments/README.md
 
@@ -8,11 +10,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 RUN ?= runs/vppo_tiny_digits
+SEEDS ?= 20
+FIRST ?= 1000
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 PYTEST := $(BIN)/python -m pytest
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 
-.PHONY: demo test parity lint table clean
+.PHONY: demo test parity parity-sweep bench-load lint table clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo
@@ -23,6 +27,12 @@ test: $(VENV)/.test
 
 parity: $(VENV)/.parity
 	$(PYTEST) -m parity tests/parity
+
+parity-sweep: $(VENV)/.parity
+	JAX_PLATFORMS=cpu $(BIN)/python -m tests.parity.sweep --seeds $(SEEDS) --first $(FIRST)
+
+bench-load: $(VENV)/.demo
+	JAX_PLATFORMS=cpu $(BIN)/python benchmarks/load_checkpoint.py
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

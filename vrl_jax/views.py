@@ -8,6 +8,8 @@ fresh draw per response, repeat the prompts first.
 """
 
 import dataclasses
+import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +22,16 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 """Of red, green and blue in [0, 1]: https://github.com/openai/CLIP, and Qwen2.5-VL."""
 
 RGB = tuple[float, float, float]
+
+
+@functools.lru_cache
+def with_statistics(view: Callable, mean: RGB, std: RGB) -> Callable:
+    """`view` for a model that normalises pixels by `mean` and `std`.
+
+    Black and grey are other numbers there. Cached: the same arguments give the same
+    function, so that jit finds what it compiled.
+    """
+    return functools.partial(view, mean=mean, std=std)
 
 
 def blacken_patches(

@@ -8,6 +8,7 @@ pytest.importorskip("torch")
 
 from .checks import CHECKS, Setting
 from .draws import BY_NAME
+from .reference import torch_logits
 
 pytestmark = pytest.mark.parity
 
@@ -26,8 +27,6 @@ def test_equals_transformers(family, seed, check, record_error):
 @pytest.mark.parametrize("family", BY_NAME)
 def test_the_picture_changes_their_logits_too(family):
     """A comparison of models that ignore their pictures would show nothing."""
-    from .reference import torch_logits
-
     given = setting(family, 0)
     blank = [p.point(lambda _: 90) for p in given.rows[2].pictures]
     rows = [*given.rows[:2], given.rows[2]._replace(pictures=blank)]

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, Key
 
+from vrl_jax import views
 from vrl_jax.engine.likelihood import in_pieces, likelihood
 from vrl_jax.engine.processing import Processor
 from vrl_jax.models.policy import Params, Policy
@@ -41,6 +42,11 @@ class Actor:
     temperature: float = 1.0
     prompts_per_pass: int = 64
     observe: Callable[[Sequence[Episode], Sequence[Mapping[str, float]]], None] = ignore
+
+    def painting(self, view: Callable) -> View:
+        """One of `views`, with the black and grey of this model's pixels."""
+        family = self.processor.spec.family
+        return views.with_statistics(view, family.pixel_mean, family.pixel_std)
 
     def add_logprobs(
         self, rollout: Rollout, name: str, view: View, key: Key[Array, ""]

@@ -144,7 +144,9 @@ def _converter(layout: Layout, dtype: jnp.dtype, sharding: Sharding) -> Callable
 def _writer(layout: Layout, sharding: Sharding) -> Callable:
     @functools.partial(jax.jit, donate_argnums=0, out_shardings=sharding)
     def write(array: Array, tensor: Array, layer: Int[Array, ""]) -> Array:
-        # In place: the donated array's memory becomes the result's.
-        return array.at[layer].set(_ours(tensor, layout, array.dtype))
+        # In place: the donated array's memory becomes the result's. Not `.at[].set`,
+        # whose scatter converts a whole bfloat16 array on a CPU.
+        new = _ours(tensor, layout, array.dtype)
+        return jax.lax.dynamic_update_index_in_dim(array, new, layer, 0)
 
     return write

@@ -60,7 +60,7 @@ def vppo(
     view = functools.partial(views.blacken_patches, share=blackened)
 
     def score(actor, rollout, key):
-        return actor.add_logprobs(rollout, "blackened", view, key)
+        return actor.add_logprobs(rollout, "blackened", actor.painting(view), key)
 
     def credit(rollout):
         seen, mask = rollout.extra_logprobs["blackened"], rollout.mask

@@ -343,7 +343,7 @@ def to_checkpoint(params: Params, spec: QwenSpec) -> Iterator[tuple[str, np.ndar
             yield row.name, row.write(array)
 
 
-def _plain(name: str) -> str:
+def short_name(name: str) -> str:
     """A tensor's name in the shorter of the two namings, on disk and in memory (v5)."""
     for prefix, short in {
         "model.visual.": "visual.",
@@ -365,14 +365,14 @@ def from_checkpoint(
     `shardings` is a tree like the params; without it they go to the default device.
     """
     table = parameter_table(spec)
-    given = {_plain(name): name for name in tensors}
+    given = {short_name(name): name for name in tensors}
     _check_fit(tensors, given, table, spec)
     default = jnp.zeros(()).sharding
 
     def filled(row: Parameter) -> Array:
         sharding = _leaf(shardings, row.path) if shardings else default
         names = [
-            given[_plain(row.name.format(layer=layer))]
+            given[short_name(row.name.format(layer=layer))]
             for layer in range(max(row.layers, 1))
         ]
         parts = (tensors[name] for name in names)
@@ -393,7 +393,7 @@ def _check_fit(
         for row in table
         for layer in range(max(row.layers, 1))
     }
-    needed = {_plain(name): name for name in shapes}
+    needed = {short_name(name): name for name in shapes}
     misshaped = [
         f"{given[name]} {tuple(tensors[given[name]].shape)}, not {shapes[full]}"
         for name, full in needed.items()
@@ -404,7 +404,7 @@ def _check_fit(
     if spec.tied and HEAD in extra and not missing and not misshaped:
         # Some writers repeat a tied head; another matrix means that it is not tied.
         extra.remove(HEAD)
-        embedding = given[_plain(spec.family.prefixes[1] + "embed_tokens.weight")]
+        embedding = given[short_name(spec.family.prefixes[1] + "embed_tokens.weight")]
         if not _same(tensors[HEAD], tensors[embedding]):
             extra.append(f"{HEAD} (the config ties it to the embedding, it differs)")
     problems = [
