@@ -2,6 +2,8 @@
 # make test    set-up, then every test (no torch)
 # make parity  adds torch, then the comparisons with transformers
 # make cases   only the numbers of a fact file: make cases OBJECTIVES=path.json
+# make parity-sweep SEEDS=20 FIRST=1000   the same on other random models and pictures
+# make bench-load  seconds and memory of loading a checkpoint, for BENCHMARKS.md
 # make lint    style and format
 # make table   three seeds of every digits experiment, as printed in experiments/README.md
 
@@ -10,13 +12,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN ?= runs/vppo_tiny_digits
 OBJECTIVES ?= tests/golden/objectives_cases.json
+SEEDS ?= 20
+FIRST ?= 1000
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 PYTEST := $(BIN)/python -m pytest
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 # It would say that torch is missing; it is not needed.
 export TRANSFORMERS_VERBOSITY ?= error
 
-.PHONY: demo test parity cases lint table clean
+.PHONY: demo test parity parity-sweep cases bench-load lint table clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo
@@ -30,6 +34,12 @@ parity: $(VENV)/.parity
 
 cases: $(VENV)/.test
 	OBJECTIVES="$(abspath $(OBJECTIVES))" $(PYTEST) tests/test_cases.py
+
+parity-sweep: $(VENV)/.parity
+	JAX_PLATFORMS=cpu $(BIN)/python -m tests.parity.sweep --seeds $(SEEDS) --first $(FIRST)
+
+bench-load: $(VENV)/.demo
+	JAX_PLATFORMS=cpu $(BIN)/python benchmarks/load_checkpoint.py
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

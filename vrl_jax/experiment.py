@@ -243,9 +243,8 @@ def look(
     actor: Actor, samples: Sequence[Sample], out: Path, *, seed: int
 ) -> dict[str, Any]:
     """Measures visual dependency on held-out samples, for the report."""
-    measured = dependency.measure(
-        actor, samples, views.blacken_patches, jax.random.key(seed + 1)
-    )
+    view = actor.painting(views.blacken_patches)
+    measured = dependency.measure(actor, samples, view, jax.random.key(seed + 1))
     kinds = digits.sum_token_kinds
     means = dependency.by_kind(actor, measured, kinds)
     write_json(out / "dependency.json", means)

@@ -8,7 +8,10 @@ fresh draw per response, repeat the prompts first.
 """
 
 import dataclasses
+import functools
+import inspect
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +24,19 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 """Of red, green and blue in [0, 1]: https://github.com/openai/CLIP, and Qwen2.5-VL."""
 
 RGB = tuple[float, float, float]
+
+
+@functools.lru_cache
+def with_statistics(view: Callable, mean: RGB, std: RGB) -> Callable:
+    """`view` for a model that normalises pixels by `mean` and `std`.
+
+    Black and grey are other numbers there. A view that takes no statistics paints
+    nothing and stays as it is. Cached: the same arguments give the same function, so
+    that jit finds what it compiled.
+    """
+    if not {"mean", "std"} <= inspect.signature(view).parameters.keys():
+        return view
+    return functools.partial(view, mean=mean, std=std)
 
 
 def blacken_patches(

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
+from vrl_jax.models.qwen_vl.families import QWEN2_VL, QWEN3_VL
 from vrl_jax.models.qwen_vl.images import merged_grid, pack_images, packed_patches
 from vrl_jax.models.qwen_vl.parameters import Params, parameter_table
 from vrl_jax.models.qwen_vl.policy import policy
@@ -31,7 +32,7 @@ SPECS = {
         **SPECIAL,
     ),
     "untied": QwenSpec(
-        VisionSpec(2, 80, 2, 100, (1,)),
+        VisionSpec(2, 80, 2, 100, (1,), window=112),
         TextSpec(3, 96, 160, 6, 2, 128, rope_sections=(2, 3, 3), eps=1e-5),
         tied=False,
         **SPECIAL,
@@ -40,6 +41,22 @@ SPECS = {
         VisionSpec(3, 128, 8, 64, (0,), patch=4, window=16),
         TextSpec(4, 128, 96, 4, 1, 128, rope_theta=5e4, rope_sections=(4, 6, 6)),
         tied=False,
+        **SPECIAL,
+    ),
+    "qwen2": QwenSpec(
+        VisionSpec(3, 64, 4, 128, patch=4),
+        TextSpec(2, 64, 96, 4, 2, 128, rope_sections=(2, 3, 3)),
+        tied=True,
+        family=QWEN2_VL,
+        **SPECIAL,
+    ),
+    # A table smaller than some pictures, two levels for three layers, and queries
+    # wider than the model.
+    "qwen3": QwenSpec(
+        VisionSpec(4, 64, 4, 96, patch=4, table_side=5, deepstack=(0, 2)),
+        TextSpec(3, 48, 96, 4, 2, 128, 5e5, (4, 2, 2), head_width=16),
+        tied=False,
+        family=QWEN3_VL,
         **SPECIAL,
     ),
 }
@@ -148,7 +165,7 @@ def responses(seed: int, shape: tuple[int, int, int]) -> np.ndarray:
 
 
 class Outputs(NamedTuple):
-    features: list[np.ndarray]  # of each picture, its merged tokens row by row
+    features: list[np.ndarray]  # of each picture [1 + levels, merged tokens, H]
     prompt_logits: list[np.ndarray]  # of each row, its real tokens
     response_logits: np.ndarray  # [P G T V], each position's next token
 
@@ -161,6 +178,7 @@ def _compiled(spec: QwenSpec):
     def run(params, prompts, next_position, tokens):
         features = whole.encode_images(params, prompts.images)
         hidden, prompt_cache = whole.prefill(params, prompts, features)
+        features = jnp.concatenate([features.main[:, None], features.levels], axis=1)
         P, G, T = tokens.shape
         steps = next_position[:, None, None] + jnp.arange(T)
         positions = jnp.broadcast_to(steps[..., None], (P, G, T, 3))
@@ -183,7 +201,7 @@ def outputs(
     )
     return Outputs(
         [
-            features[prompt, index]
+            features[prompt][:, index]
             for prompt, pictures in enumerate(packed.merged_index)
             for index in pictures
         ],

@@ -8,7 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from vrl_jax.models.qwen_vl.images import pack_images
 from vrl_jax.models.qwen_vl.policy import policy
+from vrl_jax.models.qwen_vl.released import QWEN3_VL_2B
+from vrl_jax.models.qwen_vl.vision import interpolation
 from vrl_jax.types import Images, Prompts
 
 from .cases import (
@@ -16,6 +19,7 @@ from .cases import (
     Packed,
     outputs,
     pack,
+    picture,
     random_params,
     responses,
     row,
@@ -37,8 +41,9 @@ def test_outputs_equal_recorded_torch(name):
         pack(spec, two_rows(spec, seed)),
         responses(seed, (2, 2, 3)),
     )
-    features = np.concatenate(got.features)
-    np.testing.assert_allclose(features, golden["features"], atol=1e-5)
+    features = np.concatenate(got.features, axis=1)
+    recorded = golden["features"].reshape(features.shape)
+    np.testing.assert_allclose(features, recorded, atol=1e-5)
     logits = np.concatenate(got.prompt_logits)
     np.testing.assert_allclose(logits, golden["prompt_logits"], atol=1e-4)
     np.testing.assert_allclose(
@@ -46,9 +51,10 @@ def test_outputs_equal_recorded_torch(name):
     )
 
 
-@pytest.fixture(scope="module")
-def setting():
-    spec = small_spec()
+@pytest.fixture(scope="module", params=["tied", "qwen3"])
+def setting(request):
+    """Windows; deepstack and a layout without windows."""
+    spec = SPECS[request.param]
     return spec, random_params(spec, 0), responses(0, (2, 2, 3))
 
 
@@ -107,7 +113,7 @@ def test_packed_equals_one_by_one(setting):
     pictures = [p for given in rows for p in given.pictures]
     for shown, features in zip(pictures, whole.features, strict=True):
         alone = row(spec, 7, [(2, 2)])._replace(
-            tokens=[spec.image_token] * len(features), pictures=[shown]
+            tokens=[spec.image_token] * features.shape[1], pictures=[shown]
         )
         single = outputs(spec, params, one([alone]), tokens[:1])
         _assert_same(single.features[0], features)
@@ -174,6 +180,63 @@ def test_the_picture_changes_the_logits(setting):
     assert shift[0] > 0.1 and shift[1] == 0  # the row of text alone does not move
 
 
+def test_deepstack_levels_reach_the_logits():
+    """Each level changes them, at pictures alone."""
+    spec = SPECS["qwen3"]
+    params, whole = random_params(spec, 0), policy(spec)
+    prompts = pack(spec, two_rows(spec, 0)).prompts
+    features = whole.encode_images(params, prompts.images)
+    hidden, _ = whole.prefill(params, prompts, features)
+    for level in range(2):
+        levels = features.levels.at[:, level].set(0)
+        changed = features._replace(levels=levels)
+        other, _ = whole.prefill(params, prompts, changed)
+        shift = np.abs(np.where(prompts.mask[..., None], hidden - other, 0)).max((1, 2))
+        assert shift[0] > 0.1 and shift[1] == 0
+
+
+def test_interpolation_golden():
+    """Grid [1, 4, 6] in merge order: transformers 4.57.6 and 5.23.0, table 48 x 48."""
+    packed = pack_images([picture(0, 64, 96)], QWEN3_VL_2B, budget=28)
+    # Padding may hold anything.
+    coordinates = np.where(packed.frames[:, None] > 0, packed.coordinates, 10**6)
+    rows, weights = interpolation(coordinates[None], packed.frames[None], 48, 4)
+    expected_rows = [
+        (0, 1, 48, 49),
+        (9, 10, 57, 58),
+        (720, 721, 768, 769),
+        (729, 730, 777, 778),
+        (18, 19, 66, 67),
+        (28, 29, 76, 77),
+    ]
+    expected_weights = [
+        (1, 0, 0, 0),
+        (0.6, 0.4, 0, 0),
+        (1 / 3, 0, 2 / 3, 0),
+        (0.2, 0.4 / 3, 0.4, 0.8 / 3),
+        (0.2, 0.8, 0, 0),
+        (0.8, 0.2, 0, 0),
+    ]
+    np.testing.assert_array_equal(rows[0, :6], expected_rows)
+    np.testing.assert_allclose(weights[0, :6], expected_weights, atol=1e-6)
+
+
+def test_interpolation_knows_each_pictures_size():
+    """By hand: corners of a picture are corners of the table; a single row is row 0."""
+    sizes = [(4, 2), (2, 8), (2, 2)]
+    shown = [picture(i, 16 * h, 16 * w) for i, (h, w) in enumerate(sizes)]
+    packed = pack_images(shown, QWEN3_VL_2B, budget=32)
+    rows, weights = interpolation(packed.coordinates[None], packed.frames[None], 48, 4)
+    nearest = np.take_along_axis(rows, weights.argmax(-1)[..., None], -1)[0, :, 0]
+    for number, (height, width) in enumerate(sizes, start=1):
+        mine = packed.frames == number
+        corner = (packed.coordinates == (height - 1, width - 1)).all(-1)
+        assert nearest[mine & corner].tolist() == [48 * 48 - 1]
+    one = np.zeros((1, 4), int)
+    rows, weights = interpolation(np.zeros((1, 4, 2), int), one + 1, 48, 4)
+    assert (rows[..., 0] == 0).all() and (weights[..., 0] == 1).all()
+
+
 def test_gradients_are_finite_and_ignore_padding(setting):
     spec, params, tokens = setting
     packed, whole = pack(spec, two_rows(spec, 0)), policy(spec)
@@ -212,7 +275,9 @@ def test_half_precision_stays_near(setting):
     whole = policy(spec)
     features = whole.encode_images(half, packed.prompts.images)
     hidden, cache = whole.prefill(half, packed.prompts, features)
-    assert {features.dtype, hidden.dtype, cache.keys.dtype} == {jnp.dtype("bfloat16")}
+    assert {features.main.dtype, hidden.dtype, cache.keys.dtype} == {
+        jnp.dtype("bfloat16")
+    }
     expected = outputs(spec, params, packed, tokens).prompt_logits[1]
     got = (hidden @ whole.head(half).T)[1, : len(expected)]
     # Two layers of 8-bit mantissas on logits of size 1.

@@ -19,7 +19,7 @@ from vrl_jax.models.qwen_vl.images import (
     smart_resize,
 )
 from vrl_jax.models.qwen_vl.positions import image_prompt_positions
-from vrl_jax.models.qwen_vl.spec import QWEN2_5_VL_3B
+from vrl_jax.models.qwen_vl.released import QWEN2_5_VL_3B, QWEN2_VL_2B, QWEN3_VL_2B
 
 from .cases import picture, small_spec
 
@@ -137,6 +137,23 @@ def test_pack_images_states_need_and_budget():
         pack_images(pictures, QWEN2_5_VL_3B, budget=192)
     with pytest.raises(ValueError, match="whole windows of 64, got 100"):
         pack_images(pictures, QWEN2_5_VL_3B, budget=100)
+
+
+def test_a_tower_without_windows_packs_pictures_row_by_row():
+    assert packed_patches(160, 224, QWEN3_VL_2B) == 140  # no padding between pictures
+    pictures = [picture(0, 96, 64), picture(1, 32, 32)]
+    packed = pack_images(pictures, QWEN3_VL_2B, budget=36)
+    assert [index.tolist() for index in packed.merged_index] == [[*range(6)], [6]]
+    assert packed.frames.tolist() == [1] * 24 + [2] * 4 + [0] * 8
+    with pytest.raises(ValueError, match=r"whole windows of 4, got 30.*merged tokens"):
+        pack_images(pictures, QWEN3_VL_2B, budget=30)
+
+
+def test_pixels_have_the_statistics_of_their_family():
+    black = Image.new("RGB", (32, 32))
+    assert (patchify(black, QWEN3_VL_2B) == -1).all()  # (0 - 0.5) / 0.5
+    red = patchify(Image.new("RGB", (28, 28)), QWEN2_VL_2B)[0, 0, 0]
+    assert red == pytest.approx(-0.48145466 / 0.26862954)
 
 
 def test_pack_images_of_no_picture_is_padding():

@@ -1,6 +1,7 @@
 """Configurations and the parameter table."""
 
 import copy
+import dataclasses
 import math
 
 import jax
@@ -8,7 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vrl_jax.models.qwen_vl import spec as released
+from vrl_jax.models.qwen_vl import released
+from vrl_jax.models.qwen_vl.config import config_from_spec, spec_from_config
+from vrl_jax.models.qwen_vl.families import QWEN2_5_VL, QWEN2_VL
 from vrl_jax.models.qwen_vl.parameters import (
     abstract_params,
     from_checkpoint,
@@ -16,7 +19,6 @@ from vrl_jax.models.qwen_vl.parameters import (
     logical_axes,
     to_checkpoint,
 )
-from vrl_jax.models.qwen_vl.spec import config_from_spec, spec_from_config
 
 from .cases import SPECS, random_params, small_spec
 
@@ -24,37 +26,48 @@ from .cases import SPECS, random_params, small_spec
 @pytest.mark.parametrize(
     ("name", "billions"),
     # Counted on torch's meta device with transformers 4.57.6 and the hub's configs.
-    [("3B", 3.755), ("7B", 8.292), ("32B", 33.45), ("72B", 73.41)],
+    [
+        ("QWEN2_VL_2B", 2.209),
+        ("QWEN2_VL_7B", 8.291),
+        ("QWEN2_5_VL_3B", 3.755),
+        ("QWEN2_5_VL_7B", 8.292),
+        ("QWEN2_5_VL_32B", 33.45),
+        ("QWEN2_5_VL_72B", 73.41),
+        ("QWEN3_VL_2B", 2.128),
+        ("QWEN3_VL_4B", 4.438),
+        ("QWEN3_VL_8B", 8.767),
+        ("QWEN3_VL_32B", 33.36),
+    ],
 )
 def test_released_specs_have_the_released_sizes(name, billions):
-    shapes = abstract_params(getattr(released, f"QWEN2_5_VL_{name}"))
+    shapes = abstract_params(getattr(released, name))
     count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
-    assert count / 1e9 == pytest.approx(billions, rel=2e-4)
+    assert count / 1e9 == pytest.approx(billions, rel=3e-4)
 
 
-@pytest.mark.parametrize("name", SPECS)
+@pytest.mark.parametrize("name", [*SPECS, "QWEN2_VL_7B", "QWEN3_VL_8B"])
 def test_config_round_trip_in_both_layouts(name):
-    spec = SPECS[name]
-    flat = config_from_spec(spec)
-    assert spec_from_config(flat) == spec
-    assert spec_from_config(_nested(flat)) == spec
+    spec = SPECS.get(name) or getattr(released, name)
+    hub_layout = config_from_spec(spec)
+    assert spec_from_config(hub_layout) == spec
+    assert spec_from_config(_nested(hub_layout)) == spec
 
 
-def _nested(flat):
+def _nested(config):
     """The layout of transformers 5."""
     tokens = ("image", "video", "vision_start", "vision_end")
     outer = ["vision_config", "model_type", "architectures", "tie_word_embeddings"]
     outer += [f"{token}_token_id" for token in tokens]
+    flat = copy.deepcopy(config.get("text_config", config))
     text = {key: value for key, value in flat.items() if key not in outer}
-    rope = text.pop("rope_scaling")
     text["rope_parameters"] = {
+        **text.pop("rope_scaling"),
         "rope_type": "default",
         "rope_theta": text.pop("rope_theta"),
-        "mrope_section": rope["mrope_section"],
     }
-    vision = dict(flat["vision_config"])
+    vision = dict(config["vision_config"])
     vision.pop("in_chans")
-    nested = {key: flat[key] for key in outer} | {"text_config": text}
+    nested = {key: config[key] for key in outer} | {"text_config": text}
     return nested | {"vision_config": vision}
 
 
@@ -64,36 +77,52 @@ def test_missing_section_falls_back_to_the_released_one():
     assert spec_from_config(config) == released.QWEN2_5_VL_7B
 
 
+# What says nothing about the arithmetic, or is checked where it is given.
+OPTIONAL = {
+    "architectures",
+    "attention_bias",
+    "hidden_act",
+    "in_channels",
+    "in_chans",
+    "model_type",
+    "mrope_interleaved",
+    "rope_type",
+    "spatial_patch_size",
+    "type",
+    "use_sliding_window",
+}
+
+
+def _leaves(config, path=()):
+    for key, value in config.items():
+        yield (*path, key)
+        if isinstance(value, dict):
+            yield from _leaves(value, (*path, key))
+
+
 @pytest.mark.parametrize("layout", [dict, _nested])
-@pytest.mark.parametrize(
-    "key",
-    [
-        "rms_norm_eps",
-        "rope_theta",
-        "num_key_value_heads",
-        "tie_word_embeddings",
-        "image_token_id",
-        "vision_config",
-        "vision_config.window_size",
-        "vision_config.fullatt_block_indexes",
-        "vision_config.tokens_per_second",
-    ],
-)
-def test_a_missing_key_is_named(layout, key):
-    config = copy.deepcopy(layout(config_from_spec(small_spec())))
-    *folder, last = key.split(".")
-    for part in [config, config.get("text_config"), config.get("vision_config")]:
-        if part is not None and (not folder or part is config["vision_config"]):
-            part.pop(last, None)
-            part.get("rope_parameters", {}).pop(last, None)
-    with pytest.raises(ValueError, match=f"lacks '{last}'"):
-        spec_from_config(config)
+@pytest.mark.parametrize("name", ["tied", "qwen2", "qwen3"])
+def test_every_missing_key_is_named(name, layout):
+    whole = layout(config_from_spec(SPECS[name]))
+    groups = {"rope_scaling", "rope_parameters", "text_config"}
+    fallback = {"mrope_section"} if name != "qwen3" else set()
+    for *folders, last in _leaves(whole):
+        if last in OPTIONAL | groups | fallback:
+            continue
+        config = copy.deepcopy(whole)
+        part = config
+        for folder in folders:
+            part = part[folder]
+        del part[last]
+        with pytest.raises(ValueError, match=f"lacks '{last}'"):
+            spec_from_config(config)
 
 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"model_type": "qwen2_vl"}, "model_type = 'qwen2_vl'"),
+        ({"model_type": "qwen4_vl"}, "model_type = 'qwen4_vl'"),
+        ({"model_type": "qwen2_vl"}, "vision hidden_act = 'silu'"),
         ({"hidden_act": "gelu"}, "hidden_act = 'gelu'"),
         ({"use_sliding_window": True}, "use_sliding_window = True"),
         ({"rope_scaling": {"type": "yarn", "factor": 4}}, "rope type = 'yarn'"),
@@ -105,8 +134,43 @@ def test_what_is_not_supported_is_named(change, said):
         spec_from_config(config_from_spec(small_spec()) | change)
 
 
-def test_views_of_the_table_agree():
-    spec = small_spec()
+@pytest.mark.parametrize(
+    ("part", "change", "said"),
+    [
+        ("vision_config", {"num_position_embeddings": 24}, "embeddings = 24"),
+        ("vision_config", {"deepstack_visual_indexes": [9]}, "blocks must exist"),
+        ("vision_config", {"hidden_act": "gelu"}, "vision hidden_act = 'gelu'"),
+        ("text_config", {"attention_bias": True}, "attention_bias = True"),
+        ("text_config", {"num_hidden_layers": 1}, "a decoder layer for each level"),
+        (
+            "text_config",
+            {"rope_scaling": {"mrope_section": [2, 3, 3]}},
+            "mRoPE sections must",  # width would own frequency 8 of 0 to 7
+        ),
+        (
+            "text_config",
+            {"rope_scaling": {"mrope_interleaved": False}},
+            "mrope_interleaved = False",
+        ),
+    ],
+)
+def test_what_qwen3_does_not_support_is_named(part, change, said):
+    config = config_from_spec(SPECS["qwen3"])
+    config[part] |= change
+    with pytest.raises(ValueError, match=said):
+        spec_from_config(config)
+
+
+def test_a_family_has_its_own_parts_alone():
+    with pytest.raises(ValueError, match="qwen2_vl has no window"):
+        dataclasses.replace(small_spec(), family=QWEN2_VL)
+    with pytest.raises(ValueError, match="qwen2_5_vl needs window"):
+        dataclasses.replace(SPECS["qwen2"], family=QWEN2_5_VL)
+
+
+@pytest.mark.parametrize("name", ["tied", "qwen2", "qwen3"])
+def test_views_of_the_table_agree(name):
+    spec = SPECS[name]
     abstract, axes = abstract_params(spec), logical_axes(spec)
     params = jax.jit(lambda key: init_params(key, spec, jnp.bfloat16))(
         jax.random.key(0)
@@ -118,7 +182,7 @@ def test_views_of_the_table_agree():
     lengths = jax.tree.map(len, axes, is_leaf=is_axes)
     assert lengths == jax.tree.map(lambda a: len(a.shape), abstract)
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("bfloat16")}
-    assert "head" not in params["text"]
+    assert ("head" in params["text"]) == (not spec.tied)
     assert "head" in abstract_params(SPECS["untied"])["text"]
 
 
@@ -128,16 +192,24 @@ def checkpoint():
     return spec, dict(to_checkpoint(random_params(spec, 0), spec))
 
 
-def test_checkpoint_round_trip_under_both_namings(checkpoint):
-    spec, tensors = checkpoint
-    modern = {
-        "model." + name
-        if name.startswith("visual.")
-        else name.replace("model.", "model.language_model.", 1): tensor
-        for name, tensor in tensors.items()
+@pytest.mark.parametrize("name", ["untied", "qwen2", "qwen3"])
+def test_checkpoint_round_trip_under_both_namings(name):
+    spec = SPECS[name]
+    tensors = dict(to_checkpoint(random_params(spec, 0), spec))
+    short = {
+        n.replace("model.visual.", "visual.").replace(
+            "model.language_model.", "model."
+        ): t
+        for n, t in tensors.items()
     }
-    assert "model.language_model.layers.2.self_attn.q_proj.bias" in modern
-    for named in (tensors, modern):
+    long = {
+        "model." + n
+        if n.startswith("visual.")
+        else n.replace("model.", "model.language_model.", 1): t
+        for n, t in short.items()
+    }
+    assert "model.language_model.layers.1.self_attn.q_proj.weight" in long
+    for named in (tensors, short, long):
         jax.tree.map(
             np.testing.assert_array_equal,
             from_checkpoint(named, spec),

@@ -2,7 +2,7 @@
 
 import numpy as np
 import torch
-from transformers import Qwen2_5_VLForConditionalGeneration
+import transformers
 
 from vrl_jax.models.qwen_vl.images import patchify
 from vrl_jax.models.qwen_vl.spec import QwenSpec
@@ -10,10 +10,12 @@ from vrl_jax.models.qwen_vl.spec import QwenSpec
 from ..models.cases import Row, grids
 
 
-def torch_model(folder: str) -> Qwen2_5_VLForConditionalGeneration:
-    return Qwen2_5_VLForConditionalGeneration.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="eager"
-    ).eval()
+def torch_model(folder: str, spec: QwenSpec):
+    return (
+        getattr(transformers, spec.family.architecture)
+        .from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+        .eval()
+    )
 
 
 def pixel_inputs(spec: QwenSpec, rows: list[Row]) -> dict[str, torch.Tensor]:
@@ -43,19 +45,32 @@ def token_inputs(spec: QwenSpec, rows: list[Row]) -> dict[str, torch.Tensor]:
     return {"input_ids": ids, "attention_mask": mask, "mm_token_type_ids": types}
 
 
+def forward(model, spec: QwenSpec, rows: list[Row], **settings):
+    model.model.rope_deltas = None
+    return model(**token_inputs(spec, rows), **pixel_inputs(spec, rows), **settings)
+
+
 @torch.no_grad()
 def torch_features(model, spec: QwenSpec, rows: list[Row]) -> list[np.ndarray]:
-    inputs = pixel_inputs(spec, rows)
-    return [f.numpy() for f in model.get_image_features(**inputs).pooler_output]
+    """Of each picture [1 + levels, merged tokens, H]: main features, then deepstack."""
+    given = model.get_image_features(**pixel_inputs(spec, rows))
+    levels = [given.pooler_output, *(getattr(given, "deepstack_features", None) or [])]
+    return [torch.stack(picture).numpy() for picture in zip(*levels, strict=True)]
 
 
 @torch.no_grad()
 def torch_logits(model, spec: QwenSpec, rows: list[Row]) -> list[np.ndarray]:
-    model.model.rope_deltas = None
-    logits = model(**token_inputs(spec, rows), **pixel_inputs(spec, rows)).logits
     return [
         row[: len(given.tokens)].numpy()
-        for row, given in zip(logits, rows, strict=True)
+        for row, given in zip(forward(model, spec, rows).logits, rows, strict=True)
+    ]
+
+
+def continued(rows: list[Row], tokens: np.ndarray, member: int) -> list[Row]:
+    """The rows with one response of each group behind them."""
+    return [
+        given._replace(tokens=given.tokens + tokens[i, member].tolist())
+        for i, given in enumerate(rows)
     ]
 
 
@@ -65,10 +80,39 @@ def torch_response_logits(
     """Full forward passes over prompt and response, one group member at a time."""
     groups = []
     for member in range(tokens.shape[1]):
-        whole = [
-            given._replace(tokens=given.tokens + tokens[i, member].tolist())
-            for i, given in enumerate(rows)
-        ]
-        logits = torch_logits(model, spec, whole)
+        logits = torch_logits(model, spec, continued(rows, tokens, member))
         groups.append([row[-tokens.shape[2] :] for row in logits])
     return np.swapaxes(np.array(groups), 0, 1)
+
+
+def torch_weighted_logprobs(
+    model, spec: QwenSpec, rows: list[Row], tokens: np.ndarray, weights: np.ndarray
+) -> torch.Tensor:
+    """sum_t w_t log pi(y_t | prompt, y_<t), with its graph."""
+    total = torch.zeros(())
+    for member in range(tokens.shape[1]):
+        whole = continued(rows, tokens, member)
+        logprobs = forward(model, spec, whole).logits.log_softmax(-1)
+        for i, given in enumerate(rows):
+            start = len(given.tokens) - 1
+            here = logprobs[i, start : start + tokens.shape[2]]
+            chosen = here.gather(1, torch.tensor(tokens[i, member])[:, None])[:, 0]
+            total = total + (chosen * torch.tensor(weights[i, member])).sum()
+    return total
+
+
+@torch.no_grad()
+def torch_decoded_logits(
+    model, spec: QwenSpec, row: Row, response: np.ndarray
+) -> np.ndarray:
+    """Token by token from its cache; its positions come from its own rope delta."""
+    state = forward(model, spec, [row], use_cache=True)
+    logits = []
+    for token in response:
+        state = model(
+            input_ids=torch.tensor([[token]]),
+            past_key_values=state.past_key_values,
+            use_cache=True,
+        )
+        logits.append(state.logits[0, 0].numpy())
+    return np.array(logits)

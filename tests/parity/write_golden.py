@@ -1,5 +1,6 @@
-"""Writes tests/golden/qwen_vl_*.npz: `python -m tests.parity.write_golden`."""
+"""Writes tests/golden/qwen_vl_*.npz: `python -m tests.parity.write_golden [names]`."""
 
+import sys
 import tempfile
 from pathlib import Path
 
@@ -15,16 +16,18 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 
 def main() -> None:
     for seed, (name, spec) in enumerate(SPECS.items()):
+        if sys.argv[1:] and name not in sys.argv[1:]:
+            continue
         with tempfile.TemporaryDirectory() as folder:
             hub.save(folder, spec, random_params(spec, seed))
-            model = torch_model(folder)
+            model = torch_model(folder, spec)
         rows, tokens = two_rows(spec, seed), responses(seed, (2, 2, 3))
         features = torch_features(model, spec, rows)
         logits = torch_logits(model, spec, rows)
         path = GOLDEN / f"qwen_vl_{name}.npz"
         np.savez_compressed(
             path,
-            features=np.concatenate(features),
+            features=np.concatenate(features, axis=1),
             prompt_logits=np.concatenate(logits),
             response_logits=torch_response_logits(model, spec, rows, tokens),
         )

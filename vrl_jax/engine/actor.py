@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, Key
 
+from vrl_jax import views
 from vrl_jax.engine.likelihood import in_pieces, likelihood
 from vrl_jax.engine.processing import Processor
 from vrl_jax.models.policy import Params, Policy
@@ -52,6 +53,11 @@ class Actor:
         return _score(
             self.policy, self.prompts_per_pass, self.params, self.allowed, rollout
         )
+
+    def painting(self, view: Callable) -> View:
+        """One of `views`, with the black and grey of this model's pixels."""
+        family = self.processor.spec.family
+        return views.with_statistics(view, family.pixel_mean, family.pixel_std)
 
     def add_logprobs(
         self, rollout: Rollout, name: str, view: View, key: Key[Array, ""]

@@ -15,13 +15,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from vrl_jax.models.policy import Params
-from vrl_jax.models.qwen_vl.images import IMAGE_MEAN, IMAGE_STD
+from vrl_jax.models.qwen_vl.config import config_from_spec, spec_from_config
 from vrl_jax.models.qwen_vl.parameters import from_checkpoint, to_checkpoint
-from vrl_jax.models.qwen_vl.spec import (
-    QwenSpec,
-    config_from_spec,
-    spec_from_config,
-)
+from vrl_jax.models.qwen_vl.spec import QwenSpec
+from vrl_jax.models.streaming import FileTensor
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -55,16 +52,24 @@ class Tokenizer(Protocol):
 
 
 def load(
-    folder: str | Path, *, dtype: jnp.dtype = jnp.float32
+    folder: str | Path,
+    *,
+    dtype: jnp.dtype = jnp.float32,
+    shardings: Params | None = None,
 ) -> tuple[QwenSpec, Params]:
-    """The model of a folder; params are NumPy arrays, for the caller to place."""
+    """The model of a folder, its params on the devices.
+
+    `shardings` is a tree like the params (`parameters.logical_axes` gives the axes);
+    without it all goes to the default device. Tensors are read one at a time, each
+    device's part alone, so the host needs room for one of them, not for the model.
+    """
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"There is no model folder {str(folder)!r}.")
     config = _json(folder / "config.json")
     try:
         spec = spec_from_config(config)
-        return spec, from_checkpoint(_tensors(folder), spec, dtype)
+        return spec, from_checkpoint(_tensors(folder), spec, dtype, shardings)
     except ValueError as error:
         raise ValueError(f"Cannot load {str(folder)!r}: {error}") from error
 
@@ -83,8 +88,8 @@ def _json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _tensors(folder: Path) -> Iterator[tuple[str, np.ndarray]]:
-    """All tensors of a folder, one at a time."""
+def _tensors(folder: Path) -> dict[str, FileTensor]:
+    """All tensors of a folder by name; none is read yet."""
     if (folder / INDEX).exists():
         places = _json(folder / INDEX).get("weight_map")
         if not isinstance(places, Mapping):
@@ -92,16 +97,20 @@ def _tensors(folder: Path) -> Iterator[tuple[str, np.ndarray]]:
         files = sorted(set(places.values()))
     else:
         files = [WEIGHTS]
+    tensors = {}
     for name in files:
         # A shard is a plain name: an index must not reach outside its folder.
-        if Path(name).name != name or not (folder / name).is_file():
+        path = folder / name
+        if Path(name).name != name or not path.is_file():
             raise ValueError(f"the weights file {name!r} is missing.")
         try:
-            with safe_open(folder / name, framework="numpy") as file:
+            with safe_open(path, framework="numpy") as file:
                 for tensor in file.keys():  # noqa: SIM118  (no iterator of its own)
-                    yield tensor, file.get_tensor(tensor)
+                    shape = tuple(file.get_slice(tensor).get_shape())
+                    tensors[tensor] = FileTensor(path, tensor, shape)
         except SafetensorError as error:
             raise ValueError(f"{name!r} is broken: {error}.") from error
+    return tensors
 
 
 def save(
@@ -111,7 +120,7 @@ def save(
     *,
     tokenizer: Tokenizer | None = None,
     copy_from: str | Path | None = None,
-    pixel_bounds: tuple[int, int] = (3136, 12_845_056),
+    pixel_bounds: tuple[int, int] | None = None,
     shard_bytes: int = 5_000_000_000,
 ) -> None:
     """Writes a folder that `load`, transformers and vLLM read.
@@ -119,6 +128,7 @@ def save(
     Tokenizer, template and processor files come from `copy_from`, those of `tokenizer`
     over them. Sampling settings are neutral: the released ones (repetition penalty,
     nearly greedy) would hide the policy that was trained. Weights keep their dtype.
+    `pixel_bounds` bound a picture's area; the family's released ones if not given.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -139,20 +149,20 @@ def save(
     _write_weights(folder, to_checkpoint(params, spec), shard_bytes)
 
 
-def _processor(spec: QwenSpec, pixel_bounds: tuple[int, int]) -> dict[str, Any]:
+def _processor(spec: QwenSpec, pixel_bounds: tuple[int, int] | None) -> dict[str, Any]:
     """The settings under which transformers makes the patches that we make."""
-    least, most = pixel_bounds
+    least, most = pixel_bounds or spec.family.pixel_bounds
     return {
         "image_processor_type": "Qwen2VLImageProcessor",
-        "processor_class": "Qwen2_5_VLProcessor",
+        "processor_class": spec.family.processor,
         "min_pixels": least,
         "max_pixels": most,
         "size": {"shortest_edge": least, "longest_edge": most},
         "patch_size": spec.vision.patch,
         "merge_size": spec.vision.merge,
         "temporal_patch_size": spec.vision.temporal,
-        "image_mean": list(IMAGE_MEAN),
-        "image_std": list(IMAGE_STD),
+        "image_mean": list(spec.family.pixel_mean),
+        "image_std": list(spec.family.pixel_std),
     }
 
 

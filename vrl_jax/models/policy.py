@@ -10,14 +10,16 @@ Params = dict[str, Any]
 class Policy(NamedTuple):
     """Pure functions of `params`; the family's spec is already applied.
 
-    encode_images(params, images)          -> features [P M H], 0 on padding
+    encode_images(params, images)          -> features, a pytree of [P ...]
     prefill(params, prompts, features)     -> hidden [P L H], prompt cache
     extend(params, prompt_cache, prompt_mask, cache, offset, tokens, positions)
                                            -> hidden [P G S H], cache
     init_cache(P, G, T, dtype)             -> cache for T tokens of P * G responses
     head(params)                           -> [V H]
 
-    `hidden` is after the final norm: logits are hidden @ head.T.
+    What the features are is the family's own business; the engine hands them from the
+    one function to the other, or repeats them along P. `hidden` is after the final
+    norm: logits are hidden @ head.T.
     """
 
     encode_images: Callable

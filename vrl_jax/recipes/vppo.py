@@ -28,7 +28,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key, Shaped
 
 from vrl_jax import advantages, masked, objectives, perception, reductions, views
-from vrl_jax.engine.actor import Actor, View
+from vrl_jax.engine.actor import Actor
 from vrl_jax.programs.dynamic_sampling import (
     Keep,
     dynamic_sampling,
@@ -53,11 +53,11 @@ class Scoring(NamedTuple):
     scores: Callable[[Rollout], Float[Array, "B T"]]
 
 
-def dependency(view: View, compare: Compare = perception.sampled_k3) -> Scoring:
+def dependency(view: Callable, compare: Compare = perception.sampled_k3) -> Scoring:
     """How far the log-probs move under the view, drawn anew for each response."""
 
     def score(actor, rollout, key):
-        return actor.add_logprobs(rollout, "blackened", view, key)
+        return actor.add_logprobs(rollout, "blackened", actor.painting(view), key)
 
     def scores(rollout):
         seen = rollout.extra_logprobs["blackened"]

@@ -11,6 +11,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from tokenizers.trainers import BpeTrainer
 from transformers import PreTrainedTokenizerFast
 
+from vrl_jax.models.qwen_vl.families import QWEN2_5_VL, Family
 from vrl_jax.models.qwen_vl.spec import QwenSpec, TextSpec, VisionSpec
 
 SPECIAL_TOKENS = (
@@ -31,10 +32,12 @@ SPLIT = (
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
-CHAT_TEMPLATE = """\
+SYSTEM = """\
 {%- if messages[0]['role'] != 'system' -%}
-<|im_start|>system\nYou are a helpful assistant.<|im_end|>{{ '\n' }}
+<|im_start|>system\nPROMPT<|im_end|>{{ '\n' }}
 {%- endif -%}
+"""
+CHAT_TEMPLATE = """\
 {%- for message in messages -%}
 <|im_start|>{{ message['role'] + '\n' }}
 {%- if message['content'] is string -%}
@@ -56,7 +59,16 @@ CHAT_TEMPLATE = """\
 """
 
 
-def tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
+def chat_template(family: Family = QWEN2_5_VL) -> str:
+    """The family's chat format, with the system turn that it puts in where none is."""
+    if family.system_prompt is None:
+        return CHAT_TEMPLATE
+    return SYSTEM.replace("PROMPT", family.system_prompt) + CHAT_TEMPLATE
+
+
+def tokenizer(
+    texts: Iterable[str], family: Family = QWEN2_5_VL
+) -> PreTrainedTokenizerFast:
     """A Qwen2-like tokenizer with merges learnt from `texts`, the same each time."""
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.Sequence(
@@ -81,7 +93,7 @@ def tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
         tokenizer_object=Tokenizer.from_str(backend.to_str()),
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
-        chat_template=CHAT_TEMPLATE,
+        chat_template=chat_template(family),
         clean_up_tokenization_spaces=False,
     )
 

@@ -3,7 +3,9 @@
 The size rule, pixel statistics and patch order are those of the released processors;
 pictures are turned as their EXIF tag says and resized once, by Pillow's bicubic.
 Packing is ours: every window of the tower owns a block of consecutive rows, so that
-shapes never depend on the pictures and the device gathers nothing.
+shapes never depend on the pictures and the device gathers nothing. A tower without
+windows is one whose windows are single merged tokens: pictures follow each other in
+reading order, and nothing is padded but the end.
 """
 
 import io
@@ -17,10 +19,6 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from vrl_jax.models.qwen_vl.spec import QwenSpec
 from vrl_jax.types import ImageRef
-
-# Statistics of CLIP's training pictures, https://arxiv.org/abs/2103.00020.
-IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
-IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 class PackedImages(NamedTuple):
@@ -135,7 +133,7 @@ def patchify(picture: Image.Image, spec: QwenSpec) -> Float[np.ndarray, "tokens 
     """
     rows, columns = merged_grid(picture.height, picture.width, spec)
     merge, patch = spec.vision.merge, spec.vision.patch
-    mean, std = np.array([IMAGE_MEAN, IMAGE_STD], np.float32)
+    mean, std = np.array([spec.family.pixel_mean, spec.family.pixel_std], np.float32)
     pixels = (np.asarray(picture, np.float32) / 255 - mean) / std
     tiles = pixels.reshape(rows, merge, patch, columns, merge, patch, 3)
     tiles = tiles.transpose(0, 3, 1, 4, 6, 2, 5)[..., None, :, :]
@@ -154,8 +152,9 @@ def pack_images(
     vision = spec.vision
     if budget % vision.window_patches:
         raise ValueError(
-            f"The patch budget must hold whole windows of {vision.window_patches}, "
-            f"got {budget}."
+            "The patch budget must hold whole windows of "
+            f"{vision.window_patches}, got {budget}. Without windows these are merged "
+            "tokens."
         )
     need = sum(packed_patches(p.height, p.width, spec) for p in pictures)
     if need > budget:

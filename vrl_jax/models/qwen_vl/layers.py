@@ -1,22 +1,38 @@
-"""What the tower and the decoder share."""
+"""What the tower and the decoder share, and where the generations choose."""
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+import numpy as np
+from jaxtyping import Array, Float, Int
 
 from vrl_jax.models.policy import Params
 
 
 def rms_norm(
-    x: Float[Array, "... D"], weight: Float[Array, " D"], eps: float
+    params: Params, x: Float[Array, "... D"], eps: float
 ) -> Float[Array, "... D"]:
-    """weight * x / sqrt(mean(x^2) + eps), the mean and division in float32.
+    """scale * x / sqrt(mean(x^2) + eps), the mean and division in float32.
 
     https://arxiv.org/abs/1910.07467
     """
     wide = x.astype(jnp.float32)
-    scale = jax.lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + eps)
-    return weight * (wide * scale).astype(x.dtype)
+    factor = jax.lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + eps)
+    return params["scale"] * (wide * factor).astype(x.dtype)
+
+
+def layer_norm(
+    params: Params, x: Float[Array, "... D"], eps: float
+) -> Float[Array, "... D"]:
+    """scale * (x - mean(x)) / sqrt(var(x) + eps) + bias, in float32.
+
+    https://arxiv.org/abs/1607.06450
+    """
+    wide = x.astype(jnp.float32)
+    centred = wide - wide.mean(-1, keepdims=True)
+    factor = jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + eps)
+    return (params["scale"] * (centred * factor) + params["bias"]).astype(x.dtype)
 
 
 def linear(params: Params, x: Float[Array, "*B I"]) -> Float[Array, "*B O"]:
@@ -30,6 +46,48 @@ def swiglu(params: Params, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
     """W_down (silu(W_gate x) * W_up x). https://arxiv.org/abs/2002.05202."""
     gated = jax.nn.silu(linear(params["gate"], x)) * linear(params["up"], x)
     return linear(params["down"], gated)
+
+
+def quick_gelu_mlp(params: Params, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+    """W_down quick_gelu(W_up x), quick_gelu(h) = h sigmoid(1.702 h)."""
+    return _two_layers(params, x, lambda h: h * jax.nn.sigmoid(1.702 * h))
+
+
+def tanh_gelu_mlp(params: Params, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+    """W_down gelu(W_up x), GELU by its tanh formula."""
+    return _two_layers(params, x, lambda h: jax.nn.gelu(h, approximate=True))
+
+
+def exact_gelu_mlp(params: Params, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+    """W_down gelu(W_up x), GELU by the error function: the mergers."""
+    return _two_layers(params, x, lambda h: jax.nn.gelu(h, approximate=False))
+
+
+def _two_layers(
+    params: Params, x: Float[Array, "... D"], activation: Callable[[Array], Array]
+) -> Float[Array, "... D"]:
+    return linear(params["down"], activation(linear(params["up"], x)))
+
+
+def contiguous_sections(sections: tuple[int, int, int]) -> Int[np.ndarray, " half"]:
+    """The axis that owns each rotary frequency: time's first, then height's, width's.
+
+    https://arxiv.org/abs/2409.12191, section 2.1
+    """
+    return np.repeat(np.arange(3), sections)
+
+
+def interleaved_sections(sections: tuple[int, int, int]) -> Int[np.ndarray, " half"]:
+    """Height owns 1, 4, 7, ..., width 2, 5, 8, ..., time all others.
+
+    Every axis gets high and low frequencies: https://arxiv.org/abs/2511.21631,
+    section 2.
+    """
+    _, height, width = sections
+    owner = np.zeros(sum(sections), int)
+    owner[1 : 3 * height : 3] = 1
+    owner[2 : 3 * width : 3] = 2
+    return owner
 
 
 def rotate(

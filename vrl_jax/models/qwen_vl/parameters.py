@@ -16,7 +16,8 @@ import numpy as np
 from jaxtyping import Array, Key
 
 from vrl_jax.models.policy import Params
-from vrl_jax.models.qwen_vl.spec import QwenSpec
+from vrl_jax.models.qwen_vl.spec import CHANNELS, QwenSpec
+from vrl_jax.models.streaming import Layout, Stored, place
 
 HEAD = "lm_head.weight"
 
@@ -43,11 +44,11 @@ class Parameter(NamedTuple):
         """Shape with the layers in front."""
         return (self.layers, *self.shape) if self.layers else self.shape
 
-    def read(self, stored: np.ndarray) -> np.ndarray:
-        """From the checkpoint's layout to ours, for one layer."""
-        if self.transposed:
-            stored = stored.reshape(stored.shape[0], -1).T
-        return stored.reshape(self.shape)
+    @property
+    def layout(self) -> Layout:
+        """How one layer's array in a checkpoint becomes ours."""
+        plain = len(self.shape) == len(self.stored)
+        return Layout(self.stored, self.shape, self.transposed, plain)
 
     def write(self, array: np.ndarray) -> np.ndarray:
         """From our layout to the checkpoint's, for one layer."""
@@ -56,8 +57,20 @@ class Parameter(NamedTuple):
         return np.ascontiguousarray(array.reshape(self.stored))
 
 
-def _norm(path: str, name: str, width: int, axis: str, layers: int = 0) -> Parameter:
-    return Parameter(path, (width,), (axis,), name, (width,), layers, fill=1.0)
+def _norm(
+    path: str,
+    name: str,
+    width: int,
+    axis: str | None,
+    layers: int = 0,
+    *,
+    bias: bool = False,
+) -> list[Parameter]:
+    scale = Parameter(
+        f"{path}/scale", (width,), (axis,), f"{name}.weight", (width,), layers, fill=1.0
+    )
+    shift = scale._replace(path=f"{path}/bias", name=f"{name}.bias", fill=0.0)
+    return [scale, shift] if bias else [scale]
 
 
 def _linear(
@@ -90,23 +103,47 @@ def _linear(
 
 
 def _vision_table(spec: QwenSpec) -> list[Parameter]:
-    vision, depth = spec.vision, spec.vision.depth
-    width, mlp, merged = vision.width, vision.mlp, vision.width * vision.group
-    block, name = "vision/blocks", "visual.blocks.{layer}"
+    vision, family, depth = spec.vision, spec.family, spec.vision.depth
+    width, centred = vision.width, family.vision_norm_bias
+    visual = family.prefixes[0]
+    block, name = "vision/blocks", visual + "blocks.{layer}"
     damping = 1 / math.sqrt(2 * depth)
     embed, inner = "vision_embed", "vision_mlp"
-    [embedding] = _linear(
+    embedding, *bias = _linear(
         "vision/patch_embed",
-        "visual.patch_embed.proj",
+        visual + "patch_embed.proj",
         (vision.patch_values, width),
         (None, embed),
-        bias=False,
+        bias=family.patch_bias,
     )
-    volume = (width, 3, vision.temporal, vision.patch, vision.patch)
+    volume = (width, CHANNELS, vision.temporal, vision.patch, vision.patch)
+    places = (vision.table_side**2, width)
+    table = Parameter(
+        "vision/positions",
+        places,
+        (None, embed),
+        visual + "pos_embed.weight",
+        places,
+        scale=1 / math.sqrt(width),
+    )
+    mlp = [
+        row
+        for part, theirs in family.vision_mlp_names
+        for row in _linear(
+            f"{block}/{part}",
+            f"{name}.mlp.{theirs}",
+            (vision.mlp, width) if part == "down" else (width, vision.mlp),
+            (inner, embed) if part == "down" else (embed, inner),
+            depth,
+            damping=damping if part == "down" else 1.0,
+        )
+    ]
     return [
         embedding._replace(stored=volume),
-        _norm(f"{block}/norm1", f"{name}.norm1.weight", width, embed, depth),
-        _norm(f"{block}/norm2", f"{name}.norm2.weight", width, embed, depth),
+        *bias,
+        *([table] if vision.table_side else []),
+        *_norm(f"{block}/norm1", f"{name}.norm1", width, embed, depth, bias=centred),
+        *_norm(f"{block}/norm2", f"{name}.norm2", width, embed, depth, bias=centred),
         *_linear(
             f"{block}/qkv",
             f"{name}.attn.qkv",
@@ -122,63 +159,79 @@ def _vision_table(spec: QwenSpec) -> list[Parameter]:
             depth,
             damping=damping,
         ),
-        *(
-            row
-            for part in ("gate", "up")
-            for row in _linear(
-                f"{block}/{part}",
-                f"{name}.mlp.{part}_proj",
-                (width, mlp),
-                (embed, inner),
-                depth,
-            )
+        *mlp,
+        *_merger_rows("vision/merger", visual + "merger", spec, norm_width=width),
+        *_merger_rows(
+            "vision/deepstack",
+            visual + "deepstack_merger_list.{layer}",
+            spec,
+            norm_width=width * vision.group,
+            layers=len(vision.deepstack),
         ),
-        *_linear(
-            f"{block}/down",
-            f"{name}.mlp.down_proj",
-            (mlp, width),
-            (inner, embed),
-            depth,
-            damping=damping,
+    ]
+
+
+def _merger_rows(
+    path: str, name: str, spec: QwenSpec, *, norm_width: int, layers: int | None = None
+) -> list[Parameter]:
+    """Norm, up and down of a merger; of `layers` mergers, stacked, if it is given."""
+    names, merged = (
+        dict(spec.family.merger_names),
+        spec.vision.width * spec.vision.group,
+    )
+    if layers == 0:
+        return []
+    count, inner = layers or 0, "vision_mlp"
+    down = ((merged, spec.text.width), (inner, "embed"))
+    up = ((merged, merged), ("vision_embed", inner))
+    return [
+        *_norm(
+            f"{path}/norm",
+            f"{name}.{names['norm']}",
+            norm_width,
+            "vision_embed",
+            count,
+            bias=spec.family.vision_norm_bias,
         ),
-        _norm("vision/merger/norm", "visual.merger.ln_q.weight", width, embed),
-        *_linear(
-            "vision/merger/up",
-            "visual.merger.mlp.0",
-            (merged, merged),
-            (embed, inner),
-        ),
-        *_linear(
-            "vision/merger/down",
-            "visual.merger.mlp.2",
-            (merged, spec.text.width),
-            (inner, "embed"),
-        ),
+        *_linear(f"{path}/up", f"{name}.{names['up']}", *up, count),
+        *_linear(f"{path}/down", f"{name}.{names['down']}", *down, count),
     ]
 
 
 def _text_table(spec: QwenSpec) -> list[Parameter]:
     text, layers, width = spec.text, spec.text.layers, spec.text.width
     queries, pairs = text.heads * text.head_dim, text.kv_heads * text.head_dim
-    block, name = "text/layers", "model.layers.{layer}"
+    model = spec.family.prefixes[1]
+    block, name = "text/layers", model + "layers.{layer}"
     damping = 1 / math.sqrt(2 * layers)
     table = (text.vocabulary, width)
     rows = Parameter(
         "text/embedding",
         table,
         ("vocabulary", "embed"),
-        "model.embed_tokens.weight",
+        model + "embed_tokens.weight",
         table,
         scale=1 / math.sqrt(width),
     )
     head = rows._replace(path="text/head", name=HEAD)
     before, after = "input_layernorm", "post_attention_layernorm"
+    head_norms = [
+        row
+        for part in ("query", "key")
+        for row in _norm(
+            f"{block}/{part}_norm",
+            f"{name}.self_attn.{part[0]}_norm",
+            text.head_dim,
+            None,
+            layers,
+        )
+    ]
     return [
         rows,
         *([] if spec.tied else [head]),
-        _norm("text/norm", "model.norm.weight", width, "embed"),
-        _norm(f"{block}/norm1", f"{name}.{before}.weight", width, "embed", layers),
-        _norm(f"{block}/norm2", f"{name}.{after}.weight", width, "embed", layers),
+        *_norm("text/norm", model + "norm", width, "embed"),
+        *_norm(f"{block}/norm1", f"{name}.{before}", width, "embed", layers),
+        *_norm(f"{block}/norm2", f"{name}.{after}", width, "embed", layers),
         *(
             row
             for part, size, axis in (
@@ -192,8 +245,10 @@ def _text_table(spec: QwenSpec) -> list[Parameter]:
                 (width, size),
                 ("embed", axis),
                 layers,
+                bias=spec.family.qkv_bias,
             )
         ),
+        *(head_norms if spec.family.qk_norm else []),
         *_linear(
             f"{block}/out",
             f"{name}.self_attn.o_proj",
@@ -205,24 +260,16 @@ def _text_table(spec: QwenSpec) -> list[Parameter]:
         ),
         *(
             row
-            for part in ("gate", "up")
+            for part in ("gate", "up", "down")
             for row in _linear(
                 f"{block}/{part}",
                 f"{name}.mlp.{part}_proj",
-                (width, text.mlp),
-                ("embed", "mlp"),
+                (text.mlp, width) if part == "down" else (width, text.mlp),
+                ("mlp", "embed") if part == "down" else ("embed", "mlp"),
                 layers,
                 bias=False,
+                damping=damping if part == "down" else 1.0,
             )
-        ),
-        *_linear(
-            f"{block}/down",
-            f"{name}.mlp.down_proj",
-            (text.mlp, width),
-            ("mlp", "embed"),
-            layers,
-            bias=False,
-            damping=damping,
         ),
     ]
 
@@ -296,56 +343,74 @@ def to_checkpoint(params: Params, spec: QwenSpec) -> Iterator[tuple[str, np.ndar
             yield row.name, row.write(array)
 
 
-def _legacy(name: str) -> str:
-    """The on-disk name of an array that may carry its in-memory name (v5)."""
-    for prefix, legacy in {
+def short_name(name: str) -> str:
+    """A tensor's name in the shorter of the two namings, on disk and in memory (v5)."""
+    for prefix, short in {
         "model.visual.": "visual.",
         "model.language_model.": "model.",
     }.items():
         if name.startswith(prefix):
-            return legacy + name.removeprefix(prefix)
+            return short + name.removeprefix(prefix)
     return name
 
 
 def from_checkpoint(
-    tensors: Mapping[str, np.ndarray] | Iterable[tuple[str, np.ndarray]],
+    tensors: Mapping[str, Stored],
     spec: QwenSpec,
     dtype: jnp.dtype = jnp.float32,
+    shardings: Params | None = None,
 ) -> Params:
-    """NumPy params from named arrays, read one at a time; the caller places them."""
-    slots = {
-        row.name.format(layer=layer): (row, layer)
-        for row in parameter_table(spec)
+    """Device params from named arrays, which are read one at a time, where needed.
+
+    `shardings` is a tree like the params; without it they go to the default device.
+    """
+    table = parameter_table(spec)
+    given = {short_name(name): name for name in tensors}
+    _check_fit(tensors, given, table, spec)
+    default = jnp.zeros(()).sharding
+
+    def filled(row: Parameter) -> Array:
+        sharding = _leaf(shardings, row.path) if shardings else default
+        names = [
+            given[short_name(row.name.format(layer=layer))]
+            for layer in range(max(row.layers, 1))
+        ]
+        parts = (tensors[name] for name in names)
+        return place(parts, row.stacked_shape, dtype, sharding, row.layout)
+
+    return _nest((row.path, filled(row)) for row in table)
+
+
+def _check_fit(
+    tensors: Mapping[str, Stored],
+    given: Mapping[str, str],
+    table: list[Parameter],
+    spec: QwenSpec,
+) -> None:
+    """Raises `ValueError` with the names of all tensors that do not fit the table."""
+    shapes = {
+        row.name.format(layer=layer): row.stored
+        for row in table
         for layer in range(max(row.layers, 1))
     }
-    arrays = {
-        row.path: np.empty(row.stacked_shape, dtype) for row in parameter_table(spec)
-    }
-    unread, extra, misshaped, head_copy = set(slots), [], [], None
-    pairs = tensors.items() if isinstance(tensors, Mapping) else tensors
-    for given_name, tensor in pairs:
-        name = _legacy(given_name)
-        if spec.tied and name == HEAD:
-            head_copy = tensor
-            continue
-        if name not in slots:
-            extra.append(given_name)
-            continue
-        row, layer = slots[name]
-        unread.discard(name)
-        if tuple(tensor.shape) != row.stored:
-            misshaped.append(f"{given_name} {tuple(tensor.shape)}, not {row.stored}")
-            continue
-        target = arrays[row.path]
-        target[layer if row.layers else ...] = row.read(tensor)
-    # Some writers repeat a tied head; another matrix there means that it is not tied.
-    embedding = arrays["text/embedding"]
-    if head_copy is not None and not np.array_equal(head_copy.astype(dtype), embedding):
-        extra.append(f"{HEAD} (the config ties it to the embedding, it differs)")
+    needed = {short_name(name): name for name in shapes}
+    misshaped = [
+        f"{given[name]} {tuple(tensors[given[name]].shape)}, not {shapes[full]}"
+        for name, full in needed.items()
+        if name in given and tuple(tensors[given[name]].shape) != shapes[full]
+    ]
+    missing = sorted(full for name, full in needed.items() if name not in given)
+    extra = [full for name, full in given.items() if name not in needed]
+    if spec.tied and HEAD in extra and not missing and not misshaped:
+        # Some writers repeat a tied head; another matrix means that it is not tied.
+        extra.remove(HEAD)
+        embedding = given[short_name(spec.family.prefixes[1] + "embed_tokens.weight")]
+        if not _same(tensors[HEAD], tensors[embedding]):
+            extra.append(f"{HEAD} (the config ties it to the embedding, it differs)")
     problems = [
         f"{kind}: {', '.join(names[:8])}{' ...' if len(names) > 8 else ''}"
         for kind, names in (
-            ("missing", sorted(unread)),
+            ("missing", missing),
             ("unknown", extra),
             ("of another shape", misshaped),
         )
@@ -356,4 +421,11 @@ def from_checkpoint(
             "The checkpoint does not fit its config.json. Tensors "
             f"{'; '.join(problems)}."
         )
-    return _nest(arrays.items())
+
+
+def _same(one: Stored, other: Stored, rows: int = 4096) -> bool:
+    """Equal values, compared some rows at a time."""
+    return one.shape == other.shape and all(
+        np.array_equal(one[start : start + rows], other[start : start + rows])
+        for start in range(0, one.shape[0], rows)
+    )

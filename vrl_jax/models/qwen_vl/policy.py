@@ -1,4 +1,4 @@
-"""Qwen2.5-VL as the engine's `Policy`."""
+"""Qwen-VL as the engine's `Policy`."""
 
 import functools
 
@@ -8,6 +8,7 @@ from vrl_jax.models.policy import Params, Policy
 from vrl_jax.models.qwen_vl import text, vision
 from vrl_jax.models.qwen_vl.spec import QwenSpec
 from vrl_jax.models.qwen_vl.text import KVCache
+from vrl_jax.models.qwen_vl.vision import Features
 from vrl_jax.types import Images, Prompts
 
 
@@ -18,11 +19,11 @@ def policy(spec: QwenSpec) -> Policy:
     Cached: the same spec gives the same functions, so that jit finds what it compiled.
     """
 
-    def encode_images(params: Params, images: Images) -> Float[Array, "P M H"]:
+    def encode_images(params: Params, images: Images) -> Features:
         return vision.encode_images(params, spec, images)
 
     def prefill(
-        params: Params, prompts: Prompts, features: Float[Array, "P M H"]
+        params: Params, prompts: Prompts, features: Features
     ) -> tuple[Float[Array, "P L H"], KVCache]:
         return text.prefill(params, spec, prompts, features)
 

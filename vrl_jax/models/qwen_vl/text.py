@@ -1,22 +1,22 @@
 """The decoder: a prompt is read once, its responses attend to it.
 
-Qwen2 with multimodal rotary positions: https://arxiv.org/abs/2407.10671 and section
-2.1 of https://arxiv.org/abs/2409.12191. `G` responses share the keys and values of
-their prompt; nothing is repeated in memory.
+Qwen2 (https://arxiv.org/abs/2407.10671) or Qwen3 (https://arxiv.org/abs/2505.09388)
+with multimodal rotary positions: section 2.1 of https://arxiv.org/abs/2409.12191. `G`
+responses share the keys and values of their prompt; nothing is repeated in memory.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from vrl_jax.models.policy import Params
 from vrl_jax.models.qwen_vl.layers import linear, rms_norm, rotate, swiglu
-from vrl_jax.models.qwen_vl.spec import QwenSpec, TextSpec
+from vrl_jax.models.qwen_vl.spec import QwenSpec
+from vrl_jax.models.qwen_vl.vision import Features
 from vrl_jax.types import Prompts
 
 
@@ -45,23 +45,39 @@ def prefill(
     params: Params,
     spec: QwenSpec,
     prompts: Prompts,
-    features: Float[Array, "P M H"],
+    features: Features,
 ) -> tuple[Float[Array, "P L H"], KVCache]:
-    """Reads prompts with image features in their slots; hidden after the last norm."""
+    """Reads prompts with image features in their slots; hidden after the last norm.
+
+    Level k of the features is added in the slots after layer k.
+    """
     tokens = jnp.where(prompts.mask, prompts.tokens, 0)
     slots = jnp.where(prompts.mask, prompts.slots, 0)
-    table = jnp.pad(features, ((0, 0), (1, 0), (0, 0)))  # slot 0: text
-    spliced = jnp.take_along_axis(table, slots[..., None], axis=1)
     embedded = params["text"]["embedding"][tokens]
-    x = jnp.where((slots > 0)[..., None], spliced.astype(embedded.dtype), embedded)
+    levels = features.levels.shape[1]
+
+    def in_slots(features: Float[Array, "P M H"]) -> Float[Array, "P L H"]:
+        table = jnp.pad(features, ((0, 0), (1, 0), (0, 0)))  # slot 0: text
+        spliced = jnp.take_along_axis(table, slots[..., None], axis=1)
+        return spliced.astype(embedded.dtype)
+
+    def add_level(number: Int[Array, ""], x: Array) -> Array:
+        return jax.lax.cond(
+            number < levels,
+            lambda: x + in_slots(features.levels[:, number])[:, None],
+            lambda: x,
+        )
+
+    x = jnp.where((slots > 0)[..., None], in_slots(features.main), embedded)
     # As the only response of a group, with no prompt before it.
     hidden, new = _decoder(
         params["text"],
-        spec.text,
+        spec,
         x[:, None],
         prompts.positions[:, None],
         prompts.mask[:, None, None],
         (),
+        add_level if levels else _nothing,
     )
     return hidden[:, 0], KVCache(new.keys[:, :, 0], new.values[:, :, 0])
 
@@ -89,7 +105,7 @@ def extend(
         before.append((cache, jnp.arange(slots) < offset))
     embedded = params["text"]["embedding"][tokens]
     hidden, new = _decoder(
-        params["text"], spec.text, embedded, positions, jnp.array(True), before
+        params["text"], spec, embedded, positions, jnp.array(True), before
     )
     start = (0, 0, 0, offset, 0, 0)
     written = [
@@ -99,49 +115,61 @@ def extend(
     return hidden, KVCache(*written)
 
 
+def _nothing(number: Int[Array, ""], x: Array) -> Array:
+    """What happens after a layer where there is no deepstack."""
+    del number
+    return x
+
+
 def _decoder(
     params: Params,
-    text: TextSpec,
+    spec: QwenSpec,
     x: Float[Array, "P G S H"],
     positions: Int[Array, "P G S 3"],
     mask: Bool[Array, "..."],
     before: Sequence[tuple[KVCache, Bool[Array, "..."]]],
+    after_layer: Callable[[Int[Array, ""], Array], Array] = _nothing,
 ) -> tuple[Float[Array, "P G S H"], KVCache]:
     """All layers over S tokens that also see the caches `before` them.
 
     Masks broadcast to [P G S keys]. Returns the keys and values of the S tokens alone.
     """
-    angles = _angles(positions, text)
+    text = spec.text
+    angles = _angles(positions, spec)
     masks = [jnp.tri(x.shape[2], dtype=bool) & mask, *(mask for _, mask in before)]
 
-    def layer(x: Array, scanned: tuple[Params, list[KVCache]]) -> tuple[Array, KVCache]:
-        weights, caches = scanned
-        normed = rms_norm(x, weights["norm1"], text.eps)
-        queries, keys, values = (
-            linear(weights[part], normed).reshape(*x.shape[:3], -1, text.head_dim)
-            for part in ("query", "key", "value")
-        )
-        queries, keys = rotate(queries, angles), rotate(keys, angles)
-        new = KVCache(keys, values)
+    def heads(weights: Params, part: str, normed: Array) -> Array:
+        return linear(weights[part], normed).reshape(*x.shape[:3], -1, text.head_dim)
+
+    def turned(weights: Params, part: str, normed: Array) -> Array:
+        states = heads(weights, part, normed)
+        if spec.family.qk_norm:
+            states = rms_norm(weights[f"{part}_norm"], states, text.eps)
+        return rotate(states, angles)
+
+    def layer(x: Array, scanned: tuple) -> tuple[Array, KVCache]:
+        number, weights, caches = scanned
+        normed = rms_norm(weights["norm1"], x, text.eps)
+        queries = turned(weights, "query", normed)
+        new = KVCache(turned(weights, "key", normed), heads(weights, "value", normed))
         attended = _attend(queries, [new, *caches], masks)
         x = x + linear(weights["out"], attended.reshape(*x.shape[:3], -1))
-        normed = rms_norm(x, weights["norm2"], text.eps)
-        return x + swiglu(weights, normed), new
+        x = x + swiglu(weights, rms_norm(weights["norm2"], x, text.eps))
+        return after_layer(number, x), new
 
-    x, new = jax.lax.scan(layer, x, (params["layers"], [cache for cache, _ in before]))
-    return rms_norm(x, params["norm"], text.eps), new
+    caches = [cache for cache, _ in before]
+    scanned = jnp.arange(text.layers), params["layers"], caches
+    x, new = jax.lax.scan(layer, x, scanned)
+    return rms_norm(params["norm"], x, text.eps), new
 
 
 def _angles(
-    positions: Int[Array, "P G S 3"], text: TextSpec
+    positions: Int[Array, "P G S 3"], spec: QwenSpec
 ) -> Float[Array, "P G S half"]:
-    """theta^(-2k / head_dim) times the position of the axis that owns frequency k.
-
-    The first sections of frequencies belong to time, then height, then width.
-    """
-    half = text.head_dim // 2
-    frequencies = text.rope_theta ** (-jnp.arange(half) / half)
-    owner = np.repeat(np.arange(3), text.rope_sections)
+    """theta^(-2k / head_dim) times the position of the axis that owns frequency k."""
+    half = spec.text.head_dim // 2
+    frequencies = spec.text.rope_theta ** (-jnp.arange(half) / half)
+    owner = spec.family.sections(spec.text.rope_sections)
     return positions[..., owner].astype(jnp.float32) * frequencies
 
 

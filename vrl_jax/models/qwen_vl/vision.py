@@ -1,43 +1,124 @@
-"""The vision tower: packed patches in, one feature for each merged token out.
+"""The vision tower: packed patches in, features of each merged token out.
 
 Patches lie window by window (`images.pack_images`), so window attention is a reshape
 and full attention an equality mask on the picture's number; nothing is gathered.
-Sections 2.1.1 and figure 1 of https://arxiv.org/abs/2502.13923.
+Qwen2-VL, section 2.1 of https://arxiv.org/abs/2409.12191; windows, section 2.1.1 of
+https://arxiv.org/abs/2502.13923; learned positions and deepstack, section 2 of
+https://arxiv.org/abs/2511.21631.
 """
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from vrl_jax.models.policy import Params
-from vrl_jax.models.qwen_vl.layers import linear, rms_norm, rotate, swiglu
+from vrl_jax.models.qwen_vl.layers import exact_gelu_mlp, linear, rotate
 from vrl_jax.models.qwen_vl.spec import QwenSpec, VisionSpec
 from vrl_jax.types import Images
 
 
-def encode_images(
-    params: Params, spec: QwenSpec, images: Images
-) -> Float[Array, "P M H"]:
+class Features(NamedTuple):
+    """What stands at a merged token: `main` enters the decoder in its place.
+
+    Level k of `levels` is added there after decoder layer k (deepstack).
+    """
+
+    main: Float[Array, "P M H"]
+    levels: Float[Array, "P K M H"]
+
+
+def encode_images(params: Params, spec: QwenSpec, images: Images) -> Features:
     """Features of the merged tokens in packed order; 0 where there is only padding."""
-    vision, tower = spec.vision, params["vision"]
+    vision, family, tower = spec.vision, spec.family, params["vision"]
     real = images.frames > 0
     dtype = tower["patch_embed"]["kernel"].dtype
     # Padding may hold anything; what enters the tower from it is 0.
     patches = jnp.where(real[..., None], images.patches, 0).astype(dtype)
     hidden = linear(tower["patch_embed"], patches)
+    if vision.table_side:
+        hidden = hidden + _learned_positions(tower["positions"], images, vision)
     angles = _angles(images.coordinates, vision)
-    is_full = jnp.isin(jnp.arange(vision.depth), jnp.array(vision.full_blocks, int))
 
-    def block(hidden: Array, layer: tuple[Params, Array]) -> tuple[Array, None]:
-        weights, full = layer
-        normed = rms_norm(hidden, weights["norm1"], vision.eps)
+    def block(carry: tuple[Array, Array], layer: tuple[Params, Array, Array]) -> tuple:
+        hidden, taken = carry
+        weights, full, level = layer
+        normed = family.vision_norm(weights["norm1"], hidden, vision.eps)
         attended = _attention(weights, normed, angles, images.frames, full, vision)
         hidden = hidden + linear(weights["out"], attended)
-        normed = rms_norm(hidden, weights["norm2"], vision.eps)
-        return hidden + swiglu(weights, normed), None
+        normed = family.vision_norm(weights["norm2"], hidden, vision.eps)
+        hidden = hidden + family.vision_mlp(weights, normed)
+        if vision.deepstack:
+            taken = jax.lax.cond(
+                level >= 0, lambda: taken.at[level].set(hidden), lambda: taken
+            )
+        return (hidden, taken), None
 
-    hidden, _ = jax.lax.scan(block, hidden, (tower["blocks"], is_full))
-    return _merge(tower["merger"], hidden, real, vision)
+    number = np.arange(vision.depth)
+    full = np.isin(number, vision.full_blocks)
+    level = np.array([[*vision.deepstack, i].index(i) for i in number])
+    level = np.where(level < len(vision.deepstack), level, -1)
+    taken = jnp.zeros((len(vision.deepstack), *hidden.shape), hidden.dtype)
+    (hidden, taken), _ = jax.lax.scan(
+        block, (hidden, taken), (tower["blocks"], full, level)
+    )
+
+    def joined(x: Float[Array, "P N D"]) -> Float[Array, "P M gD"]:
+        return x.reshape(x.shape[0], -1, vision.group * vision.width)
+
+    def merged(merger: Params, x: Float[Array, "P M gD"]) -> Float[Array, "P M H"]:
+        return jnp.where(real[:, :: vision.group, None], exact_gelu_mlp(merger, x), 0)
+
+    def level_of(merger: Params, x: Float[Array, "P N D"]) -> Float[Array, "P M H"]:
+        return merged(merger, family.vision_norm(merger["norm"], joined(x), vision.eps))
+
+    merger = tower["merger"]
+    main = merged(
+        merger, joined(family.vision_norm(merger["norm"], hidden, vision.eps))
+    )
+    if not vision.deepstack:
+        return Features(
+            main, jnp.zeros((main.shape[0], 0, *main.shape[1:]), main.dtype)
+        )
+    return Features(main, jax.vmap(level_of, out_axes=1)(tower["deepstack"], taken))
+
+
+def _learned_positions(
+    table: Float[Array, "S2 D"], images: Images, vision: VisionSpec
+) -> Float[Array, "P N D"]:
+    """The table, read between its rows."""
+    rows, weights = interpolation(
+        images.coordinates, images.frames, vision.table_side, vision.group
+    )
+    return jnp.einsum("pnk,pnkd->pnd", weights.astype(table.dtype), table[rows])
+
+
+def interpolation(
+    coordinates: Int[Array, "P N 2"], frames: Int[Array, "P N"], side: int, group: int
+) -> tuple[Int[Array, "P N 4"], Float[Array, "P N 4"]]:
+    """Rows of a side x side table, and their weights, at the place of each patch.
+
+    Bilinear with aligned corners: patch i of h lies at i (side - 1) / (h - 1). The
+    size h x w of a picture is one more than its largest coordinates; integers keep
+    the weights exact.
+    """
+    real = (frames > 0)[..., None]
+    coordinates = jnp.where(real, coordinates, 0)
+    # A picture has at least one merged token, so numbers end at N / group.
+    pictures = frames.shape[1] // group + 1
+    last = jax.vmap(lambda c, f: jax.ops.segment_max(c, f, pictures)[f])(
+        coordinates, frames
+    )
+    last = jnp.maximum(last, 1)  # a single row or column lies at 0
+    below, rest = jnp.divmod(coordinates * (side - 1), last)
+    share = rest / last
+    corners = jnp.stack([below, jnp.minimum(below + 1, side - 1)], axis=-1)
+    shares = jnp.stack([1 - share, share], axis=-1)
+    rows = corners[:, :, 0, :, None] * side + corners[:, :, 1, None, :]
+    weights = shares[:, :, 0, :, None] * shares[:, :, 1, None, :]
+    return rows.reshape(*frames.shape, 4), weights.reshape(*frames.shape, 4)
 
 
 def _angles(
@@ -58,7 +139,10 @@ def _attention(
     full: Bool[Array, ""],
     vision: VisionSpec,
 ) -> Float[Array, "P N D"]:
-    """Each patch attends to its picture where `full`, else to its window."""
+    """Each patch attends to its picture where `full`, else to its window.
+
+    Without windows, to its picture.
+    """
     kernel, bias = weights["qkv"]["kernel"], weights["qkv"]["bias"]
     rows = x.reshape(-1, vision.width)
     qkv = jnp.einsum("nd,dce->cne", rows, kernel) + bias[:, None]
@@ -78,7 +162,12 @@ def _attention(
         tiled = (a.reshape(*windows.shape, *a.shape[2:]) for a in (q, k, v))
         return _attend(*tiled, windows).reshape(q.shape)
 
-    attended = jax.lax.cond(full, within_picture, within_window, queries, keys, values)
+    if vision.window:
+        attended = jax.lax.cond(
+            full, within_picture, within_window, queries, keys, values
+        )
+    else:
+        attended = within_picture(queries, keys, values)
     return attended.reshape(x.shape)
 
 
@@ -97,16 +186,3 @@ def _attend(
     logits = jnp.where(same[:, None], logits * queries.shape[-1] ** -0.5, -1e30)
     weights = jax.nn.softmax(logits, axis=-1).astype(values.dtype)
     return jnp.einsum("bhqk,bkhd->bqhd", weights, values)
-
-
-def _merge(
-    merger: Params,
-    hidden: Float[Array, "P N D"],
-    real: Bool[Array, "P N"],
-    vision: VisionSpec,
-) -> Float[Array, "P M H"]:
-    """Two matrices with an exact GELU between, over the patches of a merged token."""
-    normed = rms_norm(hidden, merger["norm"], vision.eps)
-    joined = normed.reshape(normed.shape[0], -1, vision.group * vision.width)
-    inner = jax.nn.gelu(linear(merger["up"], joined), approximate=False)
-    return jnp.where(real[:, :: vision.group, None], linear(merger["down"], inner), 0)

@@ -1,0 +1,165 @@
+"""`config.json` to spec and back.
+
+Both published layouts are read: the flat one of the hub (Qwen2-VL, Qwen2.5-VL), and
+the nested one (`text_config`, `rope_parameters`) that transformers 5 writes. Class
+defaults of transformers differ from the released files, so a key that the arithmetic
+needs and the file lacks is an error.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from vrl_jax.models.qwen_vl.families import FAMILIES, Family
+from vrl_jax.models.qwen_vl.layers import interleaved_sections
+from vrl_jax.models.qwen_vl.spec import CHANNELS, QwenSpec, TextSpec, VisionSpec
+
+TEXT_KEYS = {
+    "layers": "num_hidden_layers",
+    "width": "hidden_size",
+    "mlp": "intermediate_size",
+    "heads": "num_attention_heads",
+    "kv_heads": "num_key_value_heads",
+    "vocabulary": "vocab_size",
+    "eps": "rms_norm_eps",
+    "max_positions": "max_position_embeddings",
+}
+TOKEN_KEYS = {
+    name: f"{name}_id"
+    for name in ("image_token", "video_token", "vision_start_token", "vision_end_token")
+}
+
+
+def _needed(config: Mapping[str, Any], part: str, name: str) -> Any:
+    if config.get(name) is None:
+        raise ValueError(
+            f"config.json lacks {name!r} in {part}. The library's defaults differ from "
+            "the released models, so none is assumed: add the key."
+        )
+    return config[name]
+
+
+def _supported(name: str, value: Any, *allowed: Any) -> None:
+    if value not in allowed:
+        raise ValueError(
+            f"config.json says {name} = {value!r}; supported here: "
+            f"{', '.join(map(repr, allowed))}."
+        )
+
+
+def spec_from_config(config: Mapping[str, Any]) -> QwenSpec:
+    """The spec of a parsed `config.json`; the family is that of its model type."""
+    families = {family.model_type: family for family in FAMILIES}
+    _supported("model_type", config.get("model_type"), *families)
+    family = families[config["model_type"]]
+    text = config.get("text_config") or config
+    where = "text_config" if config.get("text_config") else "the root"
+    vision = _needed(config, "the root", "vision_config")
+    out_width = _needed(vision, "vision_config", family.vision_out_key)
+    width = _needed(text, where, "hidden_size")
+    _supported(f"vision {family.vision_out_key}", out_width, width)
+    tied = config.get("tie_word_embeddings", text.get("tie_word_embeddings"))
+    return QwenSpec(
+        vision=_vision_from_config(vision, family),
+        text=_text_from_config(text, where, family),
+        tied=_needed({"tie_word_embeddings": tied}, "the root", "tie_word_embeddings"),
+        family=family,
+        **{
+            ours: _needed(config, "the root", theirs)
+            for ours, theirs in TOKEN_KEYS.items()
+        },
+    )
+
+
+def _vision_from_config(vision: Mapping[str, Any], family: Family) -> VisionSpec:
+    activation = family.vision_activation
+    _supported("vision hidden_act", vision.get("hidden_act", activation), activation)
+    channels = vision.get("in_channels", vision.get("in_chans", CHANNELS))
+    _supported("vision in_channels", channels, CHANNELS)
+    values = {
+        ours: _needed(vision, "vision_config", theirs)
+        for ours, theirs in family.vision_keys
+    }
+    keys = dict(family.vision_keys)
+    if keys["mlp"] == "mlp_ratio":
+        values["mlp"] = int(values["width"] * values["mlp"])
+    if "table_side" in keys:
+        values["table_side"] = math.isqrt(rows := values["table_side"])
+        _supported(keys["table_side"], rows, values["table_side"] ** 2)
+    blocks = {name: tuple(values[name]) for name in _BLOCKS if name in keys}
+    return VisionSpec(**values | blocks)
+
+
+def _text_from_config(text: Mapping[str, Any], where: str, family: Family) -> TextSpec:
+    """mRoPE is recognised by its section, never by the name of the rope type.
+
+    Hub files call that "mrope", transformers 5 "default". Files of the first two
+    generations may leave out the section.
+    """
+    rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    _supported("rope type", kind, "default", "mrope")
+    _supported("hidden_act", text.get("hidden_act", "silu"), "silu")
+    _supported("use_sliding_window", bool(text.get("use_sliding_window")), False)
+    bias = text.get("attention_bias", family.qkv_bias)
+    _supported("attention_bias", bias, family.qkv_bias)
+    interleaved = family.sections is interleaved_sections
+    given = bool(rope.get("mrope_interleaved", interleaved))
+    _supported("mrope_interleaved", given, interleaved)
+    sections = rope.get("mrope_section") or family.default_sections
+    return TextSpec(
+        **{ours: _needed(text, where, theirs) for ours, theirs in TEXT_KEYS.items()},
+        rope_theta=float(_needed({**text, **rope}, where, "rope_theta")),
+        rope_sections=tuple(
+            _needed({"mrope_section": sections}, where, "mrope_section")
+        ),
+        head_width=_needed(text, where, "head_dim") if family.nested_text else 0,
+    )
+
+
+def config_from_spec(spec: QwenSpec) -> dict[str, Any]:
+    """A `config.json` in the layout of the hub's files, which every loader reads."""
+    vision, text, family = spec.vision, spec.text, spec.family
+    keys = dict(family.vision_keys)
+    sizes = {theirs: getattr(vision, ours) for ours, theirs in family.vision_keys}
+    if keys["mlp"] == "mlp_ratio":
+        sizes["mlp_ratio"] = vision.mlp // vision.width
+    if "table_side" in keys:
+        sizes[keys["table_side"]] = vision.table_side**2
+    decoder = {theirs: getattr(text, ours) for ours, theirs in TEXT_KEYS.items()}
+    decoder |= {
+        "hidden_act": "silu",
+        "rope_theta": text.rope_theta,
+        "rope_scaling": {"mrope_section": list(text.rope_sections)},
+    }
+    if family.nested_text:
+        decoder |= {
+            "model_type": f"{family.model_type}_text",
+            "head_dim": text.head_dim,
+            "attention_bias": family.qkv_bias,
+        }
+        decoder["rope_scaling"] |= {"rope_type": "default", "mrope_interleaved": True}
+        decoder = {"text_config": decoder}
+    else:
+        decoder["use_sliding_window"] = False
+        decoder["rope_scaling"] |= {"type": "mrope"}
+    return {
+        "architectures": [family.architecture],
+        "model_type": family.model_type,
+        **decoder,
+        "tie_word_embeddings": spec.tied,
+        **{theirs: getattr(spec, ours) for ours, theirs in TOKEN_KEYS.items()},
+        "vision_config": {
+            "model_type": family.model_type,
+            "hidden_act": family.vision_activation,
+            **sizes,
+            **{keys[name]: list(getattr(vision, name)) for name in _BLOCKS & set(keys)},
+            family.vision_out_key: text.width,
+            "in_channels": CHANNELS,
+            "in_chans": CHANNELS,
+            "spatial_patch_size": vision.patch,
+        },
+    }
+
+
+_BLOCKS = {"full_blocks", "deepstack"}
