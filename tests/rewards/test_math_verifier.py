@@ -1,30 +1,16 @@
-import json
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
 import pytest
 
 from vrl_jax.rewards import math_verifier, math_worker
 from vrl_jax.rewards.math_verifier import MathVerifier, Verdict
 
-CASES = json.loads(
-    (Path(__file__).parents[1] / "golden" / "verifiers_cases.json").read_text()
-)["cases"]
 TOWER = r"\boxed{9^{9^{9^{9}}}}"  # sympy would work on it for ever
-
-
-@pytest.mark.parametrize(
-    "case",
-    [pytest.param(c, id=c["id"]) for c in CASES if c["checker"] == "math_verify"],
-)
-def test_check_golden(verifier, case):
-    [verdict] = verifier.check([(case["prediction"], case["gold"])])
-    assert float(verdict.equal) == case["expected"]
 
 
 def test_check_says_where_gold_does_not_parse(verifier):
@@ -67,7 +53,7 @@ def test_a_killed_worker_costs_its_own_answer_only(monkeypatch):
     monkeypatch.setattr(
         math_verifier,
         "_start",
-        lambda seconds: started.append(start(seconds)) or started[-1],
+        lambda *limits: started.append(start(*limits)) or started[-1],
     )
     with MathVerifier(workers=1, seconds=30) as pool:
         pool.check([("1", "1")])
