@@ -2,6 +2,7 @@
 # make test    set-up, then every test (no torch)
 # make parity  adds torch, then the comparisons with transformers
 # make lint    style and format
+# make cases   the golden cases again, on other files: OBJECTIVES=a.json VERIFIERS=b.json
 # make table   three seeds of every digits experiment, as printed in experiments/README.md
 
 PYTHON ?= python3
@@ -12,7 +13,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 PYTEST := $(BIN)/python -m pytest
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 
-.PHONY: demo test parity lint table clean
+.PHONY: demo test parity lint cases table clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo
@@ -27,6 +28,13 @@ parity: $(VENV)/.parity
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# Paths are taken from here; without one, the file that ships is run.
+CASE_TESTS := $(wildcard tests/test_objective_cases.py tests/rewards/test_verifier_cases.py)
+cases: export OBJECTIVES := $(if $(OBJECTIVES),$(abspath $(OBJECTIVES)))
+cases: export VERIFIERS := $(if $(VERIFIERS),$(abspath $(VERIFIERS)))
+cases: $(VENV)/.test
+	$(PYTEST) $(CASE_TESTS)
 
 table: $(VENV)/.demo
 	$(BIN)/python experiments/table_tiny_digits.py
