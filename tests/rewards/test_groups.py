@@ -180,3 +180,13 @@ def test_ratings_and_degradations_are_read():
     null = '<answer>{"distortion_class": null, "severity": null}</answer>'
     assert quality.degradation_score(null, "null", "null") == 1
     assert quality.degradation_score("none", "null", "null") == 0
+
+
+def test_log_tame_noisy_of_paco_rl():
+    # h = 0.711 for the first, 0.053 for the second: only the first is tamed.
+    consistency = jnp.array([0.9, 0.1, 0.6, 0.2, jnp.nan])
+    steady = jnp.array([0.28, 0.30, 0.26, 0.27])
+    tame = jax.jit(groups.log_tame_noisy)
+    expected = [0.641854, 0.095310, 0.470004, 0.182322, np.nan]
+    np.testing.assert_allclose(tame(consistency), expected, atol=1e-6)
+    np.testing.assert_array_equal(tame(steady), steady)

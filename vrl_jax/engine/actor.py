@@ -27,7 +27,8 @@ class Actor:
 
     `allowed` ids may be sampled, the others have probability 0; a response ends at
     one of `stop_ids` or after `max_new_tokens`. `reward` sees one group at a time.
-    `observe` is told of every group that was played, kept or not. Passes without
+    `observe` is told of every group that was played, kept or not; rewards see `step`
+    and `total_steps`. Passes without
     gradient take `prompts_per_pass` prompts at a time.
     """
 
@@ -40,6 +41,8 @@ class Actor:
     max_new_tokens: int
     temperature: float = 1.0
     prompts_per_pass: int = 64
+    step: int = 0
+    total_steps: int = 0
     observe: Callable[[Sequence[Episode], Sequence[Mapping[str, float]]], None] = ignore
 
     def add_logprobs(

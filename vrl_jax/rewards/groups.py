@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from vrl_jax import geometry
+from vrl_jax import geometry, masked
 from vrl_jax.rewards.boxes import Boxes, overlaps
 
 Group = Float[Array, "*P G"]
@@ -116,3 +116,18 @@ def disagreement_look(
     psi = jnp.clip((1 - share) / (1 - free_area), 0, 1)
     agreed = jnp.where(look_mask.any(-1), 0.5 * psi, 1.0)
     return jnp.where(total > 1e-9, (covers * weights).sum(-1) * psi, agreed)
+
+
+def log_tame_noisy(
+    rewards: Float[Array, " B"], *, threshold: float = 0.2
+) -> Float[Array, " B"]:
+    """log(1 + R) where std(R) / mean(R) over the batch is above the threshold, else R.
+
+    Population std, NaN left out and left NaN; R > -1. PaCo-RL, equations 7 and 8,
+    https://arxiv.org/abs/2512.04784.
+    """
+    known = ~jnp.isnan(rewards)
+    mean = masked.mean(rewards, known)
+    spread = jnp.sqrt(masked.mean(jnp.square(rewards - mean), known))
+    noisy = spread / (mean + 1e-6) > threshold
+    return jnp.where(noisy, jnp.log1p(jnp.maximum(rewards, -1 + 1e-6)), rewards)
