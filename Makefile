@@ -12,6 +12,8 @@ RUN ?= runs/vppo_tiny_digits
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 PYTEST := $(BIN)/python -m pytest
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
+# It would say that torch is missing; it is not needed.
+export TRANSFORMERS_VERBOSITY ?= error
 
 .PHONY: demo test parity lint cases table clean
 .DELETE_ON_ERROR:

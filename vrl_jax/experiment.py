@@ -269,7 +269,7 @@ held-out accuracy     {cold["val/accuracy"]:.2f} after the cold start, \
 with shuffled images  {last["val/accuracy_shuffled_images"]:.2f} \
 (another question's answer is right by chance in {chance:.2f})
 visual dependency     {seen:.2f} for tokens read off the picture, \
-{derived:.2f} for tokens that follow from the text
+{derived:.2f} for tokens that could follow from the text
 report                {outcome.report}
 policy                {outcome.policy} (a Hugging Face folder)
 {seconds:.0f} s, peak memory {memory:.1f} GB

@@ -41,7 +41,7 @@ _TRAINING = {
 }
 _KINDS = {
     "seen": "must be read off the picture",
-    "derived": "follow from the text before them",
+    "derived": "could follow from the text before them",
 }
 
 

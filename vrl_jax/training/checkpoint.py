@@ -19,7 +19,14 @@ def open_manager(folder: Path, *, keep: int = 3) -> ocp.CheckpointManager:
         create=True,
         enable_async_checkpointing=True,
     )
-    return ocp.CheckpointManager((folder / "checkpoints").resolve(), options=options)
+    return ocp.CheckpointManager(
+        (folder / "checkpoints").resolve(),
+        options=options,
+        item_handlers={
+            "learner": ocp.StandardCheckpointHandler(),
+            "host": ocp.JsonCheckpointHandler(),
+        },
+    )
 
 
 def save(
@@ -41,7 +48,11 @@ def host_state(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
 
 def restore(manager: ocp.CheckpointManager, step: int, learner: Learner) -> Learner:
     """`learner` with the arrays of a checkpoint. `ValueError` where shapes differ."""
-    like = jax.tree.map(ocp.utils.to_shape_dtype_struct, _arrays(learner))
+    # Not tree.map: it would sort the names, and leaves have an order.
+    like = {
+        name: ocp.utils.to_shape_dtype_struct(leaf)
+        for name, leaf in _arrays(learner).items()
+    }
     stored = manager.item_metadata(step)["learner"]
     _check_shapes(f"{manager.directory}, step {step}", stored, like)
     args = ocp.args.Composite(learner=ocp.args.StandardRestore(like))

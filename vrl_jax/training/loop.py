@@ -18,11 +18,14 @@ from vrl_jax.training.iteration import Recipe, iteration
 from vrl_jax.training.learner import Learner, make_learner
 from vrl_jax.training.metrics import as_floats
 from vrl_jax.training.progress import progress_bar
+from vrl_jax.training.rollouts import Group, write_rollouts
 from vrl_jax.types import Sample
 
 Evaluate = Callable[[Actor], Mapping[str, float]]
 
 MAX_SKIPPED_IN_A_ROW = 5
+ROLLOUT_GROUPS = 4
+"""How many groups of a step are written down for people to read."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,9 +74,10 @@ def train(
 ) -> Actor:
     """Runs the stages in order and returns the actor with the trained parameters.
 
-    Writes `metrics.jsonl`, `timings.jsonl`, `evaluations.jsonl` and `checkpoints/` in
-    `folder`. Called again with the same arguments it continues after the newest
-    checkpoint, and ends with the same parameters and metrics as an unbroken run.
+    Writes `metrics.jsonl`, `timings.jsonl`, `evaluations.jsonl`, `checkpoints/` and, of
+    the steps that are evaluated, some `rollouts/` in `folder`. Called again with the
+    same arguments it continues after the newest checkpoint, and ends with the same
+    parameters and metrics as an unbroken run.
     """
     lines = dataclasses.astuple(run_files(folder))
     with checkpoint.open_manager(folder) as manager:
@@ -133,6 +137,14 @@ def run_stage(
     """
     written = run_files(folder)
     suspects: list[list[str]] = []
+    played: list[Group] = []
+
+    def observe(*group: Any) -> None:
+        actor.observe(*group)
+        if len(played) < ROLLOUT_GROUPS:
+            played.append(group)
+
+    watched = dataclasses.replace(actor, observe=observe)
     shown: dict[str, float] = {}
     with progress_bar(stage.name, stage.steps, done) as show:
         for step in range(done, stage.steps):
@@ -141,7 +153,7 @@ def run_stage(
             start = time.perf_counter()
             learner, metrics = iteration(
                 timed(stage.recipe, seconds),
-                actor,
+                watched,
                 learner,
                 batches(stream, stage.prompts_per_step, drawn),
                 jax.random.fold_in(key, step),
@@ -164,11 +176,13 @@ def run_stage(
                 )
             due = stage.evaluate_every and (step + 1) % stage.evaluate_every == 0
             if due or step + 1 == stage.steps:
+                write_rollouts(folder, stage.name, step + 1, played)
                 measured = evaluate(dataclasses.replace(actor, params=learner.params))
                 shown |= measured
                 line = {"name": stage.name, "phase": stage.name, "step": step + 1}
                 files.append_line(written.evaluations, {**line, **measured})
             show(step + 1, headline({**row, **shown}))
+            played.clear()
             yield step + 1, learner
 
 

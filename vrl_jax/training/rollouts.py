@@ -1,0 +1,51 @@
+"""What the policy wrote, kept for people to read: JSON lines beside the pictures."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from vrl_jax.training.files import write_lines
+from vrl_jax.types import Episode, ImageRef
+
+Group = tuple[Sequence[Episode], Sequence[Mapping[str, float]]]
+"""The episodes of one prompt and their scores."""
+
+
+def write_rollouts(
+    folder: Path, phase: str, step: int, groups: Sequence[Group]
+) -> Path:
+    """Writes `rollouts/<phase>_<step>.jsonl`, a line a response.
+
+    Encoded pictures lie in `rollouts/images`, named by their content; those that came
+    as paths are named by their path.
+    """
+    target = folder / "rollouts"
+    (target / "images").mkdir(parents=True, exist_ok=True)
+    rows = [
+        {
+            "step": step,
+            "id": episode.sample.id,
+            "data_source": episode.sample.source,
+            "prompt": episode.prompt,
+            "images": [_kept(image, target) for image in episode.sample.images],
+            "response": episode.text,
+            "response_length": sum(len(t.tokens) for t in episode.turns if t.chosen),
+            "finished": episode.finished,
+            "ground_truth": episode.sample.answer,
+            "reward": score["overall"],
+            "reward_details": dict(score),
+        }
+        for episodes, scores in groups
+        for episode, score in zip(episodes, scores, strict=True)
+    ]
+    file = target / f"{phase.replace(' ', '_')}_{step}.jsonl"
+    write_lines(file, rows)
+    return file
+
+
+def _kept(image: ImageRef, target: Path) -> str:
+    if isinstance(image, str):
+        return image
+    name = f"images/{hashlib.sha256(image).hexdigest()[:16]}"
+    (target / name).write_bytes(image)
+    return name
