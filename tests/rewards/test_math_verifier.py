@@ -1,9 +1,11 @@
 import os
+import resource
 import signal
 import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -63,6 +65,61 @@ def test_a_killed_worker_costs_its_own_answer_only(monkeypatch):
         assert verdicts == [Verdict(False, "crash (-9)"), Verdict(True)]
     assert len(started) == 2
     assert all(worker.poll() is not None for worker in started)  # none left behind
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "(" * 5000 + "1" + ")" * 5000,  # 10 000 characters, nested
+        "+".join(["(x+1)"] * 2000),
+        r"\frac{1}{" * 1000 + "2" + "}" * 1000,
+        "10^{10^{10}}",
+        "2^{2^{2^{2^{2^{2}}}}}",
+        "x^{99999999} - 1",
+        "10000000!",
+        "\\" * 10_000,
+        "1," * 3000,
+        "9" * 10_000,
+        "$" * 9_999,
+        "a" * 30_000,
+    ],
+    ids=lambda answer: answer[:12],
+)
+def test_an_expression_made_to_hurt_costs_a_second_and_its_own_answer(strict, answer):
+    begin = time.monotonic()
+    verdicts = strict.check([(rf"\boxed{{{answer}}}", r"\boxed{7}"), ("7", "7")])
+    verdicts += strict.differences_are_zero([(answer, "7"), ("7", "7")])
+    assert time.monotonic() - begin < 15  # 2 s, two new processes, a busy machine
+    assert [v.equal for v in verdicts] == [False, True, False, True]
+
+
+@pytest.fixture(scope="module")
+def strict():
+    with MathVerifier(workers=1, seconds=1, megabytes=1024) as pool:
+        yield pool
+
+
+def test_memory_is_limited_and_running_out_costs_one_answer(monkeypatch):
+    started = []
+    start = math_verifier._start
+    monkeypatch.setattr(
+        math_verifier,
+        "_start",
+        lambda *limits: started.append(start(*limits)) or started[-1],
+    )
+    with MathVerifier(workers=1, seconds=20, megabytes=1024) as pool:
+        pool.check([("1", "1")])
+        pid = started[0].pid
+        limit, _ = resource.prlimit(pid, resource.RLIMIT_AS)
+        assert limit == 1024 << 20
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[0])
+        now = pages * resource.getpagesize()
+        resource.prlimit(pid, resource.RLIMIT_AS, (now, limit))  # none is left
+        [verdict] = pool.check([("10^{3000000}", "7")])
+        assert not verdict.equal
+        if started[-1].poll() is None:
+            resource.prlimit(pid, resource.RLIMIT_AS, (limit, limit))
+        assert pool.check([("7", "7")]) == [Verdict(True)]
 
 
 def test_workers_import_neither_this_library_nor_jax():
