@@ -167,10 +167,11 @@ def test_boxed_math_counts_what_it_could_not_check():
         def check(self, pairs):
             return [Verdict(False, "time-out") for _ in pairs]
 
-    scores = boxed_math(OutOfTime())(group("3", r"\boxed{4}", r"\boxed{3}"))
-    assert scores == [
+    texts = (r"\boxed{8/2}", r"\boxed{3}", r"\boxed{4}")
+    assert boxed_math(OutOfTime())(group("3", *texts)) == [
         {"overall": 0.0, "unchecked": 1.0},
         {"overall": 1.0, "unchecked": 0.0},
+        {"overall": 0.0, "unchecked": 0.0},  # whole numbers need no checking
     ]
 
 

@@ -1,3 +1,4 @@
+import json
 import os
 import resource
 import signal
@@ -17,6 +18,35 @@ TOWER = r"\boxed{9^{9^{9^{9}}}}"  # sympy would work on it for ever
 
 def test_check_says_where_gold_does_not_parse(verifier):
     assert verifier.check([("3", "a word")]) == [Verdict(False, "gold does not parse")]
+
+
+def test_a_look_at_the_numbers_agrees_with_math_verify():
+    texts = [
+        "2", "2.0", "-2", r"\frac{4}{2}", r"\sqrt{2}", "1.414214", "1.4142", "200",
+        r"2\\%", "x+2", "(2, 2)", r"\{2\\}", "2:1", "1,000", r"10^3", "i", r"\infty",
+        r"\pi", "x=2", "1/0",
+    ]  # fmt: skip
+    boxes = [rf"\boxed{{{text}}}" for text in texts]
+    script = f"""
+import json, logging, sys
+logging.disable(30)
+sys.path.insert(0, {os.path.dirname(math_worker.__file__)!r})
+from math_worker import math_verify_equal, parse, verify
+boxes = json.loads(sys.argv[1])
+for gold in boxes:
+    for box in boxes:
+        expected = parse(gold, parsing_timeout=None)
+        found = parse(box, parsing_timeout=None)
+        plain = bool(expected) and bool(verify(expected, found, timeout_seconds=None))
+        try:
+            ours = math_verify_equal(box, gold)[0]
+        except (OverflowError, ValueError, TypeError):
+            ours = None
+        if ours != plain:
+            print(box, gold, plain, ours)
+"""
+    command = [sys.executable, "-P", "-c", script, json.dumps(boxes)]
+    assert subprocess.run(command, check=True, capture_output=True).stdout == b""
 
 
 def test_check_compares_equal_pairs_once(verifier, monkeypatch):

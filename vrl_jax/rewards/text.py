@@ -1,5 +1,6 @@
 """How near one text is to another, from 0 to 1."""
 
+import functools
 from collections import Counter
 from collections.abc import Sequence
 
@@ -86,19 +87,19 @@ def bleu4(prediction: str, gold: str) -> float:
     https://aclanthology.org/P02-1040; the smoothing is NLTK's method 1, the one of
     SATORI-R1, https://arxiv.org/abs/2505.19094.
     """
-    metric = BLEU(
-        lowercase=True,
-        tokenize="none",
-        smooth_method="floor",
-        smooth_value=0.1,
-        effective_order=False,
-    )
     if not prediction.split() or not gold.split():
         return 0.0
-    score = metric.sentence_score(
-        " ".join(prediction.split()), [" ".join(gold.split())]
+    found = _bleu().corpus_score(
+        [" ".join(prediction.split())], [[" ".join(gold.split())]]
     )
-    return min(max(score.score / 100, 0.0), 1.0)
+    return min(max(found.score / 100, 0.0), 1.0)
+
+
+@functools.cache
+def _bleu() -> BLEU:
+    return BLEU(
+        lowercase=True, tokenize="none", smooth_method="floor", smooth_value=0.1
+    )
 
 
 def rouge_l(prediction: str, gold: str) -> float:
