@@ -1,10 +1,10 @@
 # make demo    set-up, then the main job: a tiny model learns from pictures by VPPO
 # make test    set-up, then every test (no torch)
 # make parity  adds torch, then the comparisons with transformers
-# make cases   only the numbers of a fact file: make cases OBJECTIVES=path.json
 # make parity-sweep SEEDS=20 FIRST=1000   the same on other random models and pictures
 # make bench-load  seconds and memory of loading a checkpoint, for BENCHMARKS.md
 # make lint    style and format
+# make cases   the golden cases again, on other files: OBJECTIVES=a.json VERIFIERS=b.json
 # make table   three seeds of every digits experiment, as printed in experiments/README.md
 
 PYTHON ?= python3
@@ -12,6 +12,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN ?= runs/vppo_tiny_digits
 OBJECTIVES ?= tests/golden/objectives_cases.json
+VERIFIERS ?= tests/golden/verifiers_cases.json
 SEEDS ?= 20
 FIRST ?= 1000
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
@@ -32,9 +33,6 @@ test: $(VENV)/.test
 parity: $(VENV)/.parity
 	$(PYTEST) -m parity tests/parity
 
-cases: $(VENV)/.test
-	OBJECTIVES="$(abspath $(OBJECTIVES))" $(PYTEST) tests/test_cases.py
-
 parity-sweep: $(VENV)/.parity
 	JAX_PLATFORMS=cpu $(BIN)/python -m tests.parity.sweep --seeds $(SEEDS) --first $(FIRST)
 
@@ -44,6 +42,11 @@ bench-load: $(VENV)/.demo
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+cases: export OBJECTIVES := $(abspath $(OBJECTIVES))
+cases: export VERIFIERS := $(abspath $(VERIFIERS))
+cases: $(VENV)/.test
+	$(PYTEST) tests/test_cases.py tests/rewards/test_verifier_cases.py
 
 table: $(VENV)/.demo
 	$(BIN)/python experiments/table_tiny_digits.py

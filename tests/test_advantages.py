@@ -68,3 +68,20 @@ def test_permuting_groups_and_members_permutes_advantages(function):
 def test_partial_groups_raise(function, count, group_size):
     with pytest.raises(ValueError, match=f"got {count} rewards for group_size="):
         function(jnp.ones(count), group_size=group_size)
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        advantages.group_centered,
+        advantages.group_zscore,
+        advantages.group_zscore_population,
+    ],
+)
+def test_unscored_responses_take_no_part(rule):
+    nan = jnp.nan
+    rewards = jnp.array([1.0, nan, 0, 2, nan, 0.1, nan, 0.1, nan, nan, nan, 0.3])
+    got = jax.jit(rule, static_argnames="group_size")(rewards, group_size=4)
+    alone = rule(jnp.array([1.0, 0, 2]), group_size=3)
+    np.testing.assert_allclose(got[jnp.array([0, 2, 3])], alone, rtol=1e-6)
+    assert got[1] == 0 and not got[4:].any()

@@ -57,3 +57,12 @@ def test_permuting_groups_permutes_the_choice():
 def test_partial_groups_raise(function):
     with pytest.raises(ValueError, match="got 16 rewards for group_size=3"):
         function(jnp.asarray(SCORES.ravel()), group_size=3)
+
+
+def test_unscored_responses_do_not_count():
+    nan = jnp.nan
+    scores = jnp.array([1.0, 0, nan, 1, nan, 1, nan, nan, nan, nan, nan, nan])
+    mixed = filters.mixed_groups(scores, group_size=3)
+    np.testing.assert_array_equal(mixed, [True, False, False, False])
+    equal = filters.zero_variance_groups(scores, group_size=3)
+    np.testing.assert_array_equal(equal, [False, True, True, True])

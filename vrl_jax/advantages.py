@@ -1,6 +1,8 @@
 """From rewards to advantages: one a response, one a step, or one a token.
 
-A group is `group_size` consecutive rewards: the responses to one prompt.
+A group is `group_size` consecutive rewards: the responses to one prompt. A reward that
+could not be had is NaN: it takes no part in its group's statistics, and its response
+has advantage 0.
 """
 
 import jax
@@ -29,11 +31,12 @@ def group_centered(
     Dr. GRPO, section 3.2, https://arxiv.org/abs/2503.20783.
     """
     groups = by_group(rewards, group_size=group_size)
+    known = ~jnp.isnan(groups)
     # Equal rewards such as 0.1 have a mean one rounding away from them, which a
     # later division by a std of the same size would blow up.
-    differs = jnp.ptp(groups, axis=1, keepdims=True) > 0
-    centered = groups - groups.mean(axis=1, keepdims=True)
-    return jnp.where(differs, centered, 0).reshape(-1)
+    differs = masked.max(groups, known, 1) > masked.min(groups, known, 1)
+    centered = groups - masked.mean(groups, known, 1)[:, None]
+    return jnp.where(known & differs[:, None], centered, 0).reshape(-1)
 
 
 def group_zscore(
@@ -58,8 +61,10 @@ def group_zscore_population(
 def _zscore(
     rewards: Float[Array, " B"], group_size: int, eps: float, ddof: int
 ) -> Float[Array, " B"]:
-    spread = by_group(rewards, group_size=group_size).std(axis=1, ddof=ddof)
     centered = group_centered(rewards, group_size=group_size)
+    known = by_group(~jnp.isnan(rewards), group_size=group_size).sum(axis=1)
+    squares = jnp.square(by_group(centered, group_size=group_size)).sum(axis=1)
+    spread = jnp.sqrt(squares / jnp.maximum(known - ddof, 1))
     return centered / (jnp.repeat(spread, group_size) + eps)
 
 

@@ -1,9 +1,13 @@
-"""Which groups, responses and tokens are worth a gradient."""
+"""Which groups, responses and tokens are worth a gradient.
+
+NaN, an unscored response, does not count.
+"""
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from vrl_jax import masked
 from vrl_jax.advantages import by_group
 
 
@@ -20,7 +24,8 @@ def mixed_groups(
     EasyR1's bounds. The paper counts correct responses; verl keeps the groups
     that are not `zero_variance_groups`.
     """
-    average = by_group(scores, group_size=group_size).mean(axis=1)
+    groups = by_group(scores, group_size=group_size)
+    average = masked.mean(groups, ~jnp.isnan(groups), 1)
     return (low < average) & (average < high)
 
 
@@ -28,7 +33,9 @@ def zero_variance_groups(
     scores: Float[Array, " B"], *, group_size: int
 ) -> Bool[Array, " P"]:
     """Groups whose scores are all equal, hence without any advantage."""
-    return jnp.ptp(by_group(scores, group_size=group_size), axis=1) == 0
+    groups = by_group(scores, group_size=group_size)
+    known = ~jnp.isnan(groups)
+    return masked.max(groups, known, 1) <= masked.min(groups, known, 1)
 
 
 def hard_gate(

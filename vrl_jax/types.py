@@ -74,7 +74,8 @@ class Turn:
 class Episode:
     """What happened for one sample: the prompt as text, then turns.
 
-    `finished` is False where the token budget ended the last turn.
+    `finished` is False where the token budget ended the last turn. `step` counts the
+    training steps before this one, of `total_steps`; both are 0 in an evaluation.
     """
 
     sample: Sample
@@ -82,6 +83,8 @@ class Episode:
     turns: tuple[Turn, ...]
     finished: bool
     image_sizes: tuple[ImageSize, ...] = ()
+    step: int = 0
+    total_steps: int = 0
 
     @property
     def text(self) -> str:

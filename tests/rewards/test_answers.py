@@ -1,26 +1,6 @@
-"""Cases: tests/golden/verifiers_cases.json; each says what it was run with."""
-
-import json
-from pathlib import Path
-
 import pytest
 
 from vrl_jax.rewards import answers, format, parse
-
-CASES = json.loads(
-    (Path(__file__).parents[1] / "golden" / "verifiers_cases.json").read_text()
-)["cases"]
-
-
-def cases(checker):
-    return [pytest.param(c, id=c["id"]) for c in CASES if c["checker"] == checker]
-
-
-@pytest.mark.parametrize("case", cases("extract_boxed"))
-def test_last_boxed_golden(case):
-    found = parse.last_boxed(case["prediction"])
-    # The reference returns a substitute string where we return None.
-    assert (case["params"]["missing"] if found is None else found) == case["expected"]
 
 
 @pytest.mark.parametrize(
@@ -40,13 +20,6 @@ def test_last_boxed_golden(case):
 )
 def test_last_boxed_balances_braces(text, expected):
     assert parse.last_boxed(text) == expected
-
-
-@pytest.mark.parametrize("case", cases("extract_answer_tag"))
-def test_first_answer_line_golden(case):
-    assert case["params"] == {"which": "first", "dotall": False}
-    assert parse.first_answer_line(case["prediction"]) == case["expected"]
-    assert parse.answer_tag(case["prediction"]) == "7"
 
 
 @pytest.mark.parametrize(
@@ -92,11 +65,6 @@ def test_is_words_tells_text_from_mathematics(gold, expected):
     assert answers.is_words(gold) is expected
 
 
-@pytest.mark.parametrize("case", cases("format_tag_count"))
-def test_tag_share_golden(case):
-    assert format.tag_share(case["prediction"]) == case["expected"]
-
-
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -127,3 +95,70 @@ def test_think_then_boxed_wants_the_box_after_the_thinking(text, expected):
 def test_has_box_wants_the_last_box_closed():
     assert format.has_box(r"\boxed{3}")
     assert not format.has_box(r"\boxed{3} \boxed{4")
+
+
+@pytest.mark.parametrize(
+    ("prediction", "expected"),
+    [
+        ("B", True),
+        ("(B)", True),
+        ("b.", True),
+        (r"so \boxed{B}", True),
+        ("B. a cat", True),
+        ("A  Cat.", True),
+        ("B. a dog", False),
+        ("a dog", False),
+        ("B or C", False),
+        ("BB", False),
+        ("", False),
+        (None, False),
+    ],
+)
+def test_choice_reads_the_letter_or_its_text(prediction, expected):
+    assert answers.choice(prediction, "(B)", ["a dog", "a cat"]) is expected
+
+
+def test_choice_without_options_takes_the_letter_alone():
+    assert answers.choice("B.", "B")
+    assert not answers.choice("B. a cat", "B")
+    assert answers.choice("a Cat", "a cat.")  # gold is a text
+    assert not answers.choice("", "")
+
+
+def test_yes_no_reads_whole_words():
+    assert answers.yes_no("Yes, I know.", "yes")
+    assert not answers.yes_no("I know", "no")
+    assert not answers.yes_no("", "maybe")
+
+
+def test_letters_by_the_published_rules():
+    assert answers.letters_curr_reft("A,C or A, not CAB") == "A,C"
+    assert [answers.letter_vl_prm(t) for t in ("B.", "(B)", "B. cat")] == [
+        "B",
+        "B",
+        "B. cat",
+    ]
+
+
+def test_overlaps_of_words():
+    # Curr-ReFT's worked example: 2 of 4.
+    assert answers.set_overlap("['dog', 'car', 'bus']", "dog, cat, car") == 0.5
+    assert answers.set_overlap("", "") == 0.0
+    assert answers.contains_either_way("Golden Retriever", "golden_retriever dog")
+    assert not answers.contains_either_way("", "dog")
+
+
+def test_span_in_caption_of_vicrit():
+    span, caption = "a solid white glass cup", "She holds a solid white glass cup on it"
+    assert answers.span_in_caption('["a solid white glass cup"]', span, caption)
+    assert answers.span_in_caption("holds a solid white glass cup on", span, caption)
+    assert not answers.span_in_caption("glass", span, caption)
+    assert not answers.span_in_caption("a paper cup", span, caption)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("1,234.5", 1234.5), ("nan", None), ("1e999", None), ("1_0", None), ("1,2", None)],
+)
+def test_number_is_finite(text, expected):
+    assert answers.number(text) == expected

@@ -4,7 +4,19 @@ import math
 import pytest
 
 from vrl_jax.rewards.boxed import boxed_exact, boxed_math, math_style
-from vrl_jax.rewards.combine import call_safely, per_response, weighted
+from vrl_jax.rewards.combine import (
+    as_parts,
+    call_safely,
+    geometric_mean,
+    log_tamed,
+    paid_if,
+    per_group,
+    per_response,
+    product,
+    response_length,
+    weighted,
+)
+from vrl_jax.rewards.length import kimi
 from vrl_jax.rewards.math_verifier import Verdict
 from vrl_jax.types import Episode, Sample, Turn
 
@@ -34,11 +46,82 @@ def test_weighted_adds_up_and_keeps_the_parts():
     ]
 
 
+def fixed(*scores):
+    return lambda episodes: list(scores)
+
+
+def overall(reward):
+    return [as_parts(score)["overall"] for score in reward(EPISODES)]
+
+
+def test_weighted_leaves_out_what_does_not_apply():
+    reward = weighted({"a": (fixed(1, None), 1.0), "b": (fixed(None, None), 2.0)})
+    first, second = reward(EPISODES)
+    assert first == {"overall": 1.0, "a": 1.0}
+    assert math.isnan(second["overall"])
+
+
+def test_weighted_by_zero_only_logs():
+    reward = weighted({"a": (fixed(1, 2), 1.0), "b": (fixed(math.nan, 3), 0.0)})
+    assert overall(reward) == [1.0, 2.0]
+    assert reward(EPISODES)[1]["b"] == 3.0
+
+
+def test_unscored_parts_leave_the_response_unscored():
+    parts = {"a": fixed(math.nan, 0.5), "b": fixed(0.0, 0.5)}
+    for reward in (
+        product(parts),
+        geometric_mean(parts),
+        weighted({name: (part, 1.0) for name, part in parts.items()}),
+        paid_if(parts["a"], parts["b"], above=0.4),
+        log_tamed(parts["a"]),
+        per_group(lambda *columns: columns[0], *parts.values()),
+    ):
+        unknown, known = overall(reward)
+        assert math.isnan(unknown) and math.isfinite(known)
+
+
+def test_products_and_means_by_hand():
+    parts = {"a": fixed(4.0, -1.0), "b": fixed(0.25, 5.0), "c": fixed(8.0, None)}
+    assert overall(product(parts)) == [8.0, -5.0]
+    assert overall(geometric_mean(parts)) == pytest.approx([2.0, 0.0])
+    assert overall(log_tamed(fixed(0.9, 0.0))) == pytest.approx([0.641854, 0.0])
+
+
+def test_paid_if_right():
+    reward = paid_if(fixed(1.0, 0.5), fixed(0.7, 0.7))
+    assert reward(EPISODES) == [
+        {"overall": 0.7, "condition": 1.0, "reward": 0.7},
+        {"overall": 0.0, "condition": 0.5, "reward": 0.7},
+    ]
+
+
+def test_per_group_gives_a_rule_its_columns():
+    four = group("3", "a", "b", "c", "d")
+    lengths = lambda episodes: [400, 800, 1200, 2000]
+    right = lambda episodes: [1, 1, math.nan, 1]
+    scores = per_group(kimi, lengths, right)(four)
+    assert scores[:2] == [0.5, 0.25] and math.isnan(scores[2]) and scores[3] == -0.5
+
+
+def test_response_length_counts_the_policy_s_tokens():
+    turns = (Turn("a", (1, 2)), Turn("b", (3,), chosen=False), Turn("c", (4,)))
+    episode = Episode(EPISODES[0].sample, "?", turns, finished=True)
+    assert response_length(episode) == 3
+
+
 def test_call_safely_names_every_score():
     assert call_safely(per_response(length), EPISODES) == [
-        {"overall": 1.0, "errors": 0.0},
-        {"overall": 2.0, "errors": 0.0},
+        {"overall": 1.0, "unscored": 0.0, "errors": 0.0},
+        {"overall": 2.0, "unscored": 0.0, "errors": 0.0},
     ]
+
+
+def test_call_safely_marks_what_could_not_be_had():
+    for nothing in (None, math.nan, {"overall": None}):
+        first, second = call_safely(lambda _, x=nothing: [x, 2], EPISODES)
+        assert math.isnan(first["overall"]) and first["unscored"] == 1.0
+        assert second == {"overall": 2.0, "unscored": 0.0, "errors": 0.0}
 
 
 def raises(episodes):
@@ -50,16 +133,17 @@ def raises(episodes):
     [
         raises,
         lambda episodes: [1.0],
-        lambda episodes: [1.0, math.nan],
+        lambda episodes: [1.0, math.inf],
         lambda episodes: [{"accuracy": 1.0}, {"accuracy": 1.0}],
         lambda episodes: ["one", 2],
     ],
-    ids=["raises", "too few", "nan", "no overall", "text"],
+    ids=["raises", "too few", "infinite", "no overall", "text"],
 )
 def test_call_safely_counts_and_logs_a_reward_that_fails(reward, caplog):
     with caplog.at_level(logging.ERROR):
         scores = call_safely(reward, EPISODES)
-    assert scores == [{"overall": 0.0, "errors": 1.0}] * 2
+    assert all(math.isnan(score["overall"]) for score in scores)
+    assert all(score["errors"] == score["unscored"] == 1.0 for score in scores)
     assert "row-7" in caplog.text and "Traceback" in caplog.text
 
 
@@ -83,10 +167,11 @@ def test_boxed_math_counts_what_it_could_not_check():
         def check(self, pairs):
             return [Verdict(False, "time-out") for _ in pairs]
 
-    scores = boxed_math(OutOfTime())(group("3", r"\boxed{4}", r"\boxed{3}"))
-    assert scores == [
+    texts = (r"\boxed{8/2}", r"\boxed{3}", r"\boxed{4}")
+    assert boxed_math(OutOfTime())(group("3", *texts)) == [
         {"overall": 0.0, "unchecked": 1.0},
         {"overall": 1.0, "unchecked": 0.0},
+        {"overall": 0.0, "unchecked": 0.0},  # whole numbers need no checking
     ]
 
 

@@ -7,8 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vrl_jax.training.metrics import as_floats, average, policy_metrics, rollout_metrics
-from vrl_jax.types import Batch, Likelihood, Mean, Rollout
+from vrl_jax.training.metrics import (
+    as_floats,
+    average,
+    mean_known,
+    policy_metrics,
+    rewards_by_source,
+    rollout_metrics,
+)
+from vrl_jax.types import Batch, Episode, Likelihood, Mean, Rollout, Sample, Turn
 
 from ..fixtures.chain import chain_prompts
 
@@ -70,3 +77,20 @@ def test_average_adds_totals_and_weights():
 def test_as_floats_of_nothing_counted_is_nan():
     nothing = Mean(jnp.float32(0), jnp.float32(0))
     assert np.isnan(as_floats({"x": nothing})["x"])
+
+
+def test_rewards_by_source_leaves_out_the_unscored():
+    def group(source, *scores):
+        sample = Sample("1", source, "?", (), "3")
+        episode = Episode(sample, "?", (Turn("3", (1,)),), finished=True)
+        return [episode] * len(scores), [{"overall": score} for score in scores]
+
+    played = [group("a", 1.0, math.nan), group("a", 0.5), group("b", math.nan)]
+    assert rewards_by_source(played) == {"reward/overall/a": 0.75}
+
+
+def test_mean_known_leaves_out_the_unscored():
+    known = mean_known(jnp.array([1.0, jnp.nan, 3.0]))
+    nothing = mean_known(jnp.array([jnp.nan]))
+    numbers = as_floats({"known": known, "nothing": nothing})
+    assert numbers["known"] == 2.0 and math.isnan(numbers["nothing"])

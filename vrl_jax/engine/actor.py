@@ -29,8 +29,9 @@ class Actor:
 
     `allowed` ids may be sampled, the others have probability 0; a response ends at
     one of `stop_ids` or after `max_new_tokens`. `reward` sees one group at a time.
-    `observe` is told of every group that was played, kept or not. Passes without
-    gradient take at most `prompts_per_pass` prompts at a time.
+    `observe` is told of every group that was played, kept or not; rewards see `step`
+    and `total_steps`. Passes without gradient take at most `prompts_per_pass` prompts
+    at a time.
     """
 
     policy: Policy
@@ -42,6 +43,8 @@ class Actor:
     max_new_tokens: int
     temperature: float = 1.0
     prompts_per_pass: int = 64
+    step: int = 0
+    total_steps: int = 0
     observe: Callable[[Sequence[Episode], Sequence[Mapping[str, float]]], None] = ignore
 
     def likelihood(self, rollout: Rollout) -> Likelihood:

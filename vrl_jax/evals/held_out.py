@@ -1,6 +1,7 @@
 """Accuracy on held-out samples, and whether the policy looks at the pictures."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -19,7 +20,7 @@ def accuracy(
     *,
     choose: Choose = greedy,
 ) -> float:
-    """Mean reward of one response a sample; greedy decoding by default."""
+    """Mean reward of one response a sample, unscored left out; greedy by default."""
     size = min(actor.prompts_per_pass, len(samples))
     rewards: list[float] = []
     for start in range(0, len(samples), size):
@@ -29,7 +30,7 @@ def accuracy(
             actor, iter([[*batch, *filler]]), key, group_size=1, choose=choose
         )
         rewards += np.asarray(rollout.rewards)[: len(batch)].tolist()
-    return float(np.mean(rewards))
+    return float(np.nanmean(rewards)) if not np.isnan(rewards).all() else math.nan
 
 
 def shuffle_images(samples: Sequence[Sample]) -> list[Sample]:

@@ -88,7 +88,7 @@ def as_rollout(
     parts = sorted({name for score in scores for name in score} - {"overall"})
 
     def column(name: str) -> Array:
-        return jnp.array([score.get(name, 0.0) for score in scores], jnp.float32)
+        return jnp.array([score.get(name, jnp.nan) for score in scores], jnp.float32)
 
     return Rollout(
         prompts=encoded.prompts,
@@ -130,6 +130,8 @@ def episodes(
             turns=(Turn(texts[row], written[row]),),
             finished=bool(finished[row]),
             image_sizes=encoded.image_sizes[row // group_size],
+            step=actor.step,
+            total_steps=actor.total_steps,
         )
         for row in range(len(written))
     ]

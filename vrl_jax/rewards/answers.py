@@ -1,12 +1,21 @@
 """Is a given answer the right one, as text?
 
-Mathematical equality is `vrl_jax.rewards.math_verifier`.
+Mathematical equality is `vrl_jax.rewards.math_verifier`. Where projects differ in a
+rule, each has a function of its own; the one without a project's name is ours.
 """
 
+import math
 import re
+from collections.abc import Sequence
+
+from vrl_jax.rewards.parse import answer_tag, last_boxed
 
 # Macros and what \text{...} holds are not words: math-verify knows units and such.
 _MACRO = re.compile(r"\\(text|mathrm|textbf)\s*\{[^{}]*\}|\\[A-Za-z]+")
+_LETTER = re.compile(r"(?<![A-Z])[A-Z](?=[.,?!:;]|$)")
+_BARE_LETTER = re.compile(r"[(\[{]?\s*([A-Za-z])\s*[)\]}]?\s*[.:,)]?\s*(.*)", re.DOTALL)
+_CUES = ("ANSWER", "CORRECT", "CHOOSE", "SELECT", "RIGHT", "THINK", "BELIEVE", "SHOULD")
+_COUNT = re.compile(r"<answer>\s*([0-9]{1,18})\s*</answer>")
 _WORD = re.compile(r"[A-Za-z]{3}|^\s*[A-Za-z]{2}\s*$")
 
 
@@ -23,3 +32,188 @@ def is_words(gold: str) -> bool:
     word; LaTeX macros and their text do not.
     """
     return _WORD.search(_MACRO.sub(" ", gold)) is not None
+
+
+def choice(prediction: str | None, gold: str, options: Sequence[str] = ()) -> bool:
+    """Multiple choice: the letter alone, with its option's text, or that text alone.
+
+    Brackets, a final dot and a `\\boxed` around the letter are passed over, and case.
+    "B or C" is no answer. `options` are the texts of A, B, ...; without them a letter
+    may be followed by nothing.
+    """
+    if prediction is None or not gold.strip():
+        return False
+    box = last_boxed(prediction)
+    given = " ".join((prediction if box is None else box).split()).casefold()
+    letter = _leading_letter(gold)
+    if letter is None:
+        return given.rstrip(".") == " ".join(gold.split()).casefold().rstrip(".")
+    place = ord(letter) - ord("A")
+    text = " ".join(options[place].split()).casefold() if place < len(options) else ""
+    if text and given.rstrip(".") == text.rstrip("."):
+        return True
+    found = _BARE_LETTER.fullmatch(given)
+    return (
+        found is not None
+        and found.group(1).upper() == letter
+        and found.group(2).rstrip(".") in ("", text.rstrip("."))
+    )
+
+
+def _leading_letter(gold: str) -> str | None:
+    found = _BARE_LETTER.fullmatch(gold.strip())
+    return found.group(1).upper() if found and not found.group(2) else None
+
+
+def letter_vlm_r1(text: str) -> str | None:
+    """The choice letter by the rule of VLM-R1, or None.
+
+    In capitals, a letter that no letter precedes and that . , ? ! : ; or the end
+    follows. Of several, the one with most points: 1 for each cue word (answer, correct,
+    ...) within 20 characters, 2 in the last 30 % of the text, 1 for punctuation behind.
+    "(B)" and a boxed B give nothing. https://github.com/om-ai-lab/VLM-R1
+    """
+    text = " ".join(text.upper().split())
+    points: dict[str, int] = {}
+    for found in _LETTER.finditer(text):
+        place = found.start()
+        around = text[max(0, place - 20) : place + 20]
+        score = sum(cue in around for cue in _CUES)
+        score += 2 * (place > 0.7 * len(text)) + (text[place + 1 : place + 2] in _STOPS)
+        points[found.group()] = points.get(found.group(), 0) + score
+    return max(points, key=points.__getitem__) if points else None
+
+
+_STOPS = (".", ",", "!", "?", ":", ";")
+
+
+def letter_ergo(text: str, gold: str) -> bool:
+    """All latin letters of the answer, joined, are the gold letter: "B. cat" is not B.
+
+    https://github.com/nota-github/ERGO
+    """
+    tagged = answer_tag(text)
+    answer = text if tagged is None else tagged
+    letters = "".join(re.findall("[A-Za-z]", answer)).lower()
+    return letters != "" and letters == gold.strip().lower()
+
+
+def letter_vl_prm(text: str) -> str:
+    """The answer with "B." and "(B)" read as B, anything else as it stands.
+
+    https://github.com/theogbrand/vlprm
+    """
+    found = re.fullmatch(r"\(?([A-Za-z])[.)]?", text.strip())
+    return found.group(1) if found else text.strip()
+
+
+def letters_curr_reft(text: str) -> str:
+    """Every isolated letter A to E once, in order of appearance: "A,C".
+
+    Stage 2 of Curr-ReFT, https://arxiv.org/abs/2503.07065, which compares this.
+    """
+    found = re.findall(r"(?<![A-Za-z])[A-E](?![A-Za-z])", text)
+    return ",".join(dict.fromkeys(found))
+
+
+def yes_no(prediction: str | None, gold: str) -> bool:
+    """The first of the words yes and no in each is the same one.
+
+    Whole words, unlike VLM-R1's, where "know" is a no and two texts without either
+    agree; here they do not.
+    """
+    words = [
+        re.search(r"\b(yes|no)\b", text, re.IGNORECASE)
+        for text in (prediction or "", gold)
+    ]
+    return all(words) and words[0].group().lower() == words[1].group().lower()
+
+
+def relaxed_numeric(
+    prediction: str | None,
+    gold: str,
+    *,
+    tolerance: float = 0.05,
+    year_guard: bool = True,
+) -> bool:
+    """|p - g| / |g| <= tolerance; the same text where gold is 0 or no number.
+
+    A final percent sign is dropped on both sides. `year_guard` compares four characters
+    that start with 20 as text: 2004 is not nearly 2005. ChartQA's relaxed accuracy,
+    https://arxiv.org/abs/2203.10244, as in https://github.com/theogbrand/vlprm.
+    """
+    if prediction is None:
+        return False
+    given, wanted = (
+        text.strip().removesuffix("%").strip() for text in (prediction, gold)
+    )
+    p, g = number(given), number(wanted)
+    is_year = year_guard and len(wanted) == 4 and wanted.startswith("20")
+    if p is None or g is None or g == 0 or is_year:
+        return given.lower() == wanted.lower()
+    return abs(p - g) <= tolerance * abs(g) * (1 + 1e-12)
+
+
+def number(text: str) -> float | None:
+    """A finite number as `float` reads it, thousands separated by commas or not."""
+    if len(text) > 400:
+        return None
+    plain = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text.strip())
+    try:
+        value = float(plain.replace("_", "x"))
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def count_in_tag(text: str, gold: str) -> bool:
+    """An answer tag holds digits alone, and they are the gold number.
+
+    R1-V's counting evaluation, https://github.com/Deep-Agent/R1-V: "12 cats" fails.
+    """
+    found = _COUNT.search(text)
+    return found is not None and number(gold) == int(found.group(1))
+
+
+def set_overlap(prediction: str, gold: str) -> float:
+    """|P and G| / |P or G| of the items, split at commas and blanks, brackets dropped.
+
+    Classification of Curr-ReFT, https://arxiv.org/abs/2503.07065. Nothing on either
+    side is 0: an empty answer earns nothing.
+    """
+    p, g = (
+        set(re.split(r"[\s,\[\]'\"{}()]+", t.lower())) - {""}
+        for t in (prediction, gold)
+    )
+    return len(p & g) / len(p | g) if p | g else 0.0
+
+
+def contains_either_way(prediction: str | None, gold: str) -> bool:
+    """One contains the other, blanks and underscores dropped, in lower case.
+
+    Classification of Visual-RFT, https://arxiv.org/abs/2503.01785. An empty text
+    contains nothing here: it would be in every answer.
+    """
+    p, g = (re.sub(r"[\s_]", "", text or "").lower() for text in (prediction, gold))
+    return bool(p) and bool(g) and (p in g or g in p)
+
+
+def one_of(prediction: str | None, golds: Sequence[str]) -> bool:
+    """The stripped answer is one of the accepted ones, case and all.
+
+    SATORI-R1, https://arxiv.org/abs/2505.19094.
+    """
+    return prediction is not None and prediction.strip() in golds
+
+
+def span_in_caption(prediction: str, span: str, caption: str) -> bool:
+    """The span stands in the prediction, and the prediction in the caption, in words.
+
+    So words around the span may be copied along. ViCrit,
+    https://arxiv.org/abs/2506.10128.
+    """
+    p, s, c = (
+        " ".join(re.sub(r"^[\s\[\"']+|[\s\]\"']+$", "", text).lower().split())
+        for text in (prediction, span, caption)
+    )
+    return s != "" and f" {s} " in f" {p} " and f" {p} " in f" {c} "

@@ -1,5 +1,6 @@
 r"""Rewards for answers in a `\boxed{...}`."""
 
+import re
 from collections.abc import Sequence
 
 from vrl_jax.rewards.answers import exact, is_words
@@ -8,6 +9,8 @@ from vrl_jax.rewards.format import think_then_boxed
 from vrl_jax.rewards.math_verifier import MathVerifier
 from vrl_jax.rewards.parse import last_boxed
 from vrl_jax.types import Episode
+
+_INTEGER = re.compile("-?[1-9][0-9]{0,17}|0")
 
 
 def boxed_exact(episodes: Sequence[Episode]) -> list[float]:
@@ -33,6 +36,8 @@ def boxed_math(verifier: MathVerifier) -> Reward:
             if box is not None
             and not scores[index]["overall"]
             and not is_words(episode.sample.answer)
+            # Two whole numbers that differ as texts: no need to ask.
+            and not (_plain_integer(box) and _plain_integer(episode.sample.answer))
         ]
         verdicts = verifier.check(
             [_as_boxes(boxes[i], episodes[i].sample.answer) for i in open_cases]
@@ -57,6 +62,10 @@ def math_style(verifier: MathVerifier) -> Reward:
     return weighted(
         {"accuracy": (boxed_math(verifier), 0.9), "format": (keeps_format, 0.1)}
     )
+
+
+def _plain_integer(text: str) -> bool:
+    return _INTEGER.fullmatch(text.strip()) is not None
 
 
 def _as_boxes(prediction: str, gold: str) -> tuple[str, str]:

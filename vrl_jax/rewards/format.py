@@ -1,12 +1,12 @@
 """Does a response keep to the layout that was asked for?"""
 
 import re
+from collections.abc import Sequence
 
-from vrl_jax.rewards.parse import last_boxed
+from vrl_jax.rewards.parse import answer_tag, last_boxed, read_json, tool_calls
 
-_THINK_ANSWER = re.compile(r"<think>.*?</think>\s*<answer>.*?</answer>", re.DOTALL)
-_THINK_BOX = re.compile(r"<think>.*</think>.*\\boxed\{.*\}.*", re.DOTALL)
-_BLANKS_AT_BRACKETS = re.compile(r"\s*(<|>|/)\s*")
+_TURN = re.compile(r"</think>\s*<answer>")
+_BRACKETS = re.compile(r"([<>/])")
 _TAGS = ("<think>\n", "\n</think>\n", "\n<answer>\n", "\n</answer>")
 
 
@@ -16,7 +16,12 @@ def think_then_answer(text: str) -> bool:
     Not even a newline may follow. R1-V, https://github.com/Deep-Agent/R1-V, and
     EasyR1's `r1v` reward, https://github.com/hiyouga/EasyR1.
     """
-    return _THINK_ANSWER.fullmatch(text) is not None
+    opening, closing = "<think>", "</answer>"
+    return (
+        text.startswith(opening)
+        and text.endswith(closing)
+        and _TURN.search(text, len(opening), len(text) - len(closing)) is not None
+    )
 
 
 def think_then_boxed(text: str) -> bool:
@@ -25,7 +30,29 @@ def think_then_boxed(text: str) -> bool:
     Blanks around `<`, `>` and `/` are ignored. EasyR1's `math` reward,
     https://github.com/hiyouga/EasyR1.
     """
-    return _THINK_BOX.fullmatch(_BLANKS_AT_BRACKETS.sub(r"\1", text)) is not None
+    return _in_order(without_blanks_at_brackets(text), "</think>", r"\boxed{", "}")
+
+
+def without_blanks_at_brackets(text: str) -> str:
+    """The text with the blanks around `<`, `>` and `/` removed.
+
+    EasyR1's math reward reads format and box after this.
+    """
+    first, *rest = _BRACKETS.split(text)
+    if not rest:
+        return text
+    return "".join([first.rstrip(), *map(str.strip, rest[:-1]), rest[-1].lstrip()])
+
+
+def _in_order(text: str, *marks: str) -> bool:
+    """The text begins with <think>, and the marks follow in this order."""
+    place = len("<think>")
+    for mark in marks:
+        place = text.find(mark, place)
+        if place < 0:
+            return False
+        place += len(mark)
+    return text.startswith("<think>")
 
 
 def has_box(text: str) -> bool:
@@ -40,3 +67,77 @@ def tag_share(text: str) -> float:
     tags. https://github.com/MiniMax-AI/One-RL-to-See-Them-All
     """
     return sum(0.25 for tag in _TAGS if text.count(tag) == 1)
+
+
+def tag_share_bare(text: str) -> float:
+    """`tag_share` of tags without their newlines: V-Triune's report."""
+    return sum(0.25 for tag in _TAGS if text.count(tag.strip()) == 1)
+
+
+def has_think_then_answer(text: str) -> bool:
+    """A think block and then an answer block stand somewhere in the text.
+
+    The lenient rule of VLM-R1's grounding, https://github.com/om-ai-lab/VLM-R1.
+    """
+    start = text.find("<think>")
+    turn = _TURN.search(text, start + len("<think>")) if start >= 0 else None
+    return turn is not None and "</answer>" in text[turn.end() :]
+
+
+def blocks_in_order(text: str, names: Sequence[str]) -> bool:
+    """The text is these blocks, each once and in this order, with blanks between.
+
+    No mark of a block may stand inside another. DIP-R1 (think, look, answer),
+    https://arxiv.org/abs/2505.23179; Vision-SR1 and CogFlow have their own names.
+    """
+    rest = text.strip()
+    for name in names:
+        opening, closing = f"<{name}>", f"</{name}>"
+        if text.count(opening) != 1 or text.count(closing) != 1:
+            return False
+        inside, closed, after = rest.removeprefix(opening).partition(closing)
+        marks = [f"<{n}>" for n in names] + [f"</{n}>" for n in names]
+        if not rest.startswith(opening) or not closed:
+            return False
+        if any(mark in inside for mark in marks):
+            return False
+        rest = after.lstrip()
+    return not rest
+
+
+def think_then_json_answer(text: str) -> bool:
+    r"""Think block and answer block on lines of their own; the answer a flat object.
+
+    `<think>\n...\n</think>\n<answer>\n{...}\n</answer>`, the braces without braces
+    inside. Q-Insight, https://arxiv.org/abs/2503.22679.
+    """
+    head, turn, answer = text.rpartition("\n</think>\n<answer>\n")
+    body = answer.removesuffix("\n</answer>")
+    return bool(
+        turn
+        and head.startswith("<think>\n")
+        and body != answer
+        and body.startswith("{")
+        and body.endswith("}")
+        and not set("{}") & set(body[1:-1])
+    )
+
+
+def json_answer(text: str) -> bool:
+    """The last answer tag holds JSON: an object or a list, as it is or repaired."""
+    tagged = answer_tag(text)
+    return tagged is not None and read_json(tagged) is not None
+
+
+def well_formed_tool_calls(text: str) -> bool:
+    """Every `<tool_call>` is closed and holds a call; true of none."""
+    opened, closed = text.count("<tool_call>"), text.count("</tool_call>")
+    return opened == closed == len(tool_calls(text))
+
+
+def balanced_tags(text: str, names: Sequence[str]) -> bool:
+    """Each of the tags is closed as often as it is opened.
+
+    DeepEyes pays -1 where they are not, https://arxiv.org/abs/2505.14362.
+    """
+    return all(text.count(f"<{n}>") == text.count(f"</{n}>") for n in names)

@@ -16,6 +16,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
+MAX_LENGTH = 20_000
+"""Characters of a text that is read at all; the parser is slower than linear."""
+
 _SCRIPT = Path(__file__).with_name("math_worker.py")
 
 
@@ -33,13 +36,16 @@ class MathVerifier:
     not forks: they hold neither jax nor its threads.
     """
 
-    def __init__(self, *, workers: int = 2, seconds: float = 5.0):
-        if workers < 1 or seconds <= 0:
+    def __init__(
+        self, *, workers: int = 2, seconds: float = 5.0, megabytes: int = 2048
+    ):
+        if workers < 1 or seconds <= 0 or megabytes < 512:
             raise ValueError(
-                "MathVerifier needs at least 1 worker and a positive time limit, got "
-                f"workers={workers}, seconds={seconds}."
+                "MathVerifier needs at least 1 worker, a positive time limit and 512 "
+                f"megabytes of address space for each, got workers={workers}, "
+                f"seconds={seconds}, megabytes={megabytes}."
             )
-        self._seconds = seconds
+        self._limits = seconds, megabytes << 20
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix="math-verify")
         self._idle: queue.SimpleQueue[subprocess.Popen | None] = queue.SimpleQueue()
         for _ in range(workers):
@@ -64,17 +70,26 @@ class MathVerifier:
         Both are read as whole texts, so put an answer that is LaTeX in a box or in
         dollars; a word is read as a product of letters (`answers.is_words`).
         """
+        return self._all("math_verify", pairs)
+
+    def differences_are_zero(self, pairs: Sequence[tuple[str, str]]) -> list[Verdict]:
+        """Whether sympy finds prediction - gold to be 0, for each pair of formulas."""
+        return self._all("difference", pairs)
+
+    def _all(self, operation: str, pairs: Sequence[tuple[str, str]]) -> list[Verdict]:
         verdicts = {
-            pair: self._threads.submit(self._check_one, pair)
+            pair: self._threads.submit(self._one, operation, pair)
             for pair in dict.fromkeys(pairs)
         }
         return [verdicts[pair].result() for pair in pairs]
 
-    def _check_one(self, pair: tuple[str, str]) -> Verdict:
+    def _one(self, operation: str, pair: tuple[str, str]) -> Verdict:
+        if max(map(len, pair)) > MAX_LENGTH:
+            return Verdict(False, f"longer than {MAX_LENGTH} characters")
         worker = self._idle.get()
         try:
-            worker = worker or _start(self._seconds)
-            reply = _ask(worker, json.dumps(pair))
+            worker = worker or _start(*self._limits)
+            reply = _ask(worker, json.dumps([operation, *pair]))
             if reply:
                 return Verdict(*json.loads(reply))
             code = worker.wait()
@@ -87,10 +102,10 @@ class MathVerifier:
             self._idle.put(worker)
 
 
-def _start(seconds: float) -> subprocess.Popen:
+def _start(seconds: float, memory: int) -> subprocess.Popen:
     # -P: the folder of this file would shadow modules called parse, format, answers.
     worker = subprocess.Popen(
-        [sys.executable, "-P", str(_SCRIPT), str(seconds)],
+        [sys.executable, "-P", str(_SCRIPT), str(seconds), str(memory)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

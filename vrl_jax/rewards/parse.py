@@ -1,10 +1,21 @@
-"""The answer inside a response."""
+"""The answer inside a response: boxes of LaTeX, tags, JSON, tool calls.
 
+Everything here takes time linear in the text and gives None, or nothing, for what it
+cannot read: no response makes it raise. Nothing is ever evaluated.
+"""
+
+import json
 import re
+from typing import Any
+
+import json_repair
 
 _BOX = re.compile(r"\\boxed(?![A-Za-z])\s*")
-_TAG = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", re.DOTALL)
-_TAG_ON_ONE_LINE = re.compile(r"<answer>(.*?)</answer>")
+_FENCE = re.compile(r"```[A-Za-z0-9]*[ \t]*\n?")
+_QUOTES = str.maketrans({"\u201c": '"', "\u201d": '"', "\u2018": "'", "\u2019": "'"})
+
+MAX_REPAIRED = 20_000
+"""Characters; longer JSON must be whole, since repair is not linear in the length."""
 
 
 def last_boxed(text: str) -> str | None:
@@ -34,10 +45,59 @@ def last_boxed(text: str) -> str | None:
     return None
 
 
+def boxed_or_none_text(text: str) -> str:
+    r"""What the last `\boxed{` holds, or the four letters "None": mathruler's rule.
+
+    A trap: a sample whose answer is None then pays for every response without a box.
+    Escaped braces count as braces, and `\boxed 3` is passed over.
+    https://github.com/hiyouga/MathRuler
+    """
+    start = text.rfind(r"\boxed{") + len(r"\boxed{")
+    if start < len(r"\boxed{"):
+        return "None"
+    depth = 1
+    for place in range(start, len(text)):
+        depth += {"{": 1, "}": -1}.get(text[place], 0)
+        if not depth:
+            return text[start:place].strip()
+    return "None"
+
+
+def last_tag(text: str, name: str) -> str | None:
+    """What the last closed `<name>...</name>` holds; it may span lines.
+
+    It starts at the last opening tag before its closing tag: a torn one does not count.
+    """
+    opening, closing = f"<{name}>", f"</{name}>"
+    end = text.rfind(closing)
+    while end >= 0:
+        start = text.rfind(opening, 0, end)
+        if start < 0:
+            return None
+        inside = text[start + len(opening) : end]
+        if closing not in inside:
+            return inside.strip()
+        end = start + len(opening) + inside.index(closing)
+    return None
+
+
+def first_tag(text: str, name: str) -> str | None:
+    """From the first `<name>` to the next `</name>`; it may span lines."""
+    opening, closing = f"<{name}>", f"</{name}>"
+    start = text.find(opening)
+    end = text.find(closing, start + len(opening))
+    return None if start < 0 or end < 0 else text[start + len(opening) : end].strip()
+
+
 def answer_tag(text: str) -> str | None:
     """What the last `<answer>...</answer>` holds; it may span lines."""
-    found = _TAG.findall(text)
-    return found[-1].strip() if found else None
+    return last_tag(text, "answer")
+
+
+def last_answer_line(text: str) -> str | None:
+    """What the last `<answer>...</answer>` on one line holds."""
+    found = (last_tag(line, "answer") for line in reversed(text.split("\n")))
+    return next((answer for answer in found if answer is not None), None)
 
 
 def first_answer_line(text: str) -> str | None:
@@ -47,11 +107,103 @@ def first_answer_line(text: str) -> str | None:
     reward, https://github.com/hiyouga/EasyR1. Both compare the whole response where
     this finds nothing.
     """
-    found = _TAG_ON_ONE_LINE.search(text)
-    return found.group(1).strip() if found else None
+    found = (first_tag(line, "answer") for line in text.split("\n"))
+    return next((answer for answer in found if answer is not None), None)
+
+
+def final_answer_line(text: str) -> str | None:
+    """What follows the last "Answer:" of the last 300 characters, to the line's end.
+
+    The rule of DAPO's math reward, https://github.com/volcengine/verl, which compares
+    it as normalised text and pays 1 or -1.
+    """
+    _, found, rest = text[-300:].rpartition("Answer:")
+    return rest.split("\n")[0].strip() if found else None
 
 
 def final_answer(text: str) -> str | None:
     """The last box; without one, the last answer tag; without either, None."""
     box = last_boxed(text)
     return answer_tag(text) if box is None else box
+
+
+def json_text(text: str) -> str:
+    """Where JSON is to be expected: the last fenced block, or all of the text.
+
+    The last fence may be left open, as in a response that was cut. VLM-R1,
+    https://github.com/om-ai-lab/VLM-R1.
+    """
+    pieces = _FENCE.split(text)
+    if len(pieces) < 2:
+        return text.strip()
+    # text, block, text, block, ...: blocks have odd places.
+    last = len(pieces) - 1 if len(pieces) % 2 == 0 else len(pieces) - 2
+    return pieces[last].strip()
+
+
+def read_json(text: str) -> Any | None:
+    """JSON as it stands, then with curly quotes and doubled brackets straightened,
+    then repaired by json_repair (single quotes, trailing commas, a cut end).
+
+    None for what is no object or list. Never `eval`: GUI-R1 runs sampled text.
+    """
+    straight = text.translate(_QUOTES)
+    for attempt in (text, straight):
+        try:
+            found = json.loads(attempt)
+        except (ValueError, RecursionError):
+            continue
+        return found if isinstance(found, dict | list) else None
+    if len(text) > MAX_REPAIRED or _depth(straight) > 100:
+        return None
+    try:
+        found = json_repair.loads(straight, skip_json_loads=True)
+    except (ValueError, RecursionError, IndexError, TypeError, AttributeError):
+        return None  # json_repair has bugs of its own on torn input
+    return found if isinstance(found, dict | list) and found else None
+
+
+def json_in(text: str) -> Any | None:
+    """The JSON of the last answer tag, or of the whole text where there is none."""
+    tagged = answer_tag(text)
+    return read_json(json_text(text if tagged is None else tagged))
+
+
+def tool_calls(text: str) -> list[dict[str, Any]]:
+    """The calls {"name": ..., "arguments": {...}} in `<tool_call>` tags, in order.
+
+    What is not JSON, has no name, or has arguments that are no object is skipped; a
+    text of JSON stands for its arguments. The format of Qwen's chat template and of
+    verl's "hermes" parser, https://github.com/volcengine/verl.
+    """
+    calls = []
+    for piece in text.split("<tool_call>")[1:]:
+        body, closed, _ = piece.partition("</tool_call>")
+        call = _strict_json(body) if closed else None
+        if not isinstance(call, dict) or not isinstance(call.get("name"), str):
+            continue
+        arguments = call.get("arguments", {})
+        if isinstance(arguments, str):
+            arguments = _strict_json(arguments)
+        if isinstance(arguments, dict):
+            calls.append({"name": call["name"], "arguments": arguments})
+    return calls
+
+
+def _strict_json(text: str) -> Any | None:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _depth(text: str) -> int:
+    """How deep brackets nest at most, quotes ignored: a bound for recursive code."""
+    depth = deepest = 0
+    for character in text:
+        if character in "[{":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif character in "]}":
+            depth = max(depth - 1, 0)
+    return deepest

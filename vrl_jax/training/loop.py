@@ -18,7 +18,7 @@ from vrl_jax.training import checkpoint, files
 from vrl_jax.training.data import sample_stream
 from vrl_jax.training.iteration import Recipe, iteration
 from vrl_jax.training.learner import Learner, make_learner
-from vrl_jax.training.metrics import as_floats
+from vrl_jax.training.metrics import as_floats, rewards_by_source
 from vrl_jax.training.progress import progress_bar
 from vrl_jax.training.rollouts import Group, write_rollouts
 from vrl_jax.types import Sample
@@ -161,10 +161,11 @@ def run_stage(
     written = run_files(folder)
     suspects: list[list[str]] = []
     played: list[Group] = []
+    several = len({sample.source for sample in stage.samples}) > 1
 
     def observe(*group: Any) -> None:
         actor.observe(*group)
-        if len(played) < ROLLOUT_GROUPS:
+        if several or len(played) < ROLLOUT_GROUPS:
             played.append(group)
 
     watched = dataclasses.replace(actor, observe=observe)
@@ -176,12 +177,14 @@ def run_stage(
             start = time.perf_counter()
             learner, metrics = iteration(
                 timed(stage.recipe, seconds),
-                watched,
+                dataclasses.replace(watched, step=step, total_steps=stage.steps),
                 learner,
                 batches(stream, stage.prompts_per_step, drawn),
                 jax.random.fold_in(key, step),
             )
             row = {"phase": stage.name, "step": step + 1, **as_floats(metrics)}
+            if several:
+                row |= rewards_by_source(played)
             seconds["timing_s/step"] = time.perf_counter() - start
             row["data/prompts_played"] = len(drawn)
             files.append_line(written.metrics, row)
@@ -199,7 +202,7 @@ def run_stage(
                 )
             due = stage.evaluate_every and (step + 1) % stage.evaluate_every == 0
             if due or step + 1 == stage.steps:
-                write_rollouts(folder, stage.name, step + 1, played)
+                write_rollouts(folder, stage.name, step + 1, played[:ROLLOUT_GROUPS])
                 now = dataclasses.replace(actor, params=stage.result(learner))
                 measured = evaluate(now)
                 shown |= measured

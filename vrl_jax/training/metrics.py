@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from vrl_jax import filters, masked, objectives, reductions
-from vrl_jax.types import Batch, Likelihood, Mean, Rollout
+from vrl_jax.types import Batch, Episode, Likelihood, Mean, Rollout
 
 Metrics = Mapping[str, Mean]
 
@@ -19,6 +19,12 @@ Metrics = Mapping[str, Mean]
 def once(value: Float[Array, ""]) -> Mean:
     """A number that is already what it should be."""
     return Mean(jnp.asarray(value, jnp.float32), jnp.float32(1))
+
+
+def mean_known(values: Float[Array, " B"]) -> Mean:
+    """The mean of what is not NaN: unscored responses do not count."""
+    known = ~jnp.isnan(values)
+    return Mean(masked.sum(values, known), known.sum().astype(jnp.float32))
 
 
 def policy_metrics(
@@ -60,9 +66,9 @@ def rollout_metrics(rollout: Rollout) -> Metrics:
     prompts = rollout.prompts.tokens.shape[0]
     group_size = rollout.tokens.shape[0] // prompts
     metrics = {
-        "critic/score/mean": once(rollout.rewards.mean()),
-        "critic/score/max": once(rollout.rewards.max()),
-        "critic/score/min": once(rollout.rewards.min()),
+        "critic/score/mean": mean_known(rollout.rewards),
+        "critic/score/max": once(jnp.nanmax(rollout.rewards)),
+        "critic/score/min": once(jnp.nanmin(rollout.rewards)),
         "response_length/mean": once(lengths.mean()),
         "response_length/max": once(lengths.max()),
         "response_length/min": once(lengths.min()),
@@ -70,7 +76,7 @@ def rollout_metrics(rollout: Rollout) -> Metrics:
         "prompt_length/mean": once(rollout.prompts.mask.sum(axis=1).mean()),
         "actor/sampled_nll": once(masked.mean(-rollout.old_logprobs, rollout.mask)),
         **{
-            f"reward/{name}": once(part.mean())
+            f"reward/{name}": mean_known(part)
             for name, part in rollout.reward_parts.items()
         },
     }
@@ -82,6 +88,23 @@ def rollout_metrics(rollout: Rollout) -> Metrics:
             metrics["groups/all_right"] = once((right >= 1).all(axis=1).mean())
             metrics["groups/all_wrong"] = once((right <= 0).all(axis=1).mean())
     return metrics
+
+
+def rewards_by_source(
+    played: Sequence[tuple[Sequence[Episode], Sequence[Mapping[str, float]]]],
+) -> dict[str, float]:
+    """Each reward part as `reward/<part>/<source>`, over the groups that were played.
+
+    On the host: which sources a step has is not known when it is compiled.
+    """
+    values: dict[str, list[float]] = {}
+    for group, scores in played:
+        for score in scores:
+            for name, value in score.items():
+                if not math.isnan(value):
+                    key = f"reward/{name}/{group[0].sample.source}"
+                    values.setdefault(key, []).append(value)
+    return {key: sum(found) / len(found) for key, found in sorted(values.items())}
 
 
 def average(history: Sequence[Metrics]) -> dict[str, Mean]:

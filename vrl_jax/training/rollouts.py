@@ -1,6 +1,7 @@
 """What the policy wrote, kept for people to read: JSON lines beside the pictures."""
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -32,8 +33,8 @@ def write_rollouts(
             "response_length": sum(len(t.tokens) for t in episode.turns if t.chosen),
             "finished": episode.finished,
             "ground_truth": episode.sample.answer,
-            "reward": score["overall"],
-            "reward_details": dict(score),
+            "reward": _number(score["overall"]),
+            "reward_details": {key: _number(value) for key, value in score.items()},
         }
         for episodes, scores in groups
         for episode, score in zip(episodes, scores, strict=True)
@@ -41,6 +42,11 @@ def write_rollouts(
     file = target / f"{phase.replace(' ', '_')}_{step}.jsonl"
     write_lines(file, rows)
     return file
+
+
+def _number(value: float) -> float | None:
+    """null for NaN, an unscored response: every reader takes it."""
+    return None if math.isnan(value) else value
 
 
 def _kept(image: ImageRef, target: Path) -> str:

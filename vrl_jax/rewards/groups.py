@@ -1,0 +1,133 @@
+"""Rewards of a response that depend on the others to the same prompt: pure jnp.
+
+The last axis is the group. What only needs lengths is in `vrl_jax.rewards.length`.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from vrl_jax import geometry, masked
+from vrl_jax.rewards.boxes import Boxes, overlaps
+
+Group = Float[Array, "*P G"]
+
+
+def tool_preference(
+    correct: Bool[Array, "*P G"],
+    used_tool: Bool[Array, "*P G"],
+    has_format: Bool[Array, "*P G"],
+) -> Group:
+    """Look closer only where the first look fails: AGAR of Chain-of-Focus.
+
+    Some direct answer right: direct right 1, with tool right 0.8, with tool wrong 0.5.
+    Only answers with a tool right: right 1, with tool wrong 0.5. None right: with tool
+    0.5. A direct wrong one 0.1 if it kept the format, else 0. Replaces the reward;
+    groups of one should be left alone. https://arxiv.org/abs/2505.15436.
+    """
+    direct_right = (correct & ~used_tool).any(-1, keepdims=True)
+    right = jnp.where(used_tool & direct_right, 0.8, 1.0)
+    wrong = jnp.where(used_tool, 0.5, jnp.where(has_format, 0.1, 0.0))
+    return jnp.where(correct, right, wrong)
+
+
+def tool_curiosity(
+    calls: Int[Array, "*P G"],
+    *,
+    wanted_share: float = 0.3,
+    alpha: float = 0.25,
+    divisor: float = 2.0,
+    cost: float = 0.05,
+) -> Group:
+    """alpha max(wanted - q, 0) / (divisor q) - cost (n - 1), 0 without a call.
+
+    q is the share of the group that called a tool, n the response's calls: a bonus
+    while tools are rare, to add to the answer's reward whether right or wrong. RaPR of
+    Pixel-Reasoner, https://arxiv.org/abs/2505.15966; divisor 1.5 for video.
+    """
+    share = (calls > 0).mean(-1, keepdims=True)
+    bonus = alpha * jnp.maximum(wanted_share - share, 0)
+    bonus = bonus / jnp.maximum(divisor * share, 1e-9)
+    return jnp.where(calls > 0, bonus - cost * (calls - 1), 0)
+
+
+def agreement(answers: Int[Array, "*P G"]) -> Group:
+    """The share of the group with the same answer; -1 is no answer and gets 0.
+
+    `answers` numbers equal answers equally. Self-consistency as a reward, without gold.
+    """
+    same = (answers[..., :, None] == answers[..., None, :]) & (answers >= 0)[..., None]
+    return same.mean(-1)
+
+
+def majority(answers: Int[Array, "*P G"]) -> Group:
+    """1 for the most frequent answer, of equal ones the first given; -1 gets 0.
+
+    The pseudo-label of TTRL, https://arxiv.org/abs/2504.16084.
+    """
+    leader = jnp.argmax(agreement(answers), -1, keepdims=True)
+    winner = jnp.take_along_axis(answers, leader, -1)
+    return ((answers == winner) & (answers >= 0)).astype(jnp.float32)
+
+
+def matched_gold_iou(
+    predicted: Boxes, gold: Boxes, *, iou_threshold: float = 0.5
+) -> Float[Array, " M"]:
+    """For each gold box, its IoU in the Hungarian matching; 0 below the threshold."""
+    scores = overlaps(predicted, gold).T
+    found = geometry.matched_scores(scores, geometry.hungarian_match(scores))
+    return jnp.where(found >= iou_threshold, found, 0)
+
+
+def disagreement_look(
+    answers: Boxes,
+    looks: Boxes,
+    gold: Boxes,
+    size: Float[Array, " 2"],
+    *,
+    iou_threshold: float = 0.5,
+    cover: float = 0.5,
+    free_area: float = 0.5,
+) -> Float[Array, " G"]:
+    """sum_j w_j [a look box of i covers gold j] psi(area_i): look where answers differ.
+
+    w_j is the variance over the group of gold j's matched IoU, divided by the sum. A
+    look box covers what it shares at least `cover` of the area with. psi is 1 up to
+    `free_area` of the picture and falls linearly to 0 at all of it. Where all answers
+    agree: 1 for an empty look list, else psi / 2. `answers` and `looks` have a leading
+    axis G. A reading of DIP-R1, https://arxiv.org/abs/2505.23179, whose abstract
+    leaves the formula open.
+    """
+    look_boxes, look_mask = jnp.asarray(looks.boxes), jnp.asarray(looks.mask)
+    found = jax.vmap(lambda a: matched_gold_iou(a, gold, iou_threshold=iou_threshold))(
+        answers
+    )
+    variance = jnp.where(gold.mask, found.var(0), 0)
+    total = variance.sum()
+    weights = variance / jnp.maximum(total, 1e-12)
+    a, b = geometry.pairwise(look_boxes, jnp.asarray(gold.boxes))
+    shared = geometry.area(geometry.intersection(a, b))
+    enough = (shared > 0) & (shared >= cover * geometry.area(gold.boxes))
+    covers = (enough & look_mask[..., None] & gold.mask).any(1)
+    used = jax.vmap(lambda box, mask: geometry.union_areas(box, mask, box, mask)[0])(
+        look_boxes, look_mask
+    )
+    share = used / jnp.maximum(size[0] * size[1], 1)
+    psi = jnp.clip((1 - share) / (1 - free_area), 0, 1)
+    agreed = jnp.where(look_mask.any(-1), 0.5 * psi, 1.0)
+    return jnp.where(total > 1e-9, (covers * weights).sum(-1) * psi, agreed)
+
+
+def log_tame_noisy(
+    rewards: Float[Array, " B"], *, threshold: float = 0.2
+) -> Float[Array, " B"]:
+    """log(1 + R) where std(R) / mean(R) over the batch is above the threshold, else R.
+
+    Population std, NaN left out and left NaN; R > -1. PaCo-RL, equations 7 and 8,
+    https://arxiv.org/abs/2512.04784.
+    """
+    known = ~jnp.isnan(rewards)
+    mean = masked.mean(rewards, known)
+    spread = jnp.sqrt(masked.mean(jnp.square(rewards - mean), known))
+    noisy = spread / (mean + 1e-6) > threshold
+    return jnp.where(noisy, jnp.log1p(jnp.maximum(rewards, -1 + 1e-6)), rewards)
