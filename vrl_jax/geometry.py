@@ -42,7 +42,7 @@ def iou(a: Box, b: Box) -> Float[Array, "*B"]:
 def giou(a: Box, b: Box) -> Float[Array, "*B"]:
     """iou - (hull - union) / hull, in [-1, 1]; -1 for what is not a box.
 
-    Equations 1 to 3 of https://arxiv.org/abs/1902.09630.
+    https://arxiv.org/abs/1902.09630.
     """
     both = is_box(a) & is_box(b)
     corners = [jnp.minimum(a[..., :2], b[..., :2]), jnp.maximum(a[..., 2:], b[..., 2:])]

@@ -136,7 +136,7 @@ def confidence_reward(
 ) -> Float[Array, ""]:
     """mean of c_i for matched boxes and 1 - c_i for the others, clipped to [0, 1].
 
-    Visual-RFT, equation 5, https://arxiv.org/abs/2503.01785. 0 without boxes.
+    Visual-RFT, https://arxiv.org/abs/2503.01785. 0 without boxes.
     """
     found, confidences = _by_confidence(predicted, gold, iou_threshold)
     honest = jnp.where(found > 0, confidences, 1 - confidences)
@@ -204,7 +204,7 @@ def label_first_score(
     """S_eps of V-Triune: each gold box takes its best free box of the same label.
 
     S = (1 - w) sum of matched IoU / gold + w (1 - (missed / gold + false / predicted)
-    / 2), times 0.6^|predicted - gold|, the penalty of its code. Section 3 of
+    / 2), times 0.6^|predicted - gold|, the penalty of its code;
     https://arxiv.org/abs/2505.18129.
     """
     scores = labelled_overlaps(predicted, gold)
@@ -249,7 +249,7 @@ def dynamic_threshold(
 ) -> Float[Array, ""]:
     """0.85 in the first tenth of training, 0.95 up to a quarter, then 0.99.
 
-    The dynamic IoU of V-Triune, section 3.3, https://arxiv.org/abs/2505.18129.
+    The dynamic IoU of V-Triune, https://arxiv.org/abs/2505.18129.
     """
     progress = step / jnp.maximum(total_steps, 1)
     return jnp.where(progress <= 0.1, 0.85, jnp.where(progress <= 0.25, 0.95, 0.99))

@@ -114,7 +114,7 @@ def paid_if(condition: Reward, reward: Reward, *, above: float = 0.5) -> Reward:
 def log_tamed(reward: Reward) -> Reward:
     """log(1 + R), for R > -1; a smaller one is an error of the reward.
 
-    PaCo-RL, equation 8, https://arxiv.org/abs/2512.04784, tames a reward whose spread
+    PaCo-RL, https://arxiv.org/abs/2512.04784, tames a reward whose spread
     over a batch is large against its mean: `groups.log_tame_noisy` decides by that.
     """
     return _combined({"raw": reward}, lambda values: math.log1p(_applying(values)[0]))

@@ -123,7 +123,7 @@ def log_tame_noisy(
 ) -> Float[Array, " B"]:
     """log(1 + R) where std(R) / mean(R) over the batch is above the threshold, else R.
 
-    Population std, NaN left out and left NaN; R > -1. PaCo-RL, equations 7 and 8,
+    Population std, NaN left out and left NaN; R > -1. PaCo-RL,
     https://arxiv.org/abs/2512.04784.
     """
     known = ~jnp.isnan(rewards)

@@ -43,7 +43,7 @@ def l1_exact(
 ) -> Scores:
     """c - alpha |budget - L|: wrong responses are pulled to the budget as well.
 
-    LCPO, equation 1, https://arxiv.org/abs/2503.04697.
+    LCPO, https://arxiv.org/abs/2503.04697.
     """
     return correct - alpha * jnp.abs(budget - lengths)
 
@@ -58,7 +58,7 @@ def l1_max(
 ) -> Scores:
     """c clip(alpha (budget - L) + delta, 0, 1): LCPO's budget as an upper bound.
 
-    Equation 2 of https://arxiv.org/abs/2503.04697; its code has alpha 1e-3.
+    https://arxiv.org/abs/2503.04697; its code has alpha 1e-3.
     """
     return correct * jnp.clip(alpha * (budget - lengths) + delta, 0, 1)
 
@@ -76,7 +76,7 @@ def efficient_length(
 def kimi(lengths: Lengths, correct: Correct) -> Scores:
     """Right: lam = 0.5 - (L - min) / (max - min); wrong: min(0, lam). Of each group.
 
-    All 0 in a group of one length. Kimi k1.5, section 2.3.3,
+    All 0 in a group of one length. Kimi k1.5,
     https://arxiv.org/abs/2501.12599, which switches it on after a warm-up.
     """
     shortest = lengths.min(-1, keepdims=True)

@@ -18,7 +18,7 @@ def within_band(
 ) -> Float[Array, "*B"]:
     """1 where |rating - gold| < band, strictly; NaN, no rating, is 0.
 
-    Q-Insight, equation 4, https://arxiv.org/abs/2503.22679.
+    Q-Insight, https://arxiv.org/abs/2503.22679.
     """
     return (jnp.abs(rating - gold) < band).astype(jnp.float32)
 

@@ -41,7 +41,7 @@ def indel_ratio(prediction: str, gold: str) -> float:
 def anls(prediction: str, golds: Sequence[str], *, threshold: float = 0.5) -> float:
     """max over golds of s = 1 - distance / longer length; 0 where s < threshold.
 
-    In lower case, runs of blanks as one. ST-VQA, section 5,
+    In lower case, runs of blanks as one. ST-VQA,
     https://arxiv.org/abs/1905.13648. Public code that pays distance / length has it
     reversed.
     """
