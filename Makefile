@@ -34,7 +34,8 @@ parity: $(VENV)/.parity
 	$(PYTEST) -m parity tests/parity
 
 parity-sweep: $(VENV)/.parity
-	JAX_PLATFORMS=cpu $(BIN)/python -m tests.parity.sweep --seeds $(SEEDS) --first $(FIRST)
+	JAX_PLATFORMS=cpu XLA_FLAGS=--xla_backend_optimization_level=1 \
+		$(BIN)/python -m tests.parity.sweep --seeds $(SEEDS) --first $(FIRST)
 
 bench-load: $(VENV)/.demo
 	JAX_PLATFORMS=cpu $(BIN)/python benchmarks/load_checkpoint.py

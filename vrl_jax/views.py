@@ -21,7 +21,7 @@ from vrl_jax.types import Images
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-"""Of red, green and blue in [0, 1]: https://github.com/openai/CLIP, and Qwen2.5-VL."""
+"""Of red, green and blue in [0, 1]: https://github.com/openai/CLIP, Qwen2(.5)-VL."""
 
 RGB = tuple[float, float, float]
 

@@ -17,12 +17,9 @@ from vrl_jax.models.qwen_vl.layers import (
     swiglu,
     tanh_gelu_mlp,
 )
+from vrl_jax.views import CLIP_MEAN, CLIP_STD, RGB
 
 Pairs = tuple[tuple[str, str], ...]
-RGB = tuple[float, float, float]
-
-CLIP_MEAN: RGB = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD: RGB = (0.26862954, 0.26130258, 0.27577711)
 
 
 @dataclasses.dataclass(frozen=True)
