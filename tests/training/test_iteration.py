@@ -1,6 +1,5 @@
 """The algorithm box on the small policy: compiled once, and invariant."""
 
-import contextlib
 import itertools
 
 import jax
@@ -12,24 +11,7 @@ from vrl_jax.training.learner import make_learner
 from vrl_jax.training.metrics import as_floats
 
 from ..fixtures import small
-
-COMPILED = "/jax/core/compile/backend_compile_duration"
-
-
-@contextlib.contextmanager
-def compilations():
-    """A list of the programs that XLA builds, or loads from its cache on disk."""
-    seen = []
-
-    def listen(event, duration, **facts):
-        if event == COMPILED:
-            seen.append(facts["fun_name"])
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    try:
-        yield seen
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listen)
+from ..fixtures.compilations import compilations
 
 
 def rare_reward(episodes):

@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from jaxtyping import Array
 
@@ -57,9 +59,13 @@ def restore(manager: ocp.CheckpointManager, step: int, learner: Learner) -> Lear
     _check_shapes(f"{manager.directory}, step {step}", stored, like)
     args = ocp.args.Composite(learner=ocp.args.StandardRestore(like))
     arrays = manager.restore(step, args=args)["learner"]
-    return jax.tree.unflatten(
-        jax.tree.structure(learner), [arrays[name] for name in like]
-    )
+    leaves, structure = jax.tree.flatten(learner)
+    placed = [
+        # Orbax commits to a device, which jit takes for another program.
+        arrays[name] if leaf.committed else jnp.asarray(np.asarray(arrays[name]))
+        for name, leaf in zip(like, leaves, strict=True)
+    ]
+    return jax.tree.unflatten(structure, placed)
 
 
 def _arrays(learner: Learner) -> dict[str, Array]:
