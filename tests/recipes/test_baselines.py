@@ -199,6 +199,9 @@ def test_dpo_by_hand():
 class Recorded:
     """An actor that knows what the responses score."""
 
+    def painting(self, view):
+        return view
+
     def add_logprobs(self, rollout, name, view, key):
         seen = {name: jnp.array(INPUTS["masked_image_logp"])}
         return dataclasses.replace(rollout, extra_logprobs=seen)

@@ -26,6 +26,9 @@ GROUP = 4
 class Recorded:
     """An actor that knows what the responses scored under the masked picture."""
 
+    def painting(self, view):
+        return view
+
     def add_logprobs(self, rollout, name, view, key):
         seen = {name: jnp.array(INPUTS["masked_image_logp"])}
         return dataclasses.replace(rollout, extra_logprobs=seen)

@@ -16,6 +16,7 @@ from vrl_jax.training.loop import Stage, run_files, train
 from vrl_jax.types import Mean
 
 from ..fixtures import small
+from ..fixtures.compilations import compilations
 
 REPLAYED = ("metrics.jsonl", "evaluations.jsonl")
 
@@ -130,8 +131,17 @@ def test_a_killed_run_resumes_to_the_same_bits(tmp_path, unbroken, moment, capsy
     for name in REPLAYED:  # it died while it wrote a line
         with (tmp_path / name).open("a") as lines:
             lines.write('{"phase": "vp')
-    assert_same(tmp_path, run(tmp_path).params, unbroken)
+    with compilations() as built:
+        resumed = run(tmp_path)
+    assert_same(tmp_path, resumed.params, unbroken)
     assert f"resuming {tmp_path} after step" in capsys.readouterr().out
+    programs = {
+        "jit(generate)",
+        "jit(_score_view)",
+        "jit(credit)",
+        "jit(update_moving)",
+    }
+    assert not programs & set(built)  # Law 6: those of the unbroken run will do
 
 
 def test_a_run_killed_before_its_first_checkpoint_starts_over(tmp_path, unbroken):
@@ -161,7 +171,7 @@ def test_a_checkpoint_of_another_shape_is_named(tmp_path):
     with pytest.raises(ValueError) as error:
         run(tmp_path, [stage("sft", 4)], params=wider)
     said = str(error.value)
-    assert "params.look is (384,), not (2, 384)" in said
+    assert "trained.look is (384,), not (2, 384)" in said
     assert "Choose another run folder" in said
     assert "step 2" in said
 

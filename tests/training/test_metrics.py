@@ -56,11 +56,18 @@ def test_rollout_metrics_by_hand():
     assert logged == pytest.approx(
         {
             "critic/score/mean": 0.5,
+            "critic/score/max": 1,
+            "critic/score/min": 0,
             "response_length/mean": 2,
+            "response_length/max": 3,
+            "response_length/min": 1,
+            "response_length/clip_ratio": 0.25,  # one of four fills all three tokens
             "prompt_length/mean": 2,
             "actor/sampled_nll": 11 / 8,
             "reward/accuracy": 0.25,
             "groups/zero_variance": 0.5,
+            "groups/all_right": 0,
+            "groups/all_wrong": 0.5,
         }
     )
     alone = dataclasses.replace(rollout, prompts=chain_prompts([1, 2, 3, 4]))

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from jaxtyping import Array
 
@@ -92,7 +94,9 @@ def _arrays(learner: Learner, *, fixed: bool = False) -> dict[str, Array]:
 
 def _with_arrays(learner: Learner, arrays: Mapping[str, Array]) -> Learner:
     def placed(path: Any, leaf: Array) -> Array:
-        return arrays.get(_name(path), leaf)
+        read = arrays.get(_name(path), leaf)
+        # Orbax commits to a device, which jit takes for another program.
+        return read if leaf.committed else jnp.asarray(np.asarray(read))
 
     return jax.tree_util.tree_map_with_path(placed, learner)
 

@@ -1,0 +1,182 @@
+"""The scripts as a user runs them: files, export, resuming, and what is refused."""
+
+import importlib.util
+import runpy
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from transformers import AutoTokenizer
+
+from vrl_jax import experiment
+from vrl_jax.models import hub
+from vrl_jax.training.files import read_lines
+
+FOLDER = Path(__file__).parents[1] / "experiments"
+SCRIPTS = sorted(FOLDER.glob("*.py"))
+REPLAYED = ("metrics.jsonl", "evaluations.jsonl", "data/train.parquet")
+
+
+def script(name):
+    """The module of an experiment, without running it."""
+    place = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
+    module = importlib.util.module_from_spec(place)
+    place.loader.exec_module(module)
+    return module
+
+
+def command(monkeypatch, path, *flags):
+    """What `python experiments/<path> <flags>` does, in this process."""
+    monkeypatch.setattr(sys, "argv", [str(path), *map(str, flags)])
+    runpy.run_path(str(path), run_name="__main__")
+
+
+@pytest.fixture(scope="module")
+def main():
+    return script("vppo_tiny_digits").main
+
+
+@pytest.fixture(scope="module")
+def smoke(main, tmp_path_factory):
+    """The outcome of `--smoke`, and its folder."""
+    out = tmp_path_factory.mktemp("runs")
+    return main(smoke=True, out=out), out / "smoke"
+
+
+def test_smoke_leaves_every_file(smoke):
+    outcome, out = smoke
+    for name in (
+        *REPLAYED,
+        "config.json",
+        "data_report.json",
+        "timings.jsonl",
+        "examples.jsonl",
+        "dependency.json",
+        "report.html",
+        "policy/model.safetensors",
+        "policy/config.json",
+        "policy/tokenizer.json",
+    ):
+        assert (out / name).stat().st_size > 0, name
+    sizes = experiment.SMOKE
+    steps = read_lines(out / "metrics.jsonl")
+    assert len(steps) == sizes.cold_start_steps + sizes.rl_steps
+    assert all(row["training/skipped"] == 0 for row in steps)
+    assert all(row.get("training/logprob_gap", 0) < 1e-5 for row in steps)
+    assert read_lines(out / "evaluations.jsonl") == outcome.evaluations
+    assert len(outcome.evaluations) == 1 + sizes.rl_steps // sizes.evaluate_every
+    assert len(read_lines(out / "examples.jsonl")) == sizes.examples
+    assert (out / "report.html").read_text() == outcome.report.read_text()
+
+
+def test_the_exported_folder_is_the_trained_policy(smoke):
+    outcome, out = smoke
+    assert outcome.policy == out / "policy"
+    spec, params = hub.load(outcome.policy)
+    assert spec == outcome.actor.processor.spec
+    jax.tree.map(np.testing.assert_array_equal, params, outcome.actor.params)
+
+
+def test_the_exported_tokenizer_gives_the_same_ids(smoke):
+    outcome, _ = smoke
+    mine = outcome.actor.processor.tokenizer
+    read = AutoTokenizer.from_pretrained(outcome.policy)
+    text = "<|im_start|>user\nWhat is the sum? 4 + 9 = \\boxed{13} é<|im_end|>"
+    assert read(text)["input_ids"] == mine(text)["input_ids"]
+    assert read.eos_token_id == mine.eos_token_id
+    turn = [
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "?"}]}
+    ]
+    shown = {"tokenize": False, "add_generation_prompt": True}
+    assert read.apply_chat_template(turn, **shown) == mine.apply_chat_template(
+        turn, **shown
+    )
+
+
+def contents(out):
+    return {name: (out / name).read_bytes() for name in REPLAYED}
+
+
+def test_the_same_command_again_reads_and_changes_nothing(main, smoke, capsys):
+    outcome, out = smoke
+    before, timings = contents(out), (out / "timings.jsonl").read_bytes()
+    again = main(smoke=True, out=out.parent)
+    assert contents(out) == before
+    assert (out / "timings.jsonl").read_bytes() == timings  # not a step was taken
+    assert again.dependency == outcome.dependency
+    jax.tree.map(
+        np.testing.assert_array_equal, again.actor.params, outcome.actor.params
+    )
+    assert f"resuming {out} after step 4" in capsys.readouterr().out
+
+
+def test_a_killed_experiment_resumes_to_the_same_bits(
+    main, smoke, tmp_path, monkeypatch
+):
+    """Law 5, with the real policy: killed at an evaluation in the second stage."""
+    outcome, out = smoke
+    evaluate, calls = experiment.held_out.look_and_shuffle, []
+
+    def mortal(*arguments, **named):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return evaluate(*arguments, **named)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(experiment.held_out, "look_and_shuffle", mortal)
+        with pytest.raises(KeyboardInterrupt):
+            main(smoke=True, out=tmp_path)
+    assert not (tmp_path / "smoke" / "report.html").exists()
+    resumed = main(smoke=True, out=tmp_path)
+    assert contents(tmp_path / "smoke") == contents(out)
+    jax.tree.map(
+        np.testing.assert_array_equal, resumed.actor.params, outcome.actor.params
+    )
+
+
+def test_other_settings_in_the_same_folder_are_refused(main, smoke):
+    _, out = smoke
+    before = contents(out)
+    with pytest.raises(ValueError, match=r"seed was 0 and is 1.*Choose another --out"):
+        main(smoke=True, out=out.parent, seed=1)
+    assert contents(out) == before
+
+
+def test_a_user_s_error_is_one_line(smoke, monkeypatch, capsys):
+    _, out = smoke
+    monkeypatch.delenv("VRL_JAX_TRACEBACK", raising=False)
+    path = FOLDER / "vppo_tiny_digits.py"
+    with pytest.raises(SystemExit) as ended:
+        command(monkeypatch, path, "--smoke", "--out", out.parent, "--seed", 3)
+    assert str(ended.value.code).startswith("error: ")
+    assert "seed was 0 and is 3" in str(ended.value.code)
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
+def test_scripts_refuse_an_unknown_flag_by_name(path, monkeypatch, capsys):
+    with pytest.raises(SystemExit) as ended:
+        command(monkeypatch, path, "--no-such-flag")
+    assert ended.value.code not in (0, None)
+    printed = capsys.readouterr()
+    assert "--no-such-flag" in printed.err + printed.out
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
+def test_scripts_explain_their_flags(path, monkeypatch, capsys):
+    with pytest.raises(SystemExit) as ended:
+        command(monkeypatch, path, "--help")
+    assert ended.value.code == 0
+    shown = capsys.readouterr().out
+    for flag in script(path.stem).main.__kwdefaults__:
+        assert f"--{flag.replace('_', '-')}" in shown
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
+def test_scripts_say_claim_command_hardware_and_time(path):
+    text = script(path.stem).__doc__
+    for heading in ("Claim", "Command", "Hardware", "Time"):
+        assert f"\n{heading}" in text
+    assert f"Command   python experiments/{path.name}" in text
