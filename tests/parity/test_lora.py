@@ -46,7 +46,7 @@ def test_peft_computes_the_merged_policy(tmp_path, name, targets):
     def ours(params):
         return outputs(spec, params, pack(spec, rows), responses(0, (2, 1, 1)))
 
-    model = torch_model(tmp_path / "base")
+    model = torch_model(tmp_path / "base", spec)
     before = torch_logits(model, spec, rows)
     adapted = peft.PeftModel.from_pretrained(model, tmp_path / "adapters").eval()
     adapted.save_pretrained(tmp_path / "theirs")
