@@ -117,7 +117,7 @@ def test_adamw_clips_the_global_norm():
     assert float(optax.global_norm(first)) == pytest.approx(0.2, rel=1e-5)
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("value", [np.nan, np.inf, 3e38])  # its square overflows
 @pytest.mark.parametrize("count", [1, 2])
 def test_update_skips_and_counts_what_is_not_finite(value, count):
     """Law 7: nothing moves, neither parameters nor the optimiser's memory."""
