@@ -3,6 +3,7 @@
 # make parity  adds torch, then the comparisons with transformers
 # make parity-sweep SEEDS=20 FIRST=1000   the same on other random models and pictures
 # make bench-load  seconds and memory of loading a checkpoint, for BENCHMARKS.md
+# make chaos KILLS=25 SEED=0   a run that is killed at random moments ends with the same bits
 # make lint    style and format
 # make cases   the golden cases again, on other files: OBJECTIVES=a.json VERIFIERS=b.json
 # make table   three seeds of every digits experiment, as printed in experiments/README.md
@@ -14,6 +15,8 @@ RUN ?= runs/vppo_tiny_digits
 OBJECTIVES ?= tests/golden/objectives_cases.json
 VERIFIERS ?= tests/golden/verifiers_cases.json
 SEEDS ?= 20
+KILLS ?= 25
+SEED ?= 0
 FIRST ?= 1000
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 PYTEST := $(BIN)/python -m pytest
@@ -21,7 +24,7 @@ export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 # It would say that torch is missing; it is not needed.
 export TRANSFORMERS_VERBOSITY ?= error
 
-.PHONY: demo test parity parity-sweep cases bench-load lint table clean
+.PHONY: demo test parity parity-sweep chaos cases bench-load lint table clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo
@@ -36,6 +39,9 @@ parity: $(VENV)/.parity
 parity-sweep: $(VENV)/.parity
 	JAX_PLATFORMS=cpu XLA_FLAGS=--xla_backend_optimization_level=1 \
 		$(BIN)/python -m tests.parity.sweep --seeds $(SEEDS) --first $(FIRST)
+
+chaos: $(VENV)/.test
+	JAX_PLATFORMS=cpu $(BIN)/python -m tests.chaos --kills $(KILLS) --seed $(SEED)
 
 bench-load: $(VENV)/.demo
 	JAX_PLATFORMS=cpu $(BIN)/python benchmarks/load_checkpoint.py
