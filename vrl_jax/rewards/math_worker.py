@@ -16,7 +16,6 @@ import signal
 import sys
 
 import sympy
-from antlr4.atn.PredictionMode import PredictionMode
 from latex2sympy2_extended.latex2sympy2 import _Latex2Sympy
 from math_verify import parse, parser, verify
 
@@ -150,7 +149,8 @@ class _Quick(_Latex2Sympy):
     def create_parser(self, latex_str: str) -> object:
         """The same parser in the quicker mode."""
         made = super().create_parser(latex_str)
-        made._interp.predictionMode = PredictionMode.SLL
+        full = made._interp.predictionMode
+        made._interp.predictionMode = type(full).SLL
         return made
 
     def parse_number(self, text: str) -> sympy.Number:
