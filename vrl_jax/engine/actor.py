@@ -28,10 +28,12 @@ class Actor:
     """A policy that plays, with what playing depends on.
 
     `allowed` ids may be sampled, the others have probability 0; a response ends at
-    one of `stop_ids` or after `max_new_tokens`. `reward` sees one group at a time.
+    one of `stop_ids` or after `max_new_tokens`. `reward` sees one group at a time, in
+    the calling thread or, with `reward_threads`, that many groups at once: for rewards
+    that wait for others and may run in threads, such as a judge behind an endpoint.
     `observe` is told of every group that was played, kept or not; rewards see `step`
-    and `total_steps`. Passes without gradient take at most `prompts_per_pass` prompts
-    at a time.
+    and `total_steps`. Sampling and passes without gradient take at most
+    `prompts_per_pass` prompts at a time.
     """
 
     policy: Policy
@@ -43,6 +45,7 @@ class Actor:
     max_new_tokens: int
     temperature: float = 1.0
     prompts_per_pass: int = 64
+    reward_threads: int = 0
     step: int = 0
     total_steps: int = 0
     observe: Callable[[Sequence[Episode], Sequence[Mapping[str, float]]], None] = ignore

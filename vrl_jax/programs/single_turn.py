@@ -1,7 +1,10 @@
 """One question, one answer, sampled G times."""
 
+import functools
+import itertools
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
@@ -27,12 +30,45 @@ def single_turn(
     group_size: int,
     choose: Choose = jax.random.categorical,
 ) -> Rollout:
-    """y_1..y_G ~ pi(. | images, question) for the next batch; R_i = reward(y_i)."""
+    """y_1..y_G ~ pi(. | images, question) for the next batch; R_i = reward(y_i).
+
+    At most `actor.prompts_per_pass` prompts are sampled at a time, and while the device
+    samples some, the rewards of those before are computed here: a slow verifier costs
+    only what it takes beyond the sampling.
+    """
     samples = next(batches)
     encoded = encode(actor.processor, samples)
     keys = response_keys(samples, key, group_size)
-    sampled = sample(actor, encoded.prompts, keys, choose)
-    return as_rollout(actor, samples, encoded, sampled)
+    parts, groups, scores = [], [], []
+    for start, stop in pieces(len(samples), actor.prompts_per_pass):
+        some = _part(encoded, start, stop)
+        rows = slice(start * group_size, stop * group_size)
+        # This returns at once, with the device at work; only then are rewards due.
+        part = sample(actor, some.prompts, keys[rows], choose)
+        scores += scored(actor, groups)
+        groups = episodes(actor, samples[start:stop], some, part, group_size)
+        parts.append(part)
+    scores += scored(actor, groups)
+    sampled = jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
+    return _rollout(actor, encoded, sampled, scores)
+
+
+def _part(encoded: Encoded, start: int, stop: int) -> Encoded:
+    if stop - start == len(encoded.texts):
+        return encoded
+    return Encoded(
+        jax.tree.map(lambda x: x[start:stop], encoded.prompts),
+        encoded.texts[start:stop],
+        encoded.image_sizes[start:stop],
+    )
+
+
+def pieces(count: int, most: int) -> list[tuple[int, int]]:
+    """(start, stop) of the fewest equal pieces of at most `most`: one shape for all."""
+    fewest = -(-count // most)
+    number = next(n for n in range(fewest, count + 1) if count % n == 0)
+    size = count // number
+    return [(start, start + size) for start in range(0, count, size)]
 
 
 def response_keys(
@@ -80,11 +116,29 @@ def as_rollout(
     """The responses with their rewards, one group a sample; the observer is told."""
     group_size = len(sampled.tokens) // len(samples)
     groups = episodes(actor, samples, encoded, sampled, group_size)
-    scores = []
-    for group in groups:
-        scored = call_safely(actor.reward, group)
-        actor.observe(group, scored)
-        scores += scored
+    return _rollout(actor, encoded, sampled, scored(actor, groups))
+
+
+def scored(actor: Actor, groups: Sequence[Sequence[Episode]]) -> list[dict[str, float]]:
+    """The scores of each group, in order; the observer is told of each, in order."""
+    score = functools.partial(call_safely, actor.reward)
+    if actor.reward_threads:
+        with ThreadPoolExecutor(actor.reward_threads) as threads:
+            found = [*threads.map(score, groups)]
+    else:  # here: code with alarm signals, such as math-verify's, works nowhere else
+        found = [*map(score, groups)]
+    for group, scores in zip(groups, found, strict=True):
+        actor.observe(group, scores)
+    return [*itertools.chain.from_iterable(found)]
+
+
+def _rollout(
+    actor: Actor,
+    encoded: Encoded,
+    sampled: Sampled,
+    scores: Sequence[Mapping[str, float]],
+) -> Rollout:
+    prompts = len(encoded.texts)
     parts = sorted({name for score in scores for name in score} - {"overall"})
 
     def column(name: str) -> Array:
@@ -100,7 +154,7 @@ def as_rollout(
         extra_logprobs={},
         rewards=column("overall"),
         reward_parts={name: column(name) for name in parts},
-        group=jnp.repeat(jnp.arange(len(samples)), group_size),
+        group=jnp.repeat(jnp.arange(prompts), len(sampled.tokens) // prompts),
     )
 
 
