@@ -5,6 +5,7 @@ import itertools
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -39,36 +40,34 @@ def single_turn(
     samples = next(batches)
     encoded = encode(actor.processor, samples)
     keys = response_keys(samples, key, group_size)
+    count = pieces(encoded.prompts, actor.prompts_per_pass)
     parts, groups, scores = [], [], []
-    for start, stop in pieces(len(samples), actor.prompts_per_pass):
-        some = _part(encoded, start, stop)
-        rows = slice(start * group_size, stop * group_size)
+    for number in range(count):
+        part = functools.partial(_part, number=number, count=count)
+        some = Encoded(jax.tree.map(part, encoded.prompts), *map(part, encoded[1:]))
         # This returns at once, with the device at work; only then are rewards due.
-        part = sample(actor, some.prompts, keys[rows], choose)
+        sampled = sample(actor, some.prompts, part(keys), choose)
         scores += scored(actor, groups)
-        groups = episodes(actor, samples[start:stop], some, part, group_size)
-        parts.append(part)
+        groups = episodes(actor, part(samples), some, sampled, group_size)
+        parts.append(sampled)
     scores += scored(actor, groups)
-    sampled = jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
-    return _rollout(actor, encoded, sampled, scores)
+    together = jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
+    return _rollout(actor, encoded, together, scores)
 
 
-def _part(encoded: Encoded, start: int, stop: int) -> Encoded:
-    if stop - start == len(encoded.texts):
-        return encoded
-    return Encoded(
-        jax.tree.map(lambda x: x[start:stop], encoded.prompts),
-        encoded.texts[start:stop],
-        encoded.image_sizes[start:stop],
-    )
+def pieces(prompts: Prompts, most: int) -> int:
+    """How many equal pieces of at most `most` prompts, as few as can be.
+
+    Pictures stay with their prompts, and all pieces have one shape.
+    """
+    count, pictures = len(prompts.tokens), len(prompts.images.frames)
+    fewest = min(-(-count // most), pictures)
+    return next(n for n in range(fewest, pictures + 1) if pictures % n == 0)
 
 
-def pieces(count: int, most: int) -> list[tuple[int, int]]:
-    """(start, stop) of the fewest equal pieces of at most `most`: one shape for all."""
-    fewest = -(-count // most)
-    number = next(n for n in range(fewest, count + 1) if count % n == 0)
-    size = count // number
-    return [(start, start + size) for start in range(0, count, size)]
+def _part(x: Sequence[Any] | Array, *, number: int, count: int) -> Any:
+    size = len(x) // count
+    return x if count == 1 else x[number * size : (number + 1) * size]
 
 
 def response_keys(
