@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from vrl_jax import views
+from vrl_jax.engine.packing import Room
 from vrl_jax.engine.processing import encode
 from vrl_jax.models.qwen_vl.families import QWEN2_VL, QWEN3_VL
 from vrl_jax.models.qwen_vl.front_end import front_end
@@ -51,8 +52,7 @@ def actor(request):
     changed = dataclasses.replace(
         small.actor().processor,
         front_end=front_end(spec, min_pixels=28 * 28),
-        patches=36,
-        prompt_tokens=64,
+        room=Room(prompt_tokens=(64,), block=36),
     )
     return small.actor(
         policy=policy(spec), params=random_params(spec, 0), processor=changed
