@@ -6,6 +6,7 @@
 # make chaos KILLS=25 SEED=0   a run that is killed at random moments ends with the same bits
 # make lint    style and format
 # make cases   the golden cases again, on other files: OBJECTIVES=a.json VERIFIERS=b.json
+# make fuzz EXAMPLES=1000   every reward and parser on so many arbitrary inputs, counted
 # make table   three seeds of every digits experiment, as printed in experiments/README.md
 
 PYTHON ?= python3
@@ -14,6 +15,7 @@ BIN := $(VENV)/bin
 RUN ?= runs/vppo_tiny_digits
 OBJECTIVES ?= tests/golden/objectives_cases.json
 VERIFIERS ?= tests/golden/verifiers_cases.json
+EXAMPLES ?= 1000
 SEEDS ?= 20
 KILLS ?= 25
 SEED ?= 0
@@ -24,7 +26,7 @@ export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 # It would say that torch is missing; it is not needed.
 export TRANSFORMERS_VERBOSITY ?= error
 
-.PHONY: demo test parity parity-sweep chaos cases bench-load lint table clean
+.PHONY: demo test parity parity-sweep chaos cases bench-load lint table clean fuzz
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo
@@ -54,6 +56,10 @@ cases: export OBJECTIVES := $(abspath $(OBJECTIVES))
 cases: export VERIFIERS := $(abspath $(VERIFIERS))
 cases: $(VENV)/.test
 	$(PYTEST) tests/test_cases.py tests/rewards/test_verifier_cases.py
+
+fuzz: export FUZZ_EXAMPLES := $(EXAMPLES)
+fuzz: $(VENV)/.test
+	$(PYTEST) tests/rewards/test_fuzz.py
 
 table: $(VENV)/.demo
 	$(BIN)/python experiments/table_tiny_digits.py

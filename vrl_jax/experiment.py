@@ -24,9 +24,12 @@ import tyro
 
 from vrl_jax import views
 from vrl_jax.engine.actor import Actor, allowed_ids
+from vrl_jax.engine.budgets import budgets
+from vrl_jax.engine.packing import Room
 from vrl_jax.engine.processing import Processor, fitting
 from vrl_jax.evals import dependency, held_out
 from vrl_jax.models import hub
+from vrl_jax.models.qwen_vl.front_end import front_end
 from vrl_jax.models.qwen_vl.parameters import init_params
 from vrl_jax.models.qwen_vl.policy import policy as qwen_policy
 from vrl_jax.recipes.sft import sft
@@ -130,10 +133,10 @@ def tiny_digits(
     policy = out / "policy"
     hub.save(
         policy,
-        actor.processor.spec,
+        actor.processor.front_end.spec,
         actor.params,
         tokenizer=actor.processor.tokenizer,
-        pixel_bounds=(actor.processor.min_pixels, actor.processor.max_pixels),
+        pixel_bounds=actor.processor.front_end.pixel_bounds,
     )
     say("5/5 report")
     report = write_report(out)
@@ -198,16 +201,18 @@ def tiny_actor(samples: Sequence[Sample], reward: Reward, *, seed: int) -> Actor
     demonstrations = [sample.annotations["demonstration"] for sample in samples]
     tokenizer = tiny.tokenizer([s.question for s in samples] + demonstrations)
     spec = tiny.spec(tokenizer)
-    processor = Processor(
-        tokenizer, spec, prompt_tokens=1024, patches=16, min_pixels=28 * 28
-    )
-    fit = fitting(processor, samples)
+    pictures = front_end(spec, min_pixels=28 * 28)
+    room = Room(prompt_tokens=(1024,), block=16)
+    processor = Processor(tokenizer, pictures, room)
+    # One picture a question, and questions nearly of one length: one size is enough.
+    found = budgets(fitting(processor, samples), prompts_per_step=1, most=1)
+    say(found.summary())
     responses = tokenizer(demonstrations, add_special_tokens=False)["input_ids"]
     stops = tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
     return Actor(
         policy=qwen_policy(spec),
         params=init_params(jax.random.key(seed), spec),
-        processor=dataclasses.replace(processor, prompt_tokens=fit.longest),
+        processor=dataclasses.replace(processor, room=found.room),
         allowed=allowed_ids(processor, spec.text.vocabulary),
         stop_ids=jnp.array(stops),
         reward=reward,

@@ -1,16 +1,21 @@
 """Sampling a question: keys by sample, rewards by group, nothing dropped."""
 
 import dataclasses
+import re
+import threading
+import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from vrl_jax.programs import single_turn as program
 from vrl_jax.programs.demonstrations import demonstrations
-from vrl_jax.programs.single_turn import single_turn
+from vrl_jax.programs.single_turn import pieces, single_turn
 
 from ..fixtures import small
+from ..fixtures.chain import chain_prompts
 
 
 def play(rows, seed=3, **changes):
@@ -96,6 +101,114 @@ def test_a_reward_that_raises_is_counted_and_not_fatal(caplog):
     np.testing.assert_array_equal(errors.mean(axis=1), [0, 1, 0, 0])
     assert "row-1" in caplog.text
     assert "the judge does not answer" in caplog.text
+
+
+def test_a_reward_sees_the_row_the_pictures_the_prompt_and_the_step():
+    seen = []
+
+    def reward(episodes):
+        seen.append(episodes)
+        return [0.0] * len(episodes)
+
+    play(range(4), reward=reward, step=3, total_steps=7, prompts_per_pass=2)
+    for sample, group in zip(small.samples(), seen, strict=True):
+        assert len(group) == small.GROUP
+        for episode in group:
+            assert episode.sample is sample  # with all its columns
+            assert sample.question.replace("<image>", "") in re.sub(
+                r"<\|vision_start\|><\|image_pad\|><\|vision_end\|>", "", episode.prompt
+            )
+            assert (episode.step, episode.total_steps) == (3, 7)
+    assert {e.finished for group in seen for e in group} == {True, False}
+    sizes = seen[0][0].image_sizes
+    # 28 x 56 pixels are a multiple of 28 and within the bounds already.
+    assert [tuple(size) for size in sizes] == [(28, 56, 28, 56)]
+    assert seen[2][0].image_sizes == ()
+
+
+def test_pieces_change_nothing_but_float_error():
+    """Law 4; the keys are those of the samples, and rewards come in order."""
+    whole, halves = small.rollout(), play(range(4), prompts_per_pass=2)
+    for column in ("tokens", "mask", "positions", "rewards", "group"):
+        np.testing.assert_array_equal(getattr(halves, column), getattr(whole, column))
+    np.testing.assert_allclose(halves.old_logprobs, whole.old_logprobs, atol=1e-5)
+    jax.tree.map(np.testing.assert_array_equal, halves.prompts, whole.prompts)
+
+
+@pytest.mark.parametrize(
+    ("count", "most", "expected"), [(4, 64, 1), (4, 2, 2), (6, 4, 2), (5, 4, 5)]
+)
+def test_pieces_are_equal(count, most, expected):
+    assert pieces(chain_prompts([0] * count), most) == expected
+
+
+def test_a_slow_reward_overlaps_with_sampling(monkeypatch):
+    """The reward of the first half returns only once the second has been sampled.
+
+    So the second was under way before, and ends without anything from this thread.
+    """
+    sampled, waited = [], []
+    sample = program.sample
+    monkeypatch.setattr(
+        program, "sample", lambda *a: sampled.append(sample(*a)) or sampled[-1]
+    )
+
+    def reward(episodes):
+        end = time.monotonic() + 60
+        while len(sampled) == 2 and not sampled[1].tokens.is_ready():
+            assert time.monotonic() < end
+        waited.append((episodes[0].sample.id, len(sampled)))
+        return [1.0] * len(episodes)
+
+    actor = dataclasses.replace(small.chain_actor(), reward=reward, prompts_per_pass=2)
+    single_turn(
+        actor, iter([small.samples()]), jax.random.key(0), group_size=small.GROUP
+    )
+    assert waited == [("row-0", 2), ("row-1", 2), ("row-2", 2), ("row-3", 2)]
+    # Of three thirds, the last is not sampled before the first is rewarded.
+    sampled.clear()
+    waited.clear()
+    single_turn(
+        dataclasses.replace(actor, prompts_per_pass=1),
+        iter([small.samples()[:3]]),
+        jax.random.key(0),
+        group_size=small.GROUP,
+    )
+    assert waited == [("row-0", 2), ("row-1", 3), ("row-2", 3)]
+
+
+def test_groups_are_scored_in_threads_if_the_reward_may():
+    """As many at once as was said, and all results in their places."""
+    together = threading.Barrier(4)
+    observed = []
+
+    def reward(episodes):
+        together.wait(60)  # for all four groups
+        return [float(episodes[0].sample.id[-1])] * len(episodes)
+
+    actor = dataclasses.replace(
+        small.chain_actor(),
+        reward=reward,
+        reward_threads=4,
+        observe=lambda group, scores: observed.append(group[0].sample.id),
+    )
+    rollout = single_turn(
+        actor, iter([small.samples()]), jax.random.key(0), group_size=small.GROUP
+    )
+    np.testing.assert_array_equal(rollout.rewards, np.repeat(range(4), small.GROUP))
+    assert observed == ["row-0", "row-1", "row-2", "row-3"]
+
+
+def test_rewards_run_in_the_calling_thread_unless_told_otherwise():
+    """Code with alarm signals works in no other: math-verify's own time-outs."""
+    threads = set()
+
+    def reward(episodes):
+        threads.add(threading.current_thread())
+        return [0.0] * len(episodes)
+
+    play(range(4), reward=reward)
+    assert threads == {threading.current_thread()}
 
 
 def test_demonstrations_end_with_a_stop_token():

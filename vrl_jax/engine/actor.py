@@ -28,10 +28,12 @@ class Actor:
     """A policy that plays, with what playing depends on.
 
     `allowed` ids may be sampled, the others have probability 0; a response ends at
-    one of `stop_ids` or after `max_new_tokens`. `reward` sees one group at a time.
+    one of `stop_ids` or after `max_new_tokens`. `reward` sees one group at a time, in
+    the calling thread or, with `reward_threads`, that many groups at once: for rewards
+    that wait for others and may run in threads, such as a judge behind an endpoint.
     `observe` is told of every group that was played, kept or not; rewards see `step`
-    and `total_steps`. Passes without gradient take at most `prompts_per_pass` prompts
-    at a time.
+    and `total_steps`. Sampling and passes without gradient take at most
+    `prompts_per_pass` prompts at a time.
     """
 
     policy: Policy
@@ -43,6 +45,7 @@ class Actor:
     max_new_tokens: int
     temperature: float = 1.0
     prompts_per_pass: int = 64
+    reward_threads: int = 0
     step: int = 0
     total_steps: int = 0
     observe: Callable[[Sequence[Episode], Sequence[Mapping[str, float]]], None] = ignore
@@ -59,8 +62,8 @@ class Actor:
 
     def painting(self, view: Callable) -> View:
         """One of `views`, with the black and grey of this model's pixels."""
-        family = self.processor.spec.family
-        return views.with_statistics(view, family.pixel_mean, family.pixel_std)
+        front_end = self.processor.front_end
+        return views.with_statistics(view, front_end.pixel_mean, front_end.pixel_std)
 
     def add_logprobs(
         self, rollout: Rollout, name: str, view: View, key: Key[Array, ""]
@@ -94,9 +97,11 @@ def seeing(data: Scored, images: Images) -> Scored:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def look(view: View, key: Key[Array, ""], images: Images) -> Images:
+def look(view: View, key: Key[Array, ""], prompts: Prompts) -> Images:
     """One draw of the view for each prompt, shared by its responses."""
-    return view(key, images)
+    rows = jnp.arange(prompts.tokens.shape[0])
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, rows)
+    return views.each_prompt(view, keys, prompts.images)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -134,19 +139,31 @@ def _score_view(
     batch = rollout.tokens.shape[0]
     group = batch // rollout.prompts.tokens.shape[0]
 
-    def look(key, images):
-        one = jax.tree.map(lambda x: x[None], images)
-        return jax.tree.map(lambda x: x[0], view(key, one))
+    def score(prompts: Prompts, *rows: Array) -> Likelihood:
+        # Each response has pictures of its own: no prompt is shared any more, and a
+        # pack is there `group` times, once with each prompt's g-th response.
+        count, packs = prompts.tokens.shape[0], prompts.images.frames.shape[0]
 
-    def score(prompts: Prompts, tokens, positions, mask, temperature, rows):
-        # Each response has pictures of its own: no prompt is shared any more.
-        prompts = jax.tree.map(lambda x: jnp.repeat(x, group, axis=0), prompts)
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, rows)
-        images = jax.vmap(look)(keys, prompts.images)
-        prompts = dataclasses.replace(prompts, images=images)
-        return likelihood(
-            policy, params, prompts, tokens, positions, mask, temperature, allowed
+        def swapped(first: int, second: int, x: Array) -> Array:
+            axes = x.reshape(packs, first, second, *x.shape[1:])
+            return axes.swapaxes(1, 2).reshape(x.shape)
+
+        by_pack = functools.partial(swapped, count // packs, group)
+        by_prompt = functools.partial(swapped, group, count // packs)
+
+        def repeated(x: Array) -> Array:
+            return jnp.repeat(x, group, axis=0)
+
+        *rows, numbers = (by_pack(x) for x in rows)
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, numbers)
+        images = jax.tree.map(repeated, prompts.images)
+        prompts = dataclasses.replace(prompts, images=None)
+        prompts = jax.tree.map(lambda x: by_pack(repeated(x)), prompts)
+        prompts = dataclasses.replace(
+            prompts, images=views.each_prompt(view, keys, images)
         )
+        scored = likelihood(policy, params, prompts, *rows, allowed)
+        return jax.tree.map(by_prompt, scored)
 
     return in_pieces(
         score,
@@ -166,12 +183,5 @@ def allowed_ids(processor: Processor, rows: int) -> Bool[Array, " V"]:
     Not those beyond the tokenizer, and not the vision placeholders: a sampled image
     token would break the next forward pass.
     """
-    spec = processor.spec
     allowed = jnp.arange(rows) < len(processor.tokenizer)
-    blocked = [
-        spec.image_token,
-        spec.video_token,
-        spec.vision_start_token,
-        spec.vision_end_token,
-    ]
-    return allowed.at[jnp.array(blocked)].set(False)
+    return allowed.at[jnp.array(processor.front_end.unsampled)].set(False)

@@ -1,7 +1,7 @@
 """Chat text and pictures to static-shape tables, on the host.
 
-Every shape is chosen here: a prompt has `prompt_tokens` tokens, and its pictures
-together `patches` patches. What does not fit is told before training, and never cut.
+Every shape is one of the few of the processor's `room`. What does not fit is told
+before training, and never cut.
 """
 
 import dataclasses
@@ -14,18 +14,10 @@ import numpy as np
 from jaxtyping import Int
 from transformers import PreTrainedTokenizerBase
 
-from vrl_jax.models.qwen_vl.images import (
-    PackedImages,
-    load_image,
-    merged_grid,
-    pack_images,
-    resize_image,
-)
-from vrl_jax.models.qwen_vl.positions import image_prompt_positions
-from vrl_jax.models.qwen_vl.spec import QwenSpec
+from vrl_jax.engine.packing import Room, Unpadded, blocks_of, first_fit, packed
+from vrl_jax.models.front_end import FrontEnd
 from vrl_jax.types import (
     PLACEHOLDER,
-    Images,
     ImageSize,
     Prompts,
     Sample,
@@ -37,26 +29,36 @@ from vrl_jax.types import (
 class Processor:
     """What turning samples into tables depends on.
 
-    `prompt_tokens` and `patches` are the budgets of one prompt; `min_pixels` and
-    `max_pixels` bound the area of one picture after resizing.
+    `front_end` is what the model's family provides, `room` the sizes of the tables.
     """
 
     tokenizer: PreTrainedTokenizerBase
-    spec: QwenSpec
-    prompt_tokens: int
-    patches: int
-    min_pixels: int = 56 * 56
-    max_pixels: int = 1280 * 28 * 28
+    front_end: FrontEnd
+    room: Room
+
+    def __post_init__(self) -> None:
+        unit, room = self.front_end.granularity, self.room
+        if room.block % unit:
+            raise ValueError(
+                f"A block of patches must be a multiple of {unit}, what pictures are "
+                f"laid out in, got {room.block}."
+            )
+        for sizes, least in ((room.prompt_tokens, 1), (room.blocks, 0)):
+            if not sizes or min(sizes) < least or sorted({*sizes}) != list(sizes):
+                raise ValueError(
+                    f"Budgets must be ascending, from {least} on, got {sizes}."
+                )
+        if room.prompts_per_pack < 1:
+            raise ValueError(
+                f"A pack serves at least 1 prompt, got {room.prompts_per_pack}."
+            )
 
 
 class EncodedPrompt(NamedTuple):
-    """One prompt before padding to the token budget."""
+    """One prompt before packing."""
 
     text: str
-    tokens: Int[np.ndarray, " tokens"]
-    positions: Int[np.ndarray, "tokens 3"]
-    slots: Int[np.ndarray, " tokens"]
-    images: PackedImages
+    unpadded: Unpadded
     image_sizes: tuple[ImageSize, ...]
 
 
@@ -101,81 +103,89 @@ def encode_one(processor: Processor, sample: Sample) -> EncodedPrompt:
 
 
 def _encode_one(processor: Processor, sample: Sample) -> EncodedPrompt:
-    spec = processor.spec
-    bounds = {
-        "min_pixels": processor.min_pixels,
-        "max_pixels": processor.max_pixels,
-    }
-    originals = [load_image(image) for image in sample.images]
-    pictures = [resize_image(picture, spec, **bounds) for picture in originals]
-    images = pack_images(pictures, spec, budget=processor.patches)
-    grids = [merged_grid(picture.height, picture.width, spec) for picture in pictures]
-
+    front_end = processor.front_end
+    originals = [front_end.load(image) for image in sample.images]
+    pictures = [front_end.resize(picture) for picture in originals]
+    laid_out = tuple(front_end.lay_out(picture) for picture in pictures)
     text = chat_text(processor, sample)
-    once = np.array(
-        processor.tokenizer(text, add_special_tokens=False)["input_ids"], np.int32
-    )
-    if (once == spec.image_token).sum() != len(pictures):
-        raise ValueError(
-            f"The question spells out the image token itself: {sample.question[:80]!r}."
-            f" Write {PLACEHOLDER} where a picture belongs."
-        )
-    repeats = np.ones(len(once), int)
-    repeats[once == spec.image_token] = [height * width for height, width in grids]
-    tokens = np.repeat(once, repeats)
-    if len(tokens) > processor.prompt_tokens:
-        raise ValueError(
-            f"The prompt has {len(tokens)} tokens, the budget is "
-            f"{processor.prompt_tokens}. Raise prompt_tokens or lower max_pixels."
-        )
-    positions, _ = image_prompt_positions(tokens, grids, spec.image_token)
-    slots = np.zeros(len(tokens), np.int32)
-    if pictures:
-        slots[tokens == spec.image_token] = np.concatenate(images.merged_index) + 1
+    tokens = _tokens(processor, text, [len(p.merged_index) for p in laid_out])
+    positions = front_end.positions(tokens, [picture.grid for picture in laid_out])
+    unpadded = Unpadded(tokens, positions, laid_out)
+    _check(processor.room, unpadded)
     sizes = tuple(
         ImageSize(before.height, before.width, after.height, after.width)
         for before, after in zip(originals, pictures, strict=True)
     )
-    return EncodedPrompt(text, tokens, positions, slots, images, sizes)
+    return EncodedPrompt(text, unpadded, sizes)
+
+
+def _check(room: Room, prompt: Unpadded) -> None:
+    """That the largest budgets hold the prompt, were it alone."""
+    if len(prompt.tokens) > room.prompt_tokens[-1]:
+        raise ValueError(
+            f"The prompt has {len(prompt.tokens)} tokens, the budget is "
+            f"{room.prompt_tokens[-1]}. Raise prompt_tokens or lower max_pixels."
+        )
+    if max(prompt.sizes, default=0) > room.block:
+        raise ValueError(
+            f"A picture needs {max(prompt.sizes)} patches, a block has {room.block}. "
+            "Raise the block or lower max_pixels."
+        )
+    need = blocks_of(first_fit(prompt.sizes, room.block), room.block)
+    if need > room.blocks[-1]:
+        raise ValueError(
+            f"{len(prompt.pictures)} pictures need {need} blocks of {room.block} "
+            f"patches, the budget is {room.blocks[-1]}. Raise blocks or lower "
+            "max_pixels."
+        )
+
+
+def _tokens(
+    processor: Processor, text: str, counts: Sequence[int]
+) -> Int[np.ndarray, " tokens"]:
+    """The chat text as ids, with an image token for each merged token."""
+    spelled = processor.tokenizer.convert_ids_to_tokens
+    front_end = processor.front_end
+    first, *rest = text.split(spelled(front_end.placeholder))
+    image = spelled(front_end.image_token)
+    if len(rest) != len(counts) or any(image in piece for piece in (first, *rest)):
+        raise ValueError(
+            "The question spells out the image token itself. Write "
+            f"{PLACEHOLDER} where a picture belongs."
+        )
+    whole = first + "".join(
+        front_end.written(count, spelled) + piece
+        for count, piece in zip(counts, rest, strict=True)
+    )
+    ids = processor.tokenizer(whole, add_special_tokens=False)["input_ids"]
+    return np.array(ids, np.int32)
 
 
 def encode(processor: Processor, samples: Sequence[Sample]) -> Encoded:
     """Right-padded tables of the samples' prompts, on the device."""
     rows = [encode_one(processor, sample) for sample in samples]
-
-    def padded(column: str) -> np.ndarray:
-        values = [getattr(row, column) for row in rows]
-        table = np.zeros(
-            (len(rows), processor.prompt_tokens, *values[0].shape[1:]), np.int32
-        )
-        for line, value in zip(table, values, strict=True):
-            line[: len(value)] = value
-        return table
-
-    lengths = np.array([len(row.tokens) for row in rows])
-    prompts = Prompts(
-        tokens=padded("tokens"),
-        mask=np.arange(processor.prompt_tokens) < lengths[:, None],
-        positions=padded("positions"),
-        slots=padded("slots"),
-        images=Images(
-            patches=np.stack([row.images.patches for row in rows]),
-            coordinates=np.stack([row.images.coordinates for row in rows]),
-            frames=np.stack([row.images.frames for row in rows]),
-        ),
-    )
+    alone = [row.unpadded for row in rows]
+    try:
+        tables = packed(processor.room, processor.front_end, alone)
+    except ValueError as error:
+        ids = ", ".join(sample.id for sample in samples)
+        raise ValueError(f"Samples {ids}: {error}") from error
     return Encoded(
-        prompts=jax.tree.map(jnp.asarray, prompts),
+        prompts=jax.tree.map(jnp.asarray, tables),
         texts=tuple(row.text for row in rows),
         image_sizes=tuple(row.image_sizes for row in rows),
     )
 
 
 class Fitting(NamedTuple):
-    """The samples that can be used, the longest of their prompts, and the others."""
+    """The samples that can be used, how large they are, and why others cannot.
+
+    Of each that can: the tokens of its prompt, and the patches of each picture.
+    """
 
     samples: list[Sample]
-    longest: int
+    tokens: list[int]
+    pictures: list[list[int]]
     dropped: list[str]
 
 
@@ -184,14 +194,16 @@ def fitting(processor: Processor, samples: Sequence[Sample]) -> Fitting:
 
     `dropped` says for each unusable sample why. Raises `ValueError` if none is left.
     """
-    kept, dropped, longest = [], [], 0
+    fit = Fitting([], [], [], [])
     for sample in samples:
         try:
-            longest = max(longest, len(encode_one(processor, sample).tokens))
+            prompt = encode_one(processor, sample).unpadded
         except ValueError as error:
-            dropped.append(str(error))
+            fit.dropped.append(str(error))
         else:
-            kept.append(sample)
-    if not kept:
-        raise ValueError(f"No sample can be used. {' '.join(dropped[:3])}")
-    return Fitting(kept, longest, dropped)
+            fit.samples.append(sample)
+            fit.tokens.append(len(prompt.tokens))
+            fit.pictures.append(prompt.sizes)
+    if not fit.samples:
+        raise ValueError(f"No sample can be used. {' '.join(fit.dropped[:3])}")
+    return fit

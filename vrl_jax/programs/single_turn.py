@@ -1,7 +1,11 @@
 """One question, one answer, sampled G times."""
 
+import functools
+import itertools
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,12 +31,43 @@ def single_turn(
     group_size: int,
     choose: Choose = jax.random.categorical,
 ) -> Rollout:
-    """y_1..y_G ~ pi(. | images, question) for the next batch; R_i = reward(y_i)."""
+    """y_1..y_G ~ pi(. | images, question) for the next batch; R_i = reward(y_i).
+
+    At most `actor.prompts_per_pass` prompts are sampled at a time, and while the device
+    samples some, the rewards of those before are computed here: a slow verifier costs
+    only what it takes beyond the sampling.
+    """
     samples = next(batches)
     encoded = encode(actor.processor, samples)
     keys = response_keys(samples, key, group_size)
-    sampled = sample(actor, encoded.prompts, keys, choose)
-    return as_rollout(actor, samples, encoded, sampled)
+    count = pieces(encoded.prompts, actor.prompts_per_pass)
+    parts, groups, scores = [], [], []
+    for number in range(count):
+        part = functools.partial(_part, number=number, count=count)
+        some = Encoded(jax.tree.map(part, encoded.prompts), *map(part, encoded[1:]))
+        # This returns at once, with the device at work; only then are rewards due.
+        sampled = sample(actor, some.prompts, part(keys), choose)
+        scores += scored(actor, groups)
+        groups = episodes(actor, part(samples), some, sampled, group_size)
+        parts.append(sampled)
+    scores += scored(actor, groups)
+    together = jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
+    return _rollout(actor, encoded, together, scores)
+
+
+def pieces(prompts: Prompts, most: int) -> int:
+    """How many equal pieces of at most `most` prompts, as few as can be.
+
+    Pictures stay with their prompts, and all pieces have one shape.
+    """
+    count, pictures = len(prompts.tokens), len(prompts.images.frames)
+    fewest = min(-(-count // most), pictures)
+    return next(n for n in range(fewest, pictures + 1) if pictures % n == 0)
+
+
+def _part(x: Sequence[Any] | Array, *, number: int, count: int) -> Any:
+    size = len(x) // count
+    return x if count == 1 else x[number * size : (number + 1) * size]
 
 
 def response_keys(
@@ -80,11 +115,29 @@ def as_rollout(
     """The responses with their rewards, one group a sample; the observer is told."""
     group_size = len(sampled.tokens) // len(samples)
     groups = episodes(actor, samples, encoded, sampled, group_size)
-    scores = []
-    for group in groups:
-        scored = call_safely(actor.reward, group)
-        actor.observe(group, scored)
-        scores += scored
+    return _rollout(actor, encoded, sampled, scored(actor, groups))
+
+
+def scored(actor: Actor, groups: Sequence[Sequence[Episode]]) -> list[dict[str, float]]:
+    """The scores of each group, in order; the observer is told of each, in order."""
+    score = functools.partial(call_safely, actor.reward)
+    if actor.reward_threads:
+        with ThreadPoolExecutor(actor.reward_threads) as threads:
+            found = [*threads.map(score, groups)]
+    else:  # here: code with alarm signals, such as math-verify's, works nowhere else
+        found = [*map(score, groups)]
+    for group, scores in zip(groups, found, strict=True):
+        actor.observe(group, scores)
+    return [*itertools.chain.from_iterable(found)]
+
+
+def _rollout(
+    actor: Actor,
+    encoded: Encoded,
+    sampled: Sampled,
+    scores: Sequence[Mapping[str, float]],
+) -> Rollout:
+    prompts = len(encoded.texts)
     parts = sorted({name for score in scores for name in score} - {"overall"})
 
     def column(name: str) -> Array:
@@ -100,7 +153,7 @@ def as_rollout(
         extra_logprobs={},
         rewards=column("overall"),
         reward_parts={name: column(name) for name in parts},
-        group=jnp.repeat(jnp.arange(len(samples)), group_size),
+        group=jnp.repeat(jnp.arange(prompts), len(sampled.tokens) // prompts),
     )
 
 

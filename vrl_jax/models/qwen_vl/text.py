@@ -56,10 +56,11 @@ def prefill(
     embedded = params["text"]["embedding"][tokens]
     levels = features.levels.shape[1]
 
-    def in_slots(features: Float[Array, "P M H"]) -> Float[Array, "P L H"]:
+    def in_slots(features: Float[Array, "K M H"]) -> Float[Array, "P L H"]:
         table = jnp.pad(features, ((0, 0), (1, 0), (0, 0)))  # slot 0: text
-        spliced = jnp.take_along_axis(table, slots[..., None], axis=1)
-        return spliced.astype(embedded.dtype)
+        index = slots.reshape(table.shape[0], -1, 1)  # of the prompts of a pack
+        spliced = jnp.take_along_axis(table, index, axis=1)
+        return spliced.reshape(embedded.shape).astype(embedded.dtype)
 
     def add_level(number: Int[Array, ""], x: Array) -> Array:
         return jax.lax.cond(

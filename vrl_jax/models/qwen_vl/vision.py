@@ -7,6 +7,7 @@ https://arxiv.org/abs/2502.13923; learned positions and deepstack, section 2 of
 https://arxiv.org/abs/2511.21631.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -18,6 +19,9 @@ from vrl_jax.models.policy import Params
 from vrl_jax.models.qwen_vl.layers import exact_gelu_mlp, linear, rotate
 from vrl_jax.models.qwen_vl.spec import QwenSpec, VisionSpec
 from vrl_jax.types import Images
+
+LOGITS = 2**28
+"""Attention logits of the tower at a time: 1 GiB in float32."""
 
 
 class Features(NamedTuple):
@@ -33,6 +37,12 @@ class Features(NamedTuple):
 def encode_images(params: Params, spec: QwenSpec, images: Images) -> Features:
     """Features of the merged tokens in packed order; 0 where there is only padding."""
     vision, family, tower = spec.vision, spec.family, params["vision"]
+    if not images.frames.size:  # a batch of text alone
+        packs, width = images.frames.shape[0], spec.text.width
+        return Features(
+            jnp.zeros((packs, 0, width)),
+            jnp.zeros((packs, len(vision.deepstack), 0, width)),
+        )
     real = images.frames > 0
     dtype = tower["patch_embed"]["kernel"].dtype
     # Padding may hold anything; what enters the tower from it is 0.
@@ -46,7 +56,7 @@ def encode_images(params: Params, spec: QwenSpec, images: Images) -> Features:
         hidden, taken = carry
         weights, full, level = layer
         normed = family.vision_norm(weights["norm1"], hidden, vision.eps)
-        attended = _attention(weights, normed, angles, images.frames, full, vision)
+        attended = _attention(weights, normed, angles, images, full, vision)
         hidden = hidden + linear(weights["out"], attended)
         normed = family.vision_norm(weights["norm2"], hidden, vision.eps)
         hidden = hidden + family.vision_mlp(weights, normed)
@@ -135,7 +145,7 @@ def _attention(
     weights: Params,
     x: Float[Array, "P N D"],
     angles: Float[Array, "P N half"],
-    frames: Int[Array, "P N"],
+    images: Images,
     full: Bool[Array, ""],
     vision: VisionSpec,
 ) -> Float[Array, "P N D"]:
@@ -152,16 +162,14 @@ def _attention(
 
     # The branch not taken would otherwise leave its attention weights, N^2 of them,
     # in every block's residuals.
-    @jax.checkpoint
-    def within_picture(q: Array, k: Array, v: Array) -> Array:
-        return _attend(q, k, v, frames)
+    @functools.partial(jax.checkpoint, static_argnums=0)
+    def within(rows: int, q: Array, k: Array, v: Array) -> Array:
+        tiles = images.frames.reshape(-1, rows)
+        tiled = (a.reshape(*tiles.shape, *a.shape[2:]) for a in (q, k, v))
+        return _attend_tiles(*tiled, tiles).reshape(q.shape)
 
-    @jax.checkpoint
-    def within_window(q: Array, k: Array, v: Array) -> Array:
-        windows = frames.reshape(-1, vision.window_patches)
-        tiled = (a.reshape(*windows.shape, *a.shape[2:]) for a in (q, k, v))
-        return _attend(*tiled, windows).reshape(q.shape)
-
+    within_picture = functools.partial(within, images.block or x.shape[1])
+    within_window = functools.partial(within, vision.window_patches)
     if vision.window:
         attended = jax.lax.cond(
             full, within_picture, within_window, queries, keys, values
@@ -171,17 +179,52 @@ def _attention(
     return attended.reshape(x.shape)
 
 
+def _attend_tiles(
+    queries: Float[Array, "S N heads D"],
+    keys: Float[Array, "S N heads D"],
+    values: Float[Array, "S N heads D"],
+    frames: Int[Array, "S N"],
+) -> Float[Array, "S N heads D"]:
+    """`_attend` with at most `LOGITS` logits at a time, or those of one query.
+
+    Some tiles at a time; of a tile that is too large some queries at a time.
+    """
+    tiles, rows, heads, _ = queries.shape
+    each = heads * rows**2
+    if tiles * each <= LOGITS:
+        return _attend(queries, keys, values, frames, frames)
+    cuts = [n for n in range(1, rows + 1) if rows % n == 0]
+    pieces = next((n for n in cuts if each // n <= LOGITS), rows)
+
+    def tile(one: tuple[Array, Array, Array, Array]) -> Array:
+        q, k, v, picture = one
+
+        @jax.checkpoint
+        def piece(some: tuple[Array, Array]) -> Array:
+            attended = _attend(
+                some[0][None], k[None], v[None], some[1][None], picture[None]
+            )
+            return attended[0]
+
+        some = (a.reshape(pieces, -1, *a.shape[1:]) for a in (q, picture))
+        return jax.lax.map(piece, tuple(some)).reshape(q.shape)
+
+    some = max(1, LOGITS // each)
+    return jax.lax.map(tile, (queries, keys, values, frames), batch_size=some)
+
+
 def _attend(
-    queries: Float[Array, "B S heads D"],
+    queries: Float[Array, "B Q heads D"],
     keys: Float[Array, "B S heads D"],
     values: Float[Array, "B S heads D"],
+    asking: Int[Array, "B Q"],
     frames: Int[Array, "B S"],
-) -> Float[Array, "B S heads D"]:
+) -> Float[Array, "B Q heads D"]:
     """softmax(q k^T / sqrt(D)) v over keys of the same picture, softmax in float32."""
     logits = jnp.einsum(
         "bqhd,bkhd->bhqk", queries, keys, preferred_element_type=jnp.float32
     )
-    same = (frames[:, :, None] == frames[:, None, :]) & (frames > 0)[:, None, :]
+    same = (asking[:, :, None] == frames[:, None, :]) & (frames > 0)[:, None, :]
     # A finite floor: padding has no key at all, and its softmax must not be NaN.
     logits = jnp.where(same[:, None], logits * queries.shape[-1] ** -0.5, -1e30)
     weights = jax.nn.softmax(logits, axis=-1).astype(values.dtype)
