@@ -4,10 +4,10 @@ import functools
 
 from jaxtyping import Array, Bool, Float, Int
 
+from vrl_jax.models.attention import KVCache
 from vrl_jax.models.policy import Params, Policy
 from vrl_jax.models.qwen_vl import text, vision
 from vrl_jax.models.qwen_vl.spec import QwenSpec
-from vrl_jax.models.qwen_vl.text import KVCache
 from vrl_jax.models.qwen_vl.vision import Features
 from vrl_jax.types import Images, Prompts
 
