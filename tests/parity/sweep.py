@@ -10,9 +10,9 @@ import tempfile
 
 from vrl_jax.models import hub
 
-from .checks import CHECKS, Setting
+from .checks import Setting, checks_of
 from .conftest import table
-from .draws import BY_NAME
+from .draws import NAMES
 from .pictures import odd_pictures, patch_error, their_processor
 from .test_pictures import BOUND
 
@@ -34,9 +34,9 @@ def main() -> int:
     given = parser.parse_args()
     errors: dict[tuple[str, str], tuple[float, float]] = {}
     for seed in range(given.first, given.first + given.seeds):
-        for family in BY_NAME:
+        for family in NAMES:
             setting = Setting(family, seed)
-            for check, bound in {**CHECKS, pictures: BOUND}.items():
+            for check, bound in {**checks_of(family), pictures: BOUND}.items():
                 name, error = check.__name__, check(setting)
                 worst, _ = errors.get((family, name), (0.0, bound))
                 errors[family, name] = max(worst, error), bound

@@ -7,7 +7,7 @@ pytest.importorskip("torch")
 from vrl_jax.models import hub
 from vrl_jax.models.qwen_vl import released
 
-from .draws import BY_NAME, draw
+from .draws import NAMES, draw
 from .pictures import odd_pictures, patch_error, their_processor
 
 pytestmark = pytest.mark.parity
@@ -20,7 +20,7 @@ RELEASED = {
 }
 
 
-@pytest.fixture(scope="module", params=BY_NAME)
+@pytest.fixture(scope="module", params=NAMES)
 def family(request, tmp_path_factory):
     """Their processor as it reads our folder, for small and for released patches."""
     name, folder = request.param, tmp_path_factory.mktemp("model")
