@@ -91,13 +91,9 @@ def picker(random: np.random.RandomState):
 def _gemma3_spec(random: np.random.RandomState) -> Gemma3Spec:
     """Local and global layers; windows shorter than a picture, or than a prompt."""
     pick = picker(random)
-    heads, text_heads, layers, pool = (
-        pick(2, 4),
-        pick(2, 4),
-        pick(2, 3, 4),
-        pick(1, 2, 4),
-    )
-    side, patch = pool * pick(2, 3, 4), pick(2, 4, 6)
+    heads, text_heads, layers = pick(2, 4), pick(2, 4), pick(2, 3, 4)
+    pool, patch = pick(1, 2, 4), pick(2, 4, 6)
+    side = pool * pick(2, 3, 4)
     places = random.permutation(layers)[: pick(1, 1, layers - 1)]
     return Gemma3Spec(
         gemma3.VisionSpec(

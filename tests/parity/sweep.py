@@ -13,16 +13,16 @@ from vrl_jax.models import hub
 from .checks import Setting, checks_of
 from .conftest import table
 from .draws import NAMES
-from .pictures import odd_pictures, patch_error, their_processor
+from .pictures import odd_pictures, patch_error, pixel_bounds, their_processor
 from .test_pictures import BOUND
 
 
 def pictures(setting: Setting) -> float:
     """Patches of odd pictures, whose sizes the seed draws."""
     with tempfile.TemporaryDirectory() as folder:
-        bounds = (56 * 56, 200 * 200)
+        bounds = pixel_bounds(setting.spec)
         hub.save(folder, setting.spec, setting.params, pixel_bounds=bounds)
-        processor = their_processor(folder)
+        processor = their_processor(folder, setting.spec)
     files = odd_pictures(setting.draw.seed).values()
     return max(patch_error(data, setting.spec, processor) for data in files)
 

@@ -152,7 +152,7 @@ def _rope(text: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         if "rope_scaling" not in text:
             needed(text, "text_config", "rope_scaling")
         scaling = text["rope_scaling"] or {}
-        kind = scaling.get("rope_type", scaling.get("type", "default"))
+        kind = scaling.get("rope_type", scaling.get("type")) if scaling else "default"
         local = needed(text, "text_config", "rope_local_base_freq")
         whole = needed(text, "text_config", "rope_theta")
         parts = [
