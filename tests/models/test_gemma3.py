@@ -1,7 +1,9 @@
 """Gemma 3: configurations, names, masks and the host's side."""
 
 import copy
+import dataclasses
 import math
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +20,18 @@ from vrl_jax.models.gemma3.text import prompt_masks
 from vrl_jax.models.parameters import current_name, from_checkpoint, to_checkpoint
 from vrl_jax.models.trained import language, projector, tower
 
-from .cases import GEMMA3, picture, random_params
+from .cases import (
+    EVERY,
+    GEMMA3,
+    outputs,
+    pack,
+    picture,
+    random_params,
+    responses,
+    two_rows,
+)
+
+GOLDEN = Path(__file__).parents[1] / "golden"
 
 SPEC = GEMMA3["gemma3"]
 VISION = {
@@ -256,6 +269,27 @@ def test_pictures_do_not_see_later_ones():
     wanted = np.tril(np.ones((5, 5), bool))
     wanted[0, 1] = wanted[3, 4] = True
     np.testing.assert_array_equal(everywhere[0, 0], wanted)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"window": 99},
+        {"global_layers": (0,)},
+        {"global_factor": 1.0},
+        {"local_theta": 1e6},
+        {"query_scalar": 24},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_every_fact_shows_in_the_recorded_logits(change):
+    """Else equality with the recorded numbers would not say that it is heeded."""
+    other = dataclasses.replace(SPEC, text=dataclasses.replace(SPEC.text, **change))
+    seed = list(EVERY).index("gemma3")
+    packed, tokens = pack(other, two_rows(SPEC, seed)), responses(seed, (2, 2, 3))
+    got = outputs(other, random_params(SPEC, seed), packed, tokens)
+    golden = np.load(GOLDEN / "gemma3.npz")["response_logits"]
+    assert np.abs(got.response_logits - golden).max() > 1e-2
 
 
 def test_patches_of_a_token_lie_together():
