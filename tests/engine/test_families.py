@@ -11,6 +11,7 @@ from flax.traverse_util import flatten_dict
 
 from vrl_jax import views
 from vrl_jax.engine.actor import allowed_ids
+from vrl_jax.engine.packing import Room
 from vrl_jax.engine.processing import Processor, encode
 from vrl_jax.models.families import family_of
 from vrl_jax.models.gemma3.front_end import front_end as gemma_front_end
@@ -69,8 +70,7 @@ def actor(request):
         small.actor().processor,
         tokenizer=tokenizer,
         front_end=pictures,
-        patches=patches,
-        prompt_tokens=64,
+        room=Room(prompt_tokens=(64,), block=patches),
     )
     return small.actor(
         policy=family_of(spec).policy(spec),
@@ -136,7 +136,7 @@ def test_what_stands_for_a_picture_is_not_sampled(actor):
 def test_an_iteration_trains_gemmas_projector_alone():
     spec = gemma.spec()
     processor = Processor(
-        gemma.tokenizer(), gemma_front_end(spec), prompt_tokens=64, patches=32
+        gemma.tokenizer(), gemma_front_end(spec), Room((64,), block=32)
     )
     whole = small.actor(
         policy=family_of(spec).policy(spec),

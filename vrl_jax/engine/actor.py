@@ -94,9 +94,11 @@ def seeing(data: Scored, images: Images) -> Scored:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def look(view: View, key: Key[Array, ""], images: Images) -> Images:
+def look(view: View, key: Key[Array, ""], prompts: Prompts) -> Images:
     """One draw of the view for each prompt, shared by its responses."""
-    return view(key, images)
+    rows = jnp.arange(prompts.tokens.shape[0])
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, rows)
+    return views.each_prompt(view, keys, prompts.images)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -134,19 +136,31 @@ def _score_view(
     batch = rollout.tokens.shape[0]
     group = batch // rollout.prompts.tokens.shape[0]
 
-    def look(key, images):
-        one = jax.tree.map(lambda x: x[None], images)
-        return jax.tree.map(lambda x: x[0], view(key, one))
+    def score(prompts: Prompts, *rows: Array) -> Likelihood:
+        # Each response has pictures of its own: no prompt is shared any more, and a
+        # pack is there `group` times, once with each prompt's g-th response.
+        count, packs = prompts.tokens.shape[0], prompts.images.frames.shape[0]
 
-    def score(prompts: Prompts, tokens, positions, mask, temperature, rows):
-        # Each response has pictures of its own: no prompt is shared any more.
-        prompts = jax.tree.map(lambda x: jnp.repeat(x, group, axis=0), prompts)
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, rows)
-        images = jax.vmap(look)(keys, prompts.images)
-        prompts = dataclasses.replace(prompts, images=images)
-        return likelihood(
-            policy, params, prompts, tokens, positions, mask, temperature, allowed
+        def swapped(first: int, second: int, x: Array) -> Array:
+            axes = x.reshape(packs, first, second, *x.shape[1:])
+            return axes.swapaxes(1, 2).reshape(x.shape)
+
+        by_pack = functools.partial(swapped, count // packs, group)
+        by_prompt = functools.partial(swapped, group, count // packs)
+
+        def repeated(x: Array) -> Array:
+            return jnp.repeat(x, group, axis=0)
+
+        *rows, numbers = (by_pack(x) for x in rows)
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, numbers)
+        images = jax.tree.map(repeated, prompts.images)
+        prompts = dataclasses.replace(prompts, images=None)
+        prompts = jax.tree.map(lambda x: by_pack(repeated(x)), prompts)
+        prompts = dataclasses.replace(
+            prompts, images=views.each_prompt(view, keys, images)
         )
+        scored = likelihood(policy, params, prompts, *rows, allowed)
+        return jax.tree.map(by_prompt, scored)
 
     return in_pieces(
         score,

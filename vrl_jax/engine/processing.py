@@ -1,7 +1,7 @@
 """Chat text and pictures to static-shape tables, on the host.
 
-Every shape is chosen here: a prompt has `prompt_tokens` tokens, and its pictures
-together `patches` patches. What does not fit is told before training, and never cut.
+Every shape is one of the few of the processor's `room`. What does not fit is told
+before training, and never cut.
 """
 
 import dataclasses
@@ -14,10 +14,10 @@ import numpy as np
 from jaxtyping import Int
 from transformers import PreTrainedTokenizerBase
 
-from vrl_jax.models.front_end import FrontEnd, PackedImages, pack
+from vrl_jax.engine.packing import Room, Unpadded, blocks_of, first_fit, packed
+from vrl_jax.models.front_end import FrontEnd
 from vrl_jax.types import (
     PLACEHOLDER,
-    Images,
     ImageSize,
     Prompts,
     Sample,
@@ -29,32 +29,36 @@ from vrl_jax.types import (
 class Processor:
     """What turning samples into tables depends on.
 
-    `front_end` is what the model's family provides; `prompt_tokens` and `patches` are
-    the budgets of one prompt.
+    `front_end` is what the model's family provides, `room` the sizes of the tables.
     """
 
     tokenizer: PreTrainedTokenizerBase
     front_end: FrontEnd
-    prompt_tokens: int
-    patches: int
+    room: Room
 
     def __post_init__(self) -> None:
-        unit = self.front_end.granularity
-        if self.patches % unit:
+        unit, room = self.front_end.granularity, self.room
+        if room.block % unit:
             raise ValueError(
-                f"The patch budget must be a multiple of {unit}, what pictures are "
-                f"laid out in, got {self.patches}."
+                f"A block of patches must be a multiple of {unit}, what pictures are "
+                f"laid out in, got {room.block}."
+            )
+        for sizes, least in ((room.prompt_tokens, 1), (room.blocks, 0)):
+            if not sizes or min(sizes) < least or sorted({*sizes}) != list(sizes):
+                raise ValueError(
+                    f"Budgets must be ascending, from {least} on, got {sizes}."
+                )
+        if room.prompts_per_pack < 1:
+            raise ValueError(
+                f"A pack serves at least 1 prompt, got {room.prompts_per_pack}."
             )
 
 
 class EncodedPrompt(NamedTuple):
-    """One prompt before padding to the token budget."""
+    """One prompt before packing."""
 
     text: str
-    tokens: Int[np.ndarray, " tokens"]
-    positions: Int[np.ndarray, "tokens 3"]
-    slots: Int[np.ndarray, " tokens"]
-    images: PackedImages
+    unpadded: Unpadded
     image_sizes: tuple[ImageSize, ...]
 
 
@@ -102,30 +106,38 @@ def _encode_one(processor: Processor, sample: Sample) -> EncodedPrompt:
     front_end = processor.front_end
     originals = [front_end.load(image) for image in sample.images]
     pictures = [front_end.resize(picture) for picture in originals]
-    laid_out = [front_end.lay_out(picture) for picture in pictures]
-    images = pack(
-        laid_out,
-        budget=processor.patches,
-        group=front_end.group,
-        patch_values=front_end.patch_values,
-    )
+    laid_out = tuple(front_end.lay_out(picture) for picture in pictures)
     text = chat_text(processor, sample)
     tokens = _tokens(processor, text, [len(p.merged_index) for p in laid_out])
-    if len(tokens) > processor.prompt_tokens:
-        raise ValueError(
-            f"The prompt has {len(tokens)} tokens, the budget is "
-            f"{processor.prompt_tokens}. Raise prompt_tokens or lower max_pixels."
-        )
-    slots = np.zeros(len(tokens), np.int32)
-    if pictures:
-        places = np.concatenate(images.merged_index)
-        slots[tokens == front_end.image_token] = places + 1
+    positions = front_end.positions(tokens, [picture.grid for picture in laid_out])
+    unpadded = Unpadded(tokens, positions, laid_out)
+    _check(processor.room, unpadded)
     sizes = tuple(
         ImageSize(before.height, before.width, after.height, after.width)
         for before, after in zip(originals, pictures, strict=True)
     )
-    positions = front_end.positions(tokens, [picture.grid for picture in laid_out])
-    return EncodedPrompt(text, tokens, positions, slots, images, sizes)
+    return EncodedPrompt(text, unpadded, sizes)
+
+
+def _check(room: Room, prompt: Unpadded) -> None:
+    """That the largest budgets hold the prompt, were it alone."""
+    if len(prompt.tokens) > room.prompt_tokens[-1]:
+        raise ValueError(
+            f"The prompt has {len(prompt.tokens)} tokens, the budget is "
+            f"{room.prompt_tokens[-1]}. Raise prompt_tokens or lower max_pixels."
+        )
+    if max(prompt.sizes, default=0) > room.block:
+        raise ValueError(
+            f"A picture needs {max(prompt.sizes)} patches, a block has {room.block}. "
+            "Raise the block or lower max_pixels."
+        )
+    need = blocks_of(first_fit(prompt.sizes, room.block), room.block)
+    if need > room.blocks[-1]:
+        raise ValueError(
+            f"{len(prompt.pictures)} pictures need {need} blocks of {room.block} "
+            f"patches, the budget is {room.blocks[-1]}. Raise blocks or lower "
+            "max_pixels."
+        )
 
 
 def _tokens(
@@ -152,41 +164,29 @@ def _tokens(
 def encode(processor: Processor, samples: Sequence[Sample]) -> Encoded:
     """Right-padded tables of the samples' prompts, on the device."""
     rows = [encode_one(processor, sample) for sample in samples]
-
-    def padded(column: str) -> np.ndarray:
-        values = [getattr(row, column) for row in rows]
-        table = np.zeros(
-            (len(rows), processor.prompt_tokens, *values[0].shape[1:]), np.int32
-        )
-        for line, value in zip(table, values, strict=True):
-            line[: len(value)] = value
-        return table
-
-    lengths = np.array([len(row.tokens) for row in rows])
-    prompts = Prompts(
-        tokens=padded("tokens"),
-        mask=np.arange(processor.prompt_tokens) < lengths[:, None],
-        positions=padded("positions"),
-        slots=padded("slots"),
-        images=Images(
-            patches=np.stack([row.images.patches for row in rows]),
-            coordinates=np.stack([row.images.coordinates for row in rows]),
-            frames=np.stack([row.images.frames for row in rows]),
-        ),
-    )
+    tables = packed(processor.room, processor.front_end, [row.unpadded for row in rows])
     return Encoded(
-        prompts=jax.tree.map(jnp.asarray, prompts),
+        prompts=jax.tree.map(jnp.asarray, tables),
         texts=tuple(row.text for row in rows),
         image_sizes=tuple(row.image_sizes for row in rows),
     )
 
 
 class Fitting(NamedTuple):
-    """The samples that can be used, the longest of their prompts, and the others."""
+    """The samples that can be used, how large they are, and why others cannot.
+
+    Of each that can: the tokens of its prompt, and the patches of each picture.
+    """
 
     samples: list[Sample]
-    longest: int
+    tokens: list[int]
+    pictures: list[list[int]]
     dropped: list[str]
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest prompt."""
+        return max(self.tokens)
 
 
 def fitting(processor: Processor, samples: Sequence[Sample]) -> Fitting:
@@ -194,14 +194,16 @@ def fitting(processor: Processor, samples: Sequence[Sample]) -> Fitting:
 
     `dropped` says for each unusable sample why. Raises `ValueError` if none is left.
     """
-    kept, dropped, longest = [], [], 0
+    fit = Fitting([], [], [], [])
     for sample in samples:
         try:
-            longest = max(longest, len(encode_one(processor, sample).tokens))
+            prompt = encode_one(processor, sample).unpadded
         except ValueError as error:
-            dropped.append(str(error))
+            fit.dropped.append(str(error))
         else:
-            kept.append(sample)
-    if not kept:
-        raise ValueError(f"No sample can be used. {' '.join(dropped[:3])}")
-    return Fitting(kept, longest, dropped)
+            fit.samples.append(sample)
+            fit.tokens.append(len(prompt.tokens))
+            fit.pictures.append(prompt.sizes)
+    if not fit.samples:
+        raise ValueError(f"No sample can be used. {' '.join(fit.dropped[:3])}")
+    return fit

@@ -11,7 +11,7 @@ Params = dict[str, Any]
 class Policy(NamedTuple):
     """Pure functions of `params`; the family's spec is already applied.
 
-    encode_images(params, images)          -> features, a pytree of [P ...]
+    encode_images(params, images)          -> features, a pytree of [K ...]
     prefill(params, prompts, features)     -> hidden [P L H], prompt cache
     extend(params, prompt_cache, prompt_mask, cache, offset, tokens, positions)
                                            -> hidden [P G S H], cache
@@ -19,8 +19,8 @@ class Policy(NamedTuple):
     head(params)                           -> [V H]
 
     What the features are is the family's own business; the engine hands them from the
-    one function to the other, or repeats them along P. `hidden` is after the final
-    norm: logits are hidden @ head.T.
+    one function to the other. A pack of pictures serves P / K consecutive prompts.
+    `hidden` is after the final norm: logits are hidden @ head.T.
     """
 
     encode_images: Callable

@@ -47,7 +47,7 @@ def prefill(
     params: Params,
     spec: Gemma3Spec,
     prompts: Prompts,
-    features: Float[Array, "P M H"],
+    features: Float[Array, "K M H"],
 ) -> tuple[Float[Array, "P L H"], KVCache]:
     """Reads prompts with image features in their slots; hidden after the last norm.
 

@@ -47,17 +47,17 @@ def prefill(
     embedded = params["text"]["embedding"][tokens]
     levels = features.levels.shape[1]
 
+    def placed(features: Float[Array, "K M H"]) -> Float[Array, "P L H"]:
+        return in_slots(features, slots, embedded.dtype)
+
     def add_level(number: Int[Array, ""], x: Array) -> Array:
         return jax.lax.cond(
             number < levels,
-            lambda: (
-                x + in_slots(features.levels[:, number], slots, embedded.dtype)[:, None]
-            ),
+            lambda: x + placed(features.levels[:, number])[:, None],
             lambda: x,
         )
 
-    pictures = in_slots(features.main, slots, embedded.dtype)
-    x = jnp.where((slots > 0)[..., None], pictures, embedded)
+    x = jnp.where((slots > 0)[..., None], placed(features.main), embedded)
     # As the only response of a group, with no prompt before it.
     hidden, new = _decoder(
         params["text"],
