@@ -12,7 +12,11 @@ import pytest
 
 from vrl_jax.models import lora
 from vrl_jax.models.gemma3 import released
-from vrl_jax.models.gemma3.config import config_from_spec, spec_from_config
+from vrl_jax.models.gemma3.config import (
+    config_from_spec,
+    processor_settings,
+    spec_from_config,
+)
 from vrl_jax.models.gemma3.front_end import front_end
 from vrl_jax.models.gemma3.images import patchify, resize_image
 from vrl_jax.models.gemma3.parameters import parameter_table
@@ -310,3 +314,11 @@ def test_a_picture_is_written_between_blank_lines():
     spelled = {122: "<start>", 120: "<soft>", 123: "<end>"}.__getitem__
     text = front_end(SPEC).written(3, spelled)
     assert text == "\n\n<start><soft><soft><soft><end>\n\n"
+
+
+def test_the_processor_has_one_size():
+    settings = processor_settings(SPEC, (32 * 32, 32 * 32))
+    assert settings["preprocessor_config.json"]["size"] == {"height": 32, "width": 32}
+    assert settings["processor_config.json"]["image_seq_length"] == 16
+    with pytest.raises(ValueError, match=r"32 x 32 pixels, got bounds .*\(1, 2\)"):
+        processor_settings(SPEC, (1, 2))
