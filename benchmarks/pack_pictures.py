@@ -16,8 +16,9 @@ import numpy as np
 from PIL import Image
 
 from vrl_jax.engine.packing import Room, Unpadded, packed
+from vrl_jax.models.parameters import init_params
 from vrl_jax.models.qwen_vl.front_end import front_end
-from vrl_jax.models.qwen_vl.parameters import init_params
+from vrl_jax.models.qwen_vl.parameters import parameter_table
 from vrl_jax.models.qwen_vl.spec import QwenSpec, TextSpec, VisionSpec
 from vrl_jax.models.qwen_vl.vision import encode_images
 
@@ -56,7 +57,7 @@ def main() -> None:
         "4 prompts, one stretch": Room((10**4,), 4 * whole, (1,), 4),
         "16 prompts, blocks": Room((10**4,), largest, anything, 16),
     }
-    params = init_params(jax.random.key(0), SPEC)
+    params = init_params(jax.random.key(0), parameter_table(SPEC))
     run = jax.jit(lambda params, images: encode_images(params, SPEC, images).main)
     tables = {name: packed(room, host, rows) for name, room in rooms.items()}
     seconds = {name: [] for name in rooms}

@@ -13,8 +13,9 @@ from vrl_jax.engine.actor import allowed_ids
 from vrl_jax.engine.budgets import budgets, ladder
 from vrl_jax.engine.packing import Room
 from vrl_jax.engine.processing import Fitting, Processor, fitting
+from vrl_jax.models.parameters import init_params
 from vrl_jax.models.qwen_vl.front_end import front_end
-from vrl_jax.models.qwen_vl.parameters import init_params
+from vrl_jax.models.qwen_vl.parameters import parameter_table
 from vrl_jax.models.qwen_vl.policy import policy
 from vrl_jax.models.qwen_vl.spec import TextSpec, VisionSpec
 from vrl_jax.programs.dynamic_sampling import every_group
@@ -119,7 +120,7 @@ def test_200_prompts_compile_a_program_once_a_shape():
     processor = dataclasses.replace(processor, room=room)
     actor = small.actor(
         policy=policy(spec),
-        params=init_params(jax.random.key(0), spec),
+        params=init_params(jax.random.key(0), parameter_table(spec)),
         processor=processor,
         allowed=allowed_ids(processor, spec.text.vocabulary),
         max_new_tokens=3,

@@ -1,6 +1,7 @@
 """What the engine asks of a model, whichever family it is of."""
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
 
 Params = dict[str, Any]
@@ -27,3 +28,30 @@ class Policy(NamedTuple):
     extend: Callable
     init_cache: Callable
     head: Callable
+
+
+def applied(
+    spec: Hashable,
+    *,
+    encode_images: Callable,
+    prefill: Callable,
+    extend: Callable,
+    init_cache: Callable,
+    head: Callable,
+) -> Policy:
+    """A family's functions of (params, spec, ...), with its spec.
+
+    `init_cache` takes the spec first. A family caches what this gives: the same spec
+    must give the same functions, so that jit finds what it compiled.
+    """
+
+    def with_spec(function: Callable) -> Callable:
+        return lambda params, *rest: function(params, spec, *rest)
+
+    return Policy(
+        encode_images=with_spec(encode_images),
+        prefill=with_spec(prefill),
+        extend=with_spec(extend),
+        init_cache=functools.partial(init_cache, spec),
+        head=with_spec(head),
+    )

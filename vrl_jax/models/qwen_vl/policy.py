@@ -2,48 +2,19 @@
 
 import functools
 
-from jaxtyping import Array, Bool, Float, Int
-
-from vrl_jax.models.policy import Params, Policy
+from vrl_jax.models.policy import Policy, applied
 from vrl_jax.models.qwen_vl import text, vision
 from vrl_jax.models.qwen_vl.spec import QwenSpec
-from vrl_jax.models.qwen_vl.text import KVCache
-from vrl_jax.models.qwen_vl.vision import Features
-from vrl_jax.types import Images, Prompts
 
 
 @functools.lru_cache
 def policy(spec: QwenSpec) -> Policy:
-    """The functions with `spec` applied.
-
-    Cached: the same spec gives the same functions, so that jit finds what it compiled.
-    """
-
-    def encode_images(params: Params, images: Images) -> Features:
-        return vision.encode_images(params, spec, images)
-
-    def prefill(
-        params: Params, prompts: Prompts, features: Features
-    ) -> tuple[Float[Array, "P L H"], KVCache]:
-        return text.prefill(params, spec, prompts, features)
-
-    def extend(
-        params: Params,
-        prompt_cache: KVCache,
-        prompt_mask: Bool[Array, "P L"],
-        cache: KVCache,
-        offset: Int[Array, ""] | int,
-        tokens: Int[Array, "P G S"],
-        positions: Int[Array, "P G S 3"],
-    ) -> tuple[Float[Array, "P G S H"], KVCache]:
-        return text.extend(
-            params, spec, prompt_cache, prompt_mask, cache, offset, tokens, positions
-        )
-
-    return Policy(
-        encode_images=encode_images,
-        prefill=prefill,
-        extend=extend,
-        init_cache=functools.partial(text.init_cache, spec),
-        head=functools.partial(text.head, spec=spec),
+    """The functions with `spec` applied."""
+    return applied(
+        spec,
+        encode_images=vision.encode_images,
+        prefill=text.prefill,
+        extend=text.extend,
+        init_cache=text.init_cache,
+        head=text.head,
     )

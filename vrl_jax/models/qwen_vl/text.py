@@ -5,26 +5,18 @@ with multimodal rotary positions: section 2.1 of https://arxiv.org/abs/2409.1219
 responses share the keys and values of their prompt; nothing is repeated in memory.
 """
 
-import functools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from vrl_jax.models.attention import KVCache, attend, empty_cache, in_slots, written
+from vrl_jax.models.layers import linear, rms_norm, rotate, swiglu
 from vrl_jax.models.policy import Params
-from vrl_jax.models.qwen_vl.layers import linear, rms_norm, rotate, swiglu
 from vrl_jax.models.qwen_vl.spec import QwenSpec
 from vrl_jax.models.qwen_vl.vision import Features
 from vrl_jax.types import Prompts
-
-
-class KVCache(NamedTuple):
-    """Keys and values of all layers: [layers P L K D] or [layers P G T K D]."""
-
-    keys: Float[Array, "layers ..."]
-    values: Float[Array, "layers ..."]
 
 
 def init_cache(
@@ -32,8 +24,7 @@ def init_cache(
 ) -> KVCache:
     """Room for T tokens of each of P * G responses."""
     text = spec.text
-    shape = (text.layers, P, G, T, text.kv_heads, text.head_dim)
-    return KVCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+    return empty_cache(text.layers, text.kv_heads, text.head_dim, P, G, T, dtype)
 
 
 def head(params: Params, spec: QwenSpec) -> Float[Array, "V H"]:
@@ -56,20 +47,17 @@ def prefill(
     embedded = params["text"]["embedding"][tokens]
     levels = features.levels.shape[1]
 
-    def in_slots(features: Float[Array, "K M H"]) -> Float[Array, "P L H"]:
-        table = jnp.pad(features, ((0, 0), (1, 0), (0, 0)))  # slot 0: text
-        index = slots.reshape(table.shape[0], -1, 1)  # of the prompts of a pack
-        spliced = jnp.take_along_axis(table, index, axis=1)
-        return spliced.reshape(embedded.shape).astype(embedded.dtype)
+    def placed(features: Float[Array, "K M H"]) -> Float[Array, "P L H"]:
+        return in_slots(features, slots, embedded.dtype)
 
     def add_level(number: Int[Array, ""], x: Array) -> Array:
         return jax.lax.cond(
             number < levels,
-            lambda: x + in_slots(features.levels[:, number])[:, None],
+            lambda: x + placed(features.levels[:, number])[:, None],
             lambda: x,
         )
 
-    x = jnp.where((slots > 0)[..., None], in_slots(features.main), embedded)
+    x = jnp.where((slots > 0)[..., None], placed(features.main), embedded)
     # As the only response of a group, with no prompt before it.
     hidden, new = _decoder(
         params["text"],
@@ -108,12 +96,7 @@ def extend(
     hidden, new = _decoder(
         params["text"], spec, embedded, positions, jnp.array(True), before
     )
-    start = (0, 0, 0, offset, 0, 0)
-    written = [
-        jax.lax.dynamic_update_slice(old, part.astype(old.dtype), start)
-        for old, part in zip(cache, new, strict=True)
-    ]
-    return hidden, KVCache(*written)
+    return hidden, written(cache, new, offset)
 
 
 def _nothing(number: Int[Array, ""], x: Array) -> Array:
@@ -153,7 +136,7 @@ def _decoder(
         normed = rms_norm(weights["norm1"], x, text.eps)
         queries = turned(weights, "query", normed)
         new = KVCache(turned(weights, "key", normed), heads(weights, "value", normed))
-        attended = _attend(queries, [new, *caches], masks)
+        attended = attend(queries, [new, *caches], masks, scale=text.head_dim**-0.5)
         x = x + linear(weights["out"], attended.reshape(*x.shape[:3], -1))
         x = x + swiglu(weights, rms_norm(weights["norm2"], x, text.eps))
         return after_layer(number, x), new
@@ -172,57 +155,3 @@ def _angles(
     frequencies = spec.text.rope_theta ** (-jnp.arange(half) / half)
     owner = spec.family.sections(spec.text.rope_sections)
     return positions[..., owner].astype(jnp.float32) * frequencies
-
-
-def _attend(
-    queries: Float[Array, "P G S heads D"],
-    caches: Sequence[KVCache],
-    masks: Sequence[Bool[Array, "..."]],
-) -> Float[Array, "P G S heads D"]:
-    """softmax(q [k_1 k_2 ...]^T / sqrt(D)) [v_1 v_2 ...], in float32, heads grouped.
-
-    Keys are [P keys K D] (shared by the G responses) or [P G keys K D]; each serves
-    heads / K consecutive query heads.
-    """
-    pairs = caches[0].keys.shape[-2]
-    grouped = queries.reshape(*queries.shape[:3], pairs, -1, queries.shape[-1])
-
-    def letters(cache: KVCache) -> str:
-        return "pgtkd" if cache.keys.ndim == 5 else "ptkd"
-
-    # A finite floor: a padding token may see no key, and must not become NaN.
-    logits = [
-        jnp.where(
-            _over_heads(mask),
-            jnp.einsum(
-                f"pgskrd,{letters(cache)}->pgkrst",
-                grouped,
-                cache.keys,
-                preferred_element_type=jnp.float32,
-            )
-            * queries.shape[-1] ** -0.5,
-            -1e30,
-        )
-        for cache, mask in zip(caches, masks, strict=True)
-    ]
-    tops = [part.max(-1, keepdims=True) for part in logits]
-    top = jax.lax.stop_gradient(functools.reduce(jnp.maximum, tops))
-    weights = [jnp.exp(part - top) for part in logits]
-    total = sum(part.sum(-1) for part in weights)
-    mixed = sum(
-        jnp.einsum(
-            f"pgkrst,{letters(cache)}->pgskrd",
-            part.astype(cache.values.dtype),
-            cache.values,
-            preferred_element_type=jnp.float32,
-        )
-        for part, cache in zip(weights, caches, strict=True)
-    )
-    normed = mixed / jnp.einsum("pgkrs->pgskr", total)[..., None]
-    return normed.reshape(queries.shape).astype(queries.dtype)
-
-
-def _over_heads(mask: Bool[Array, "..."]) -> Bool[Array, "..."]:
-    """[P G S keys], or what broadcasts to it, as [P G 1 1 S keys]."""
-    full = mask.reshape((1,) * (4 - mask.ndim) + mask.shape)
-    return full[:, :, None, None]

@@ -16,13 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from vrl_jax.models.attention import attend_within
+from vrl_jax.models.layers import linear, rotate
 from vrl_jax.models.policy import Params
-from vrl_jax.models.qwen_vl.layers import exact_gelu_mlp, linear, rotate
+from vrl_jax.models.qwen_vl.layers import exact_gelu_mlp
 from vrl_jax.models.qwen_vl.spec import QwenSpec, VisionSpec
 from vrl_jax.types import Images
-
-LOGITS = 2**28
-"""Attention logits of the tower at a time: 1 GiB in float32."""
 
 
 class Features(NamedTuple):
@@ -167,7 +166,7 @@ def _attention(
     def within(rows: int, q: Array, k: Array, v: Array) -> Array:
         tiles = images.frames.reshape(-1, rows)
         tiled = (a.reshape(*tiles.shape, *a.shape[2:]) for a in (q, k, v))
-        return _attend_tiles(*tiled, tiles).reshape(q.shape)
+        return attend_within(*tiled, tiles).reshape(q.shape)
 
     within_picture = functools.partial(within, images.block or x.shape[1])
     within_window = functools.partial(within, vision.window_patches)
@@ -178,55 +177,3 @@ def _attention(
     else:
         attended = within_picture(queries, keys, values)
     return attended.reshape(x.shape)
-
-
-def _attend_tiles(
-    queries: Float[Array, "S N heads D"],
-    keys: Float[Array, "S N heads D"],
-    values: Float[Array, "S N heads D"],
-    frames: Int[Array, "S N"],
-) -> Float[Array, "S N heads D"]:
-    """`_attend` with at most `LOGITS` logits at a time, or those of one query.
-
-    Some tiles at a time; of a tile that is too large some queries at a time.
-    """
-    tiles, rows, heads, _ = queries.shape
-    each = heads * rows**2
-    if tiles * each <= LOGITS:
-        return _attend(queries, keys, values, frames, frames)
-    cuts = [n for n in range(1, rows + 1) if rows % n == 0]
-    pieces = next((n for n in cuts if each // n <= LOGITS), rows)
-
-    def tile(one: tuple[Array, Array, Array, Array]) -> Array:
-        q, k, v, picture = one
-
-        @jax.checkpoint
-        def piece(some: tuple[Array, Array]) -> Array:
-            attended = _attend(
-                some[0][None], k[None], v[None], some[1][None], picture[None]
-            )
-            return attended[0]
-
-        some = (a.reshape(pieces, -1, *a.shape[1:]) for a in (q, picture))
-        return jax.lax.map(piece, tuple(some)).reshape(q.shape)
-
-    some = max(1, LOGITS // each)
-    return jax.lax.map(tile, (queries, keys, values, frames), batch_size=some)
-
-
-def _attend(
-    queries: Float[Array, "B Q heads D"],
-    keys: Float[Array, "B S heads D"],
-    values: Float[Array, "B S heads D"],
-    asking: Int[Array, "B Q"],
-    frames: Int[Array, "B S"],
-) -> Float[Array, "B Q heads D"]:
-    """softmax(q k^T / sqrt(D)) v over keys of the same picture, softmax in float32."""
-    logits = jnp.einsum(
-        "bqhd,bkhd->bhqk", queries, keys, preferred_element_type=jnp.float32
-    )
-    same = (asking[:, :, None] == frames[:, None, :]) & (frames > 0)[:, None, :]
-    # A finite floor: padding has no key at all, and its softmax must not be NaN.
-    logits = jnp.where(same[:, None], logits * queries.shape[-1] ** -0.5, -1e30)
-    weights = jax.nn.softmax(logits, axis=-1).astype(values.dtype)
-    return jnp.einsum("bhqk,bkhd->bqhd", weights, values)

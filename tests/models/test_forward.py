@@ -8,14 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vrl_jax.models.qwen_vl.policy import policy
+from vrl_jax.models.families import Spec, family_of
 from vrl_jax.models.qwen_vl.released import QWEN3_VL_2B
 from vrl_jax.models.qwen_vl.vision import interpolation
 from vrl_jax.types import Images, Prompts
 
 from .cases import (
+    EVERY,
     SPECS,
     Packed,
+    golden_name,
+    levels,
     outputs,
     pack,
     pack_images,
@@ -27,14 +30,19 @@ from .cases import (
     two_rows,
 )
 
+
+def policy(spec: Spec):
+    return family_of(spec).policy(spec)
+
+
 GOLDEN = Path(__file__).parents[1] / "golden"
 
 
-@pytest.mark.parametrize("name", SPECS)
+@pytest.mark.parametrize("name", EVERY)
 def test_outputs_equal_recorded_torch(name):
     """Written by `python -m tests.parity.write_golden`, transformers 5.23, float32."""
-    spec, seed = SPECS[name], list(SPECS).index(name)
-    golden = np.load(GOLDEN / f"qwen_vl_{name}.npz")
+    spec, seed = EVERY[name], list(EVERY).index(name)
+    golden = np.load(GOLDEN / f"{golden_name(name)}.npz")
     got = outputs(
         spec,
         random_params(spec, seed),
@@ -51,10 +59,10 @@ def test_outputs_equal_recorded_torch(name):
     )
 
 
-@pytest.fixture(scope="module", params=["tied", "qwen3"])
+@pytest.fixture(scope="module", params=["tied", "qwen3", "gemma3"])
 def setting(request):
-    """Windows; deepstack and a layout without windows."""
-    spec = SPECS[request.param]
+    """Windows; deepstack and a layout without windows; windows of text."""
+    spec = EVERY[request.param]
     return spec, random_params(spec, 0), responses(0, (2, 2, 3))
 
 
@@ -105,7 +113,7 @@ def test_packed_equals_one_by_one(setting):
     spec, params, tokens = setting
     rows = [row(spec, 5, [(3, 5), (4, 2)]), row(spec, 6, [(2, 6)])]
     whole = outputs(spec, params, pack(spec, rows), tokens)
-    one = functools.partial(pack, spec, length=40, budget=4 * 64)
+    one = functools.partial(pack, spec, length=60, budget=4 * 64)
     for i, given in enumerate(rows):
         single = outputs(spec, params, one([given]), tokens[i : i + 1])
         _assert_same(single.prompt_logits[0], whole.prompt_logits[i])
@@ -275,7 +283,7 @@ def test_half_precision_stays_near(setting):
     whole = policy(spec)
     features = whole.encode_images(half, packed.prompts.images)
     hidden, cache = whole.prefill(half, packed.prompts, features)
-    assert {features.main.dtype, hidden.dtype, cache.keys.dtype} == {
+    assert {levels(features).dtype, hidden.dtype, cache.keys.dtype} == {
         jnp.dtype("bfloat16")
     }
     expected = outputs(spec, params, packed, tokens).prompt_logits[1]
