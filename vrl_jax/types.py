@@ -125,8 +125,10 @@ class Rollout:
     """Sampled responses with what the sampler and the rewards said of them.
 
     `mask` is True where the policy chose the token. `temperature` is what the
-    sampler divided the logits by; scoring divides by it again. `views` are other
-    pictures for the same prompts, where a loss looks at them itself.
+    sampler divided the logits by; scoring divides by it again. `log_kept` is the log of
+    the mass that top-k, top-p and a request's allowed ids left of the policy; scoring
+    subtracts it, None is 0. `views` are other pictures for the same prompts, where a
+    loss looks at them itself.
     """
 
     prompts: Prompts
@@ -139,6 +141,7 @@ class Rollout:
     rewards: Float[Array, " B"]
     reward_parts: dict[str, Float[Array, " B"]]
     group: Int[Array, " B"]
+    log_kept: Float[Array, "B T"] | None = None
     views: dict[str, Images] = dataclasses.field(default_factory=dict)
 
 
@@ -158,6 +161,7 @@ class Batch:
     old_logprobs: Float[Array, "B T"]
     advantages: Float[Array, "B T"]
     extra: dict[str, Shaped[Array, "B T"]] = dataclasses.field(default_factory=dict)
+    log_kept: Float[Array, "B T"] | None = None
     views: dict[str, Images] = dataclasses.field(default_factory=dict)
 
 

@@ -34,12 +34,14 @@ def likelihood(
     mask: Bool[Array, "B T"],
     temperature: Float[Array, " B"],
     allowed: Bool[Array, " V"],
+    log_kept: Float[Array, "B T"] | None = None,
 ) -> Likelihood:
     """log pi(y_t | prompt, y_<t) and H(pi(. | prompt, y_<t)) in nats, 0 where ~mask.
 
     Each prompt and its pictures are processed once, and its B / P consecutive
     responses attend to it. Logits are divided by `temperature` and ids that are not
-    `allowed` have probability 0, as in sampling.
+    `allowed` have probability 0, as in sampling. `log_kept` is subtracted from the
+    log-probs (not from what the entropy is of): what `engine.sampling` left out.
     """
     batch, length = tokens.shape
     count = prompts.tokens.shape[0]
@@ -68,6 +70,8 @@ def likelihood(
         allowed=allowed,
     )
     logprobs, entropy = (x.reshape(batch, length) for x in stats)
+    if log_kept is not None:
+        logprobs = logprobs - log_kept
     return Likelihood(jnp.where(mask, logprobs, 0.0), jnp.where(mask, entropy, 0.0))
 
 

@@ -48,6 +48,7 @@ def as_batch(
         old_logprobs=rollout.old_logprobs,
         advantages=jnp.broadcast_to(advantages, rollout.mask.shape),
         extra=dict(extra or {}),
+        log_kept=rollout.log_kept,
         views=rollout.views,
     )
 

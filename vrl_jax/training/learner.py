@@ -143,6 +143,7 @@ def update_moving(
                 batch.mask,
                 batch.temperature,
                 learner.allowed,
+                batch.log_kept,
             )
 
         mean, metrics = loss(policy, batch)

@@ -4,7 +4,7 @@ import functools
 
 from jaxtyping import Array, Bool, Float, Int
 
-from vrl_jax.models.policy import Params, Policy
+from vrl_jax.models.policy import Params, Policy, SlotCache
 from vrl_jax.models.qwen_vl import text, vision
 from vrl_jax.models.qwen_vl.spec import QwenSpec
 from vrl_jax.models.qwen_vl.text import KVCache
@@ -40,10 +40,23 @@ def policy(spec: QwenSpec) -> Policy:
             params, spec, prompt_cache, prompt_mask, cache, offset, tokens, positions
         )
 
+    def decode(
+        weights: Params,
+        cache: SlotCache,
+        column: Int[Array, ""],
+        index: Int[Array, "B C"],
+        tokens: Int[Array, " B"],
+        positions: Int[Array, "B 3"],
+    ) -> tuple[Float[Array, "B H"], SlotCache]:
+        return text.decode(weights, spec, cache, column, index, tokens, positions)
+
     return Policy(
         encode_images=encode_images,
         prefill=prefill,
         extend=extend,
         init_cache=functools.partial(text.init_cache, spec),
         head=functools.partial(text.head, spec=spec),
+        as_slots=text.as_slots,
+        unstack=functools.partial(text.unstack, spec=spec),
+        decode=decode,
     )

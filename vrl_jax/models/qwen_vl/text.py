@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from vrl_jax.models.policy import Params
+from vrl_jax.models import slots
+from vrl_jax.models.policy import Params, SlotCache
 from vrl_jax.models.qwen_vl.layers import linear, rms_norm, rotate, swiglu
 from vrl_jax.models.qwen_vl.spec import QwenSpec
 from vrl_jax.models.qwen_vl.vision import Features
@@ -52,13 +53,13 @@ def prefill(
     Level k of the features is added in the slots after layer k.
     """
     tokens = jnp.where(prompts.mask, prompts.tokens, 0)
-    slots = jnp.where(prompts.mask, prompts.slots, 0)
+    places = jnp.where(prompts.mask, prompts.slots, 0)
     embedded = params["text"]["embedding"][tokens]
     levels = features.levels.shape[1]
 
     def in_slots(features: Float[Array, "P M H"]) -> Float[Array, "P L H"]:
         table = jnp.pad(features, ((0, 0), (1, 0), (0, 0)))  # slot 0: text
-        spliced = jnp.take_along_axis(table, slots[..., None], axis=1)
+        spliced = jnp.take_along_axis(table, places[..., None], axis=1)
         return spliced.astype(embedded.dtype)
 
     def add_level(number: Int[Array, ""], x: Array) -> Array:
@@ -68,7 +69,7 @@ def prefill(
             lambda: x,
         )
 
-    x = jnp.where((slots > 0)[..., None], in_slots(features.main), embedded)
+    x = jnp.where((places > 0)[..., None], in_slots(features.main), embedded)
     # As the only response of a group, with no prompt before it.
     hidden, new = _decoder(
         params["text"],
@@ -100,9 +101,9 @@ def extend(
     before: list[tuple[KVCache, Array]] = [
         (prompt_cache, prompt_mask[:, None, None, :])
     ]
-    slots = cache.keys.shape[3]
-    if tokens.shape[2] < slots:  # else every slot is new
-        before.append((cache, jnp.arange(slots) < offset))
+    room = cache.keys.shape[3]
+    if tokens.shape[2] < room:  # else every slot is new
+        before.append((cache, jnp.arange(room) < offset))
     embedded = params["text"]["embedding"][tokens]
     hidden, new = _decoder(
         params["text"], spec, embedded, positions, jnp.array(True), before
@@ -113,6 +114,45 @@ def extend(
         for old, part in zip(cache, new, strict=True)
     ]
     return hidden, KVCache(*written)
+
+
+def as_slots(prompt_cache: KVCache) -> SlotCache:
+    """The prompts' keys and values as decoding reads them."""
+    return slots.as_slots(prompt_cache.keys, prompt_cache.values)
+
+
+def unstack(params: Params, spec: QwenSpec) -> Params:
+    """The decoder's weights with its layers apart."""
+    text = params["text"]
+    return {**text, "layers": slots.unstack(text["layers"], spec.text.layers)}
+
+
+def decode(
+    weights: Params,
+    spec: QwenSpec,
+    cache: SlotCache,
+    column: Int[Array, ""],
+    index: Int[Array, "B C"],
+    tokens: Int[Array, " B"],
+    positions: Int[Array, "B 3"],
+) -> tuple[Float[Array, "B H"], SlotCache]:
+    """Reads one token in every slot, and keeps its keys and values in `column`.
+
+    What `extend` computes of one token, over caches that are written in place.
+    """
+    x = weights["embedding"][tokens]
+    angles = _angles(positions, spec)
+    written = []
+    for layer, before in zip(weights["layers"], cache.columns, strict=True):
+        normed = rms_norm(layer["norm1"], x, spec.text.eps)
+        queries, keys, values = _projected(layer, spec, normed, angles)
+        now = slots.write(before, column, keys, values)
+        scale = spec.text.head_dim**-0.5
+        attended = slots.attend(queries, now, index >= 0, scale=scale)
+        x = _rest_of_layer(layer, spec, x, attended)
+        written.append(now)
+    hidden = rms_norm(weights["norm"], x, spec.text.eps)
+    return hidden, SlotCache(tuple(written))
 
 
 def _nothing(number: Int[Array, ""], x: Array) -> Array:
@@ -138,24 +178,13 @@ def _decoder(
     angles = _angles(positions, spec)
     masks = [jnp.tri(x.shape[2], dtype=bool) & mask, *(mask for _, mask in before)]
 
-    def heads(weights: Params, part: str, normed: Array) -> Array:
-        return linear(weights[part], normed).reshape(*x.shape[:3], -1, text.head_dim)
-
-    def turned(weights: Params, part: str, normed: Array) -> Array:
-        states = heads(weights, part, normed)
-        if spec.family.qk_norm:
-            states = rms_norm(weights[f"{part}_norm"], states, text.eps)
-        return rotate(states, angles)
-
     def layer(x: Array, scanned: tuple) -> tuple[Array, KVCache]:
         number, weights, caches = scanned
         normed = rms_norm(weights["norm1"], x, text.eps)
-        queries = turned(weights, "query", normed)
-        new = KVCache(turned(weights, "key", normed), heads(weights, "value", normed))
+        queries, *new = _projected(weights, spec, normed, angles)
+        new = KVCache(*new)
         attended = _attend(queries, [new, *caches], masks)
-        x = x + linear(weights["out"], attended.reshape(*x.shape[:3], -1))
-        x = x + swiglu(weights, rms_norm(weights["norm2"], x, text.eps))
-        return after_layer(number, x), new
+        return after_layer(number, _rest_of_layer(weights, spec, x, attended)), new
 
     caches = [cache for cache, _ in before]
     scanned = jnp.arange(text.layers), params["layers"], caches
@@ -163,9 +192,39 @@ def _decoder(
     return rms_norm(params["norm"], x, text.eps), new
 
 
-def _angles(
-    positions: Int[Array, "P G S 3"], spec: QwenSpec
-) -> Float[Array, "P G S half"]:
+def _projected(
+    weights: Params,
+    spec: QwenSpec,
+    normed: Float[Array, "*B H"],
+    angles: Float[Array, "*B half"],
+) -> tuple[Array, Array, Array]:
+    """Queries, keys and values of every head, turned to their positions."""
+
+    def heads(part: str) -> Array:
+        states = linear(weights[part], normed)
+        return states.reshape(*normed.shape[:-1], -1, spec.text.head_dim)
+
+    def turned(part: str) -> Array:
+        states = heads(part)
+        if spec.family.qk_norm:
+            states = rms_norm(weights[f"{part}_norm"], states, spec.text.eps)
+        return rotate(states, angles)
+
+    return turned("query"), turned("key"), heads("value")
+
+
+def _rest_of_layer(
+    weights: Params,
+    spec: QwenSpec,
+    x: Float[Array, "*B H"],
+    attended: Float[Array, "*B heads D"],
+) -> Float[Array, "*B H"]:
+    """What a layer does once its heads have looked."""
+    x = x + linear(weights["out"], attended.reshape(*x.shape[:-1], -1))
+    return x + swiglu(weights, rms_norm(weights["norm2"], x, spec.text.eps))
+
+
+def _angles(positions: Int[Array, "*B 3"], spec: QwenSpec) -> Float[Array, "*B half"]:
     """theta^(-2k / head_dim) times the position of the axis that owns frequency k."""
     half = spec.text.head_dim // 2
     frequencies = spec.text.rope_theta ** (-jnp.arange(half) / half)
