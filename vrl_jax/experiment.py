@@ -26,6 +26,7 @@ from vrl_jax.engine.actor import Actor, allowed_ids
 from vrl_jax.engine.processing import Processor, fitting
 from vrl_jax.evals import dependency, held_out
 from vrl_jax.models import hub
+from vrl_jax.models.qwen_vl.front_end import front_end
 from vrl_jax.models.qwen_vl.parameters import init_params
 from vrl_jax.models.qwen_vl.policy import policy as qwen_policy
 from vrl_jax.recipes.sft import sft
@@ -128,10 +129,10 @@ def tiny_digits(
     policy = out / "policy"
     hub.save(
         policy,
-        actor.processor.spec,
+        actor.processor.front_end.spec,
         actor.params,
         tokenizer=actor.processor.tokenizer,
-        pixel_bounds=(actor.processor.min_pixels, actor.processor.max_pixels),
+        pixel_bounds=actor.processor.front_end.pixel_bounds,
     )
     say("5/5 report")
     report = write_report(out)
@@ -196,9 +197,8 @@ def tiny_actor(samples: Sequence[Sample], reward: Reward, *, seed: int) -> Actor
     demonstrations = [sample.annotations["demonstration"] for sample in samples]
     tokenizer = tiny.tokenizer([s.question for s in samples] + demonstrations)
     spec = tiny.spec(tokenizer)
-    processor = Processor(
-        tokenizer, spec, prompt_tokens=1024, patches=16, min_pixels=28 * 28
-    )
+    pictures = front_end(spec, min_pixels=28 * 28)
+    processor = Processor(tokenizer, pictures, prompt_tokens=1024, patches=16)
     fit = fitting(processor, samples)
     responses = tokenizer(demonstrations, add_special_tokens=False)["input_ids"]
     stops = tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])

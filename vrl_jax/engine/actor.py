@@ -75,8 +75,8 @@ class Actor:
 
     def painting(self, view: Callable) -> View:
         """One of `views`, with the black and grey of this model's pixels."""
-        family = self.processor.spec.family
-        return views.with_statistics(view, family.pixel_mean, family.pixel_std)
+        front_end = self.processor.front_end
+        return views.with_statistics(view, front_end.pixel_mean, front_end.pixel_std)
 
     def add_logprobs(
         self, rollout: Rollout, name: str, view: View, key: Key[Array, ""]
@@ -182,12 +182,5 @@ def allowed_ids(processor: Processor, rows: int) -> Bool[Array, " V"]:
     Not those beyond the tokenizer, and not the vision placeholders: a sampled image
     token would break the next forward pass.
     """
-    spec = processor.spec
     allowed = jnp.arange(rows) < len(processor.tokenizer)
-    blocked = [
-        spec.image_token,
-        spec.video_token,
-        spec.vision_start_token,
-        spec.vision_end_token,
-    ]
-    return allowed.at[jnp.array(blocked)].set(False)
+    return allowed.at[jnp.array(processor.front_end.unsampled)].set(False)
