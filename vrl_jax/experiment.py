@@ -26,8 +26,9 @@ from vrl_jax.engine.actor import Actor, allowed_ids
 from vrl_jax.engine.processing import Processor, fitting
 from vrl_jax.evals import dependency, held_out
 from vrl_jax.models import hub
+from vrl_jax.models.parameters import init_params
 from vrl_jax.models.qwen_vl.front_end import front_end
-from vrl_jax.models.qwen_vl.parameters import init_params
+from vrl_jax.models.qwen_vl.parameters import parameter_table
 from vrl_jax.models.qwen_vl.policy import policy as qwen_policy
 from vrl_jax.recipes.sft import sft
 from vrl_jax.report.page import write_report
@@ -204,7 +205,7 @@ def tiny_actor(samples: Sequence[Sample], reward: Reward, *, seed: int) -> Actor
     stops = tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
     return Actor(
         policy=qwen_policy(spec),
-        params=init_params(jax.random.key(seed), spec),
+        params=init_params(jax.random.key(seed), parameter_table(spec)),
         processor=dataclasses.replace(processor, prompt_tokens=fit.longest),
         allowed=allowed_ids(processor, spec.text.vocabulary),
         stop_ids=jnp.array(stops),

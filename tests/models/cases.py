@@ -9,9 +9,10 @@ import numpy as np
 from PIL import Image
 
 from vrl_jax.models import front_end
+from vrl_jax.models.policy import Params
 from vrl_jax.models.qwen_vl.families import QWEN2_VL, QWEN3_VL
 from vrl_jax.models.qwen_vl.images import lay_out, merged_grid, packed_patches
-from vrl_jax.models.qwen_vl.parameters import Params, parameter_table
+from vrl_jax.models.qwen_vl.parameters import parameter_table
 from vrl_jax.models.qwen_vl.policy import policy
 from vrl_jax.models.qwen_vl.positions import image_prompt_positions
 from vrl_jax.models.qwen_vl.spec import QwenSpec, TextSpec, VisionSpec

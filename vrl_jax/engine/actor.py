@@ -123,14 +123,14 @@ def _score(
     allowed: Bool[Array, " V"],
     rollout: Rollout,
 ) -> Likelihood:
-    def score(prompts: Prompts, log_kept, *rows):
-        return likelihood(policy, params, prompts, *rows, allowed, log_kept)
+    def score(prompts: Prompts, noted, *rows):
+        return likelihood(policy, params, prompts, *rows, allowed, *noted)
 
     return in_pieces(
         score,
         prompts_per_pass,
         rollout.prompts,
-        rollout.log_kept,
+        (rollout.log_kept, rollout.shown),
         rollout.tokens,
         rollout.positions,
         rollout.mask,
@@ -155,19 +155,19 @@ def _score_view(
         one = jax.tree.map(lambda x: x[None], images)
         return jax.tree.map(lambda x: x[0], view(key, one))
 
-    def score(prompts: Prompts, log_kept, rows, *responses):
+    def score(prompts: Prompts, noted, rows, *responses):
         # Each response has pictures of its own: no prompt is shared any more.
         prompts = jax.tree.map(lambda x: jnp.repeat(x, group, axis=0), prompts)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, rows)
         images = jax.vmap(look)(keys, prompts.images)
         prompts = dataclasses.replace(prompts, images=images)
-        return likelihood(policy, params, prompts, *responses, allowed, log_kept)
+        return likelihood(policy, params, prompts, *responses, allowed, *noted)
 
     return in_pieces(
         score,
         prompts_per_pass,
         rollout.prompts,
-        rollout.log_kept,
+        (rollout.log_kept, rollout.shown),
         jnp.arange(batch),
         rollout.tokens,
         rollout.positions,

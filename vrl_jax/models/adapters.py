@@ -140,7 +140,13 @@ def uncached_policy(
         offset: Int[Array, ""] | int,
         tokens: Int[Array, "P G S"],
         positions: Int[Array, "P G S 3"],
+        shown: Any = None,
     ) -> tuple[Float[Array, "P G S H"], Written]:
+        if shown is not None:
+            raise NotImplementedError(
+                "a model without a cache cannot score pictures between turns; give it "
+                "a policy of its own, with `extend`."
+            )
         count, group, new = tokens.shape
         written = Written(
             jax.lax.dynamic_update_slice_in_dim(written.tokens, tokens, offset, 2),

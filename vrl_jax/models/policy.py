@@ -24,7 +24,7 @@ class Policy(NamedTuple):
     Scoring reads whole sequences:
     encode_images(params, images)          -> features, a pytree of [P ...]
     prefill(params, prompts, features)     -> hidden [P L H], prompt cache
-    extend(params, prompt_cache, prompt_mask, cache, offset, tokens, positions)
+    extend(params, prompt_cache, prompt_mask, cache, offset, tokens, positions, shown)
                                            -> hidden [P G S H], cache
     init_cache(P, G, T, dtype)             -> cache for T tokens of P * G responses
     head(params)                           -> [V H]
@@ -39,9 +39,10 @@ class Policy(NamedTuple):
     slots. `index` [B C] says which token of its sequence (0, 1, ...) a column holds, -1
     for none; the new tokens are in it. A token sees the tokens that are there.
 
-    What the features are is the family's own business; the engine hands them from the
-    one function to the other, or repeats them along P. `hidden` is after the final
-    norm: logits are hidden @ head.T.
+    `shown` is None, or slots [P G S] as in `Prompts` and the features of the pictures
+    in the responses. What features are is the family's own business; the engine hands
+    them from the one function to the other, or repeats them along P. `hidden` is after
+    the final norm: logits are hidden @ head.T.
     """
 
     encode_images: Callable

@@ -144,6 +144,7 @@ def update_moving(
                 batch.temperature,
                 learner.allowed,
                 batch.log_kept,
+                batch.shown,
             )
 
         mean, metrics = loss(policy, batch)

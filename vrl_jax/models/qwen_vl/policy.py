@@ -4,10 +4,10 @@ import functools
 
 from jaxtyping import Array, Bool, Float, Int
 
+from vrl_jax.models.attention import KVCache
 from vrl_jax.models.policy import Params, Policy, SlotCache
 from vrl_jax.models.qwen_vl import text, vision
 from vrl_jax.models.qwen_vl.spec import QwenSpec
-from vrl_jax.models.qwen_vl.text import KVCache
 from vrl_jax.models.qwen_vl.vision import Features
 from vrl_jax.types import Images, Prompts
 
@@ -35,10 +35,10 @@ def policy(spec: QwenSpec) -> Policy:
         offset: Int[Array, ""] | int,
         tokens: Int[Array, "P G S"],
         positions: Int[Array, "P G S 3"],
+        shown: tuple[Int[Array, "P G S"], Features] | None = None,
     ) -> tuple[Float[Array, "P G S H"], KVCache]:
-        return text.extend(
-            params, spec, prompt_cache, prompt_mask, cache, offset, tokens, positions
-        )
+        read = (prompt_cache, prompt_mask, cache, offset, tokens, positions, shown)
+        return text.extend(params, spec, *read)
 
     def decode(
         weights: Params,
