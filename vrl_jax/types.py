@@ -51,6 +51,15 @@ def text_pieces(question: str) -> list[str]:
     return [piece.replace(rf"\{PLACEHOLDER}", PLACEHOLDER) for piece in pieces]
 
 
+@dataclasses.dataclass(frozen=True)
+class Message:
+    """What is said to a model: text with one `<image>` for each picture, in order."""
+
+    text: str
+    images: tuple[ImageRef, ...] = ()
+    role: str = "user"
+
+
 class ImageSize(NamedTuple):
     """Pixels of a picture as it came, and as the model sees it."""
 
@@ -145,10 +154,11 @@ class Rollout:
     """Sampled responses with what the sampler and the rewards said of them.
 
     `mask` is True where the policy chose the token; where it is not, before the
-    response's last token, stands what the policy was told between its turns. `temperature` is what the
-    sampler divided the logits by; scoring divides by it again. `log_kept` is the log of
-    the mass that top-k, top-p and a request's allowed ids left of the policy; scoring
-    subtracts it, None is 0. `views` are other pictures for the same prompts, where a
+    response's last token, stands what the policy was told between its turns.
+    `temperature` is what the sampler divided the logits by; scoring divides by it
+    again. `log_kept` is the log of the mass that top-k, top-p and a request's allowed
+    ids left of the policy; scoring subtracts it, None is 0. `shown` are the pictures
+    between turns. `views` are other pictures for the same prompts, where a
     loss looks at them itself.
 
     Rewards and group are those of E episodes. An episode with several contexts has as
