@@ -50,7 +50,9 @@ def test_chat_text_puts_pictures_where_the_question_says():
     assert f"user\n{picture}or{picture}Which one" in text
     assert text.startswith("<|im_start|>system\nYou are a helpful assistant.")
     told = dataclasses.replace(small.samples()[2], annotations={"system": "Be brief."})
-    assert chat_text(processor(), question(told)).startswith("<|im_start|>system\nBe brief.<|im")
+    assert chat_text(processor(), question(told)).startswith(
+        "<|im_start|>system\nBe brief.<|im"
+    )
 
 
 @pytest.mark.parametrize(

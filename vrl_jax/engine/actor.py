@@ -31,8 +31,10 @@ class Actor:
     `allowed` ids may be sampled, the others have probability 0; `top_k` (0: all) and
     `top_p` narrow them further, see `engine.sampling`. A response ends at one of
     `stop_ids` or after `max_new_tokens`; `slots` are written at a time. `reward` sees
-    one group at a time. `observe` is told of every group that was played, kept or not;
-    rewards see `step` and `total_steps`. Passes without gradient take at most
+    one group at a time, in the calling thread or, with `reward_threads`, that many
+    groups at once: for rewards that wait for others and may run in threads, such as a
+    judge behind an endpoint. `observe` is told of every group that was played, kept or
+    not; rewards see `step` and `total_steps`. Passes without gradient take at most
     `prompts_per_pass` prompts at a time.
     """
 
@@ -48,6 +50,7 @@ class Actor:
     top_p: float = 1.0
     slots: int = 64
     prompts_per_pass: int = 64
+    reward_threads: int = 0
     step: int = 0
     total_steps: int = 0
     observe: Callable[[Sequence[Episode], Sequence[Mapping[str, float]]], None] = ignore

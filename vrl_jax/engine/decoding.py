@@ -9,7 +9,7 @@ at most `len(row_sizes) * len(window_sizes)` for each width of contexts.
 import dataclasses
 import functools
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -204,10 +204,15 @@ class _Writer:
     count: int = 0
 
 
-def decode(model: Model, queue: deque[Request]) -> Iterator[list[Response]]:
+def decode(
+    model: Model,
+    queue: deque[Request],
+    meanwhile: Callable[[], None] = lambda: None,
+) -> Iterator[list[Response]]:
     """Yields the responses that ended, run after run, and for ever: [] when idle.
 
-    The caller may add to the queue between two of them.
+    The caller may add to the queue between two of them. `meanwhile` is called once a
+    run, with the device at work.
     """
     slots, context, window, column = None, 0, 0, 0
     writers: list[_Writer | None] = []
@@ -280,6 +285,7 @@ def decode(model: Model, queue: deque[Request]) -> Iterator[list[Response]]:
             steps,
             _patience(row_sizes(model.slots), size, len(live) + len(new), len(queue)),
         )
+        meanwhile()
         *parts, counts, stopped, remaining = jax.device_get(
             (*writing, slots.stopped, slots.orders.left)
         )

@@ -18,6 +18,7 @@ Nothing that a program does is without bound: a context that has no room, more t
 
 import dataclasses
 import functools
+import itertools
 import logging
 import zlib
 from collections import deque
@@ -45,9 +46,19 @@ from vrl_jax.models.front_end import LaidOut
 from vrl_jax.types import Episode, Message, Sample, Turn
 
 Answer = Turn | list[Turn]
-Program = Callable[[Sample], Generator[Ask | Sequence[Ask], Answer, Any]]
+Steps = Generator[Ask | Sequence[Ask], Answer, Any]
+Program = Callable[[Sample], Steps]
 
 LOG = logging.getLogger(__name__)
+
+
+def ignore(number: int, group: list["Played"]) -> None:
+    """The observer that looks away."""
+
+
+def nothing() -> None:
+    """What is done while the device works."""
+
 
 BATCHES = (1, 4, 16, 64)
 """Numbers of contexts that are read together."""
@@ -121,41 +132,61 @@ def play(
     group_size: int = 1,
     models: Mapping[str, Actor] | None = None,
     limits: Limits | None = None,
+    ended: Callable[[int, list[Played]], None] = ignore,
+    meanwhile: Callable[[], None] = nothing,
 ) -> list[list[Played]]:
     """Plays the program `group_size` times for each sample; a list for each sample.
 
     `models` are the others that it may ask, by name: each an actor with its own policy,
-    tokenizer, budgets and slots.
+    tokenizer, budgets and slots. `ended` is told of each group as its last episode
+    ends, with the sample's number; `meanwhile` is called while a device is at work.
     """
     limits = limits or Limits()
     numbers = np.array([zlib.crc32(s.id.encode()) for s in samples], np.uint32)
     keys = row_keys(key, jnp.asarray(numbers), group_size)
     keys = np.asarray(jax.random.key_data(keys))
     everyone = {**(models or {}), "policy": actor}
-    desks = {name: _Desk(one, limits) for name, one in everyone.items()}
-    playing = [
-        _Playing(sample, keys[row * group_size + rollout], program(sample), limits.asks)
+    desks = {name: _Desk(one, limits, meanwhile) for name, one in everyone.items()}
+    groups = [
+        [
+            _Playing(
+                sample,
+                keys[row * group_size + rollout],
+                program(sample),
+                limits.asks,
+                row,
+            )
+            for rollout in range(group_size)
+        ]
         for row, sample in enumerate(samples)
-        for rollout in range(group_size)
     ]
-    for episode in playing:
-        episode.go_on(None, desks)
+    played: dict[int, list[Played]] = {}
+
+    def go_on(episode: _Playing, answer: Answer | None) -> None:
+        episode.go_on(answer, desks)
+        group = groups[episode.number]
+        if all(one.over for one in group):
+            played[episode.number] = [one.played(actor) for one in group]
+            ended(episode.number, played[episode.number])
+
+    for episode in itertools.chain(*groups):
+        go_on(episode, None)
     while any(desk.waiting for desk in desks.values()):
         for desk in desks.values():
             for response in desk.run():
                 episode, place = response.request.tag
                 episode.hear(place, response, desk)
                 if len(episode.heard) == len(episode.asked):
-                    episode.go_on(episode.answer(), desks)
-    played = [episode.played(actor) for episode in playing]
-    starts = range(0, len(played), group_size)
-    return [played[start : start + group_size] for start in starts]
+                    go_on(episode, episode.answer())
+    return [played[number] for number in range(len(groups))]
 
 
 class _Desk:
     """Where the asks to one model wait, and are answered."""
 
-    def __init__(self, actor: Actor, limits: Limits) -> None:
+    def __init__(
+        self, actor: Actor, limits: Limits, meanwhile: Callable[[], None]
+    ) -> None:
         self.processor = actor.processor
         self.actor = actor
         self.row_tokens = limits.row_tokens or actor.max_new_tokens
@@ -165,7 +196,7 @@ class _Desk:
         self.fresh: dict[Hashable, tuple[Transcript, list[dict[str, Any]]]] = {}
         self.queue: deque[Request] = deque()
         model = actor.model()._replace(limit=self.row_tokens)
-        self.answers = decode(model, self.queue)
+        self.answers = decode(model, self.queue, meanwhile)
 
     def conversation(self, context: Context) -> Transcript:
         """The context as ids and pictures."""
@@ -283,6 +314,7 @@ class _Playing:
     key: UInt32[np.ndarray, " 2"]
     program: Generator
     most: int
+    number: int
     count: int = 0
     several: bool = False
     asked: list[_Asked] = dataclasses.field(default_factory=list)
@@ -291,10 +323,12 @@ class _Playing:
     rows: list[_OpenRow] = dataclasses.field(default_factory=list)
     returned: Any = None
     ended: str = ""
+    over: bool = False
 
     def go_on(self, answer: Answer | None, desks: Mapping[str, _Desk]) -> None:
         """Runs the program to its next ask and hands that in, or ends the episode."""
         step = functools.partial(self.program.send, answer)
+        self.over = True
         while self.count < self.most:
             try:
                 yielded = step()
@@ -308,6 +342,7 @@ class _Playing:
                 return
             try:
                 self._hand_in(yielded, desks)
+                self.over = False
                 return
             except Exception as error:
                 self.count += 1
@@ -403,11 +438,10 @@ def _all_turns(said: Sequence[Said]) -> tuple[Turn, ...]:
     turns: list[Turn] = []
     for one in said:
         context = one.ask.context
-        last = max(
-            (i for i, p in enumerate(context) if isinstance(p, Turn)), default=-1
-        )
-        if last >= 0:
-            turns += [_told(part) for part in context[last + 1 :]]
+        back = itertools.takewhile(lambda p: isinstance(p, Message), reversed(context))
+        new = [*back][::-1]
+        if len(new) < len(context):
+            turns += map(_told, new)
         turns.append(one.turn)
     return tuple(turns)
 

@@ -8,7 +8,7 @@ from jaxtyping import Array, Key
 
 from vrl_jax.engine.actor import Actor, View, look
 from vrl_jax.engine.processing import encode
-from vrl_jax.programs.single_turn import as_rollout, beside, response_keys, sample
+from vrl_jax.programs.groups import as_rollout, beside, response_keys, sample
 from vrl_jax.types import Rollout, Sample
 
 
