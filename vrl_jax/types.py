@@ -51,6 +51,11 @@ def text_pieces(question: str) -> list[str]:
     return [piece.replace(rf"\{PLACEHOLDER}", PLACEHOLDER) for piece in pieces]
 
 
+def literal(text: str) -> str:
+    """Text in which nothing stands for a picture: what a model or a tool wrote."""
+    return text.replace(PLACEHOLDER, f"\\{PLACEHOLDER}")
+
+
 @dataclasses.dataclass(frozen=True)
 class Message:
     """What is said to a model: text with one `<image>` for each picture, in order."""

@@ -57,13 +57,10 @@ def likelihood(
         if shown is not None:
             slots = shown.slots.reshape(count, group, length)[:, :, :-1]
             pictures = slots, policy.encode_images(params, shown.images)
-        cache = policy.init_cache(count, group, length - 1, states.dtype)
-        hidden, _ = policy.extend(
+        hidden = policy.extend(
             params,
             prompt_cache,
             prompts.mask,
-            cache,
-            0,
             tokens.reshape(count, group, length)[:, :, :-1],
             positions.reshape(count, group, length, 3)[:, :, :-1],
             pictures,
