@@ -1,11 +1,11 @@
 """Other views of the same pictures: what the policy would see if it looked less.
 
 Each acts on patches as the vision tower gets them: normalised, a row flattened as
-(channel, frame, y, x): of one frame, or of the pair of frames that Qwen-VL makes of a
-picture. Padding rows stay as they are, so a prompt without
-pictures is its own view. Row p draws from `fold_in(key, p)` and a patch by its place,
-so that neither a larger patch budget nor further rows change what is drawn. For a
-fresh draw per response, repeat the prompts first.
+(channel, frame, y, x), of one frame or a pair. Padding rows stay as they are, so a
+prompt without pictures is its own view. Row p draws from `fold_in(key, p)` and a patch
+by its place, so that neither a larger patch budget nor further rows change what is
+drawn. A view sees a prompt a row; `each_prompt` shows it those of packs, each with its
+own key.
 """
 
 import dataclasses
@@ -38,6 +38,39 @@ def with_statistics(view: Callable, mean: RGB, std: RGB) -> Callable:
     if not {"mean", "std"} <= inspect.signature(view).parameters.keys():
         return view
     return functools.partial(view, mean=mean, std=std)
+
+
+def each_prompt(view: Callable, keys: Key[Array, " P"], images: Images) -> Images:
+    """The pictures of each prompt under a draw of the view by the prompt's own key.
+
+    The view sees one prompt at a time, with its pictures at the front, whatever pack
+    they are in: neither the pack nor its other prompts change what is drawn. A view
+    changes patches alone.
+    """
+    packs, rows = images.frames.shape
+
+    def pack(keys: Key[Array, " k"], images: Images) -> Float[Array, "N C"]:
+        owner, number, place = images.origins.T
+        number = jnp.where(images.frames > 0, number, 0)
+
+        def prompt(patches: Array, scanned: tuple[Array, Array]) -> tuple[Array, None]:
+            mine = owner == scanned[0]
+            home = jnp.where(mine, place, rows)
+            home = jnp.zeros(rows, int).at[home].set(jnp.arange(rows), mode="drop")
+            alone = Images(
+                images.patches[home],
+                images.coordinates[home],
+                jnp.where(jnp.arange(rows) < mine.sum(), number[home], 0),
+            )
+            seen = view(scanned[1], jax.tree.map(lambda x: x[None], alone))
+            shown = mine & (images.frames > 0)
+            return jnp.where(shown[:, None], seen.patches[0, place], patches), None
+
+        each = jnp.arange(len(keys)), keys
+        return jax.lax.scan(prompt, images.patches, each)[0]
+
+    patches = jax.vmap(pack)(keys.reshape(packs, -1), images)
+    return dataclasses.replace(images, patches=patches)
 
 
 def blacken_patches(

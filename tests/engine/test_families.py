@@ -11,6 +11,7 @@ from flax.traverse_util import flatten_dict
 
 from vrl_jax import views
 from vrl_jax.engine.actor import allowed_ids
+from vrl_jax.engine.packing import Room
 from vrl_jax.engine.processing import Processor, encode
 from vrl_jax.models.families import family_of
 from vrl_jax.models.gemma3.front_end import front_end as gemma_front_end
@@ -36,6 +37,10 @@ PARTS = {
     ),
 }
 
+GEMMA_PICTURES = gemma_front_end(gemma.spec())
+# Two prompts share a pack of two blocks; a picture is half a block.
+GEMMA_ROOM = Room((64,), block=32, blocks=(2,), prompts_per_pack=2)
+
 
 def qwen_spec(name):
     family, vision, text = PARTS[name]
@@ -60,17 +65,17 @@ def qwen_spec(name):
 @pytest.fixture(scope="module", params=[*PARTS, "gemma3"])
 def actor(request):
     if request.param == "gemma3":
-        spec, tokenizer, patches = gemma.spec(), gemma.tokenizer(), 32
-        pictures = gemma_front_end(spec)
+        spec, tokenizer, pictures = gemma.spec(), gemma.tokenizer(), GEMMA_PICTURES
+        room = GEMMA_ROOM
     else:
-        spec, tokenizer, patches = qwen_spec(request.param), small.tokenizer(), 36
+        spec, tokenizer = qwen_spec(request.param), small.tokenizer()
         pictures = front_end(spec, min_pixels=28 * 28)
+        room = Room(prompt_tokens=(64,), block=36)
     changed = dataclasses.replace(
         small.actor().processor,
         tokenizer=tokenizer,
         front_end=pictures,
-        patches=patches,
-        prompt_tokens=64,
+        room=room,
     )
     return small.actor(
         policy=family_of(spec).policy(spec),
@@ -135,9 +140,7 @@ def test_what_stands_for_a_picture_is_not_sampled(actor):
 
 def test_an_iteration_trains_gemmas_projector_alone():
     spec = gemma.spec()
-    processor = Processor(
-        gemma.tokenizer(), gemma_front_end(spec), prompt_tokens=64, patches=32
-    )
+    processor = Processor(gemma.tokenizer(), GEMMA_PICTURES, GEMMA_ROOM)
     whole = small.actor(
         policy=family_of(spec).policy(spec),
         params=random_params(spec, 0),

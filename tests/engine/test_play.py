@@ -16,7 +16,7 @@ from vrl_jax.types import Turn
 from ..fixtures import small
 
 KEY = jax.random.key(7)
-ROOM = Limits(row_tokens=64, patches=64)
+ROOM = Limits(row_tokens=64, blocks=2)
 BLANK = [{"overall": 0.0}]
 
 
@@ -335,7 +335,7 @@ def broken(sample):
 @pytest.mark.parametrize(
     ("program", "limits", "ended"),
     [
-        (for_ever, Limits(row_tokens=500, patches=64, asks=5), "TooManyAsks"),
+        (for_ever, Limits(row_tokens=500, blocks=2, asks=5), "TooManyAsks"),
         (for_ever, ROOM, "OutOfRoom"),
         (stubborn, ROOM, "TooManyAsks"),
     ],

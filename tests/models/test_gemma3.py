@@ -1,7 +1,9 @@
 """Gemma 3: configurations, names, masks and the host's side."""
 
 import copy
+import dataclasses
 import math
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +12,11 @@ import pytest
 
 from vrl_jax.models import lora
 from vrl_jax.models.gemma3 import released
-from vrl_jax.models.gemma3.config import config_from_spec, spec_from_config
+from vrl_jax.models.gemma3.config import (
+    config_from_spec,
+    processor_settings,
+    spec_from_config,
+)
 from vrl_jax.models.gemma3.front_end import front_end
 from vrl_jax.models.gemma3.images import patchify, resize_image
 from vrl_jax.models.gemma3.parameters import parameter_table
@@ -18,7 +24,18 @@ from vrl_jax.models.gemma3.text import prompt_masks
 from vrl_jax.models.parameters import current_name, from_checkpoint, to_checkpoint
 from vrl_jax.models.trained import language, projector, tower
 
-from .cases import GEMMA3, picture, random_params
+from .cases import (
+    EVERY,
+    GEMMA3,
+    outputs,
+    pack,
+    picture,
+    random_params,
+    responses,
+    two_rows,
+)
+
+GOLDEN = Path(__file__).parents[1] / "golden"
 
 SPEC = GEMMA3["gemma3"]
 VISION = {
@@ -258,6 +275,27 @@ def test_pictures_do_not_see_later_ones():
     np.testing.assert_array_equal(everywhere[0, 0], wanted)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"window": 99},
+        {"global_layers": (0,)},
+        {"global_factor": 1.0},
+        {"local_theta": 1e6},
+        {"query_scalar": 24},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_every_fact_shows_in_the_recorded_logits(change):
+    """Else equality with the recorded numbers would not say that it is heeded."""
+    other = dataclasses.replace(SPEC, text=dataclasses.replace(SPEC.text, **change))
+    seed = list(EVERY).index("gemma3")
+    packed, tokens = pack(other, two_rows(SPEC, seed)), responses(seed, (2, 2, 3))
+    got = outputs(other, random_params(SPEC, seed), packed, tokens)
+    golden = np.load(GOLDEN / "gemma3.npz")["response_logits"]
+    assert np.abs(got.response_logits - golden).max() > 1e-2
+
+
 def test_patches_of_a_token_lie_together():
     shown = resize_image(picture(0, 45, 20), SPEC)
     pixels = (np.asarray(shown, np.float32) / 255 - 0.5) / 0.5
@@ -276,3 +314,11 @@ def test_a_picture_is_written_between_blank_lines():
     spelled = {122: "<start>", 120: "<soft>", 123: "<end>"}.__getitem__
     text = front_end(SPEC).written(3, spelled)
     assert text == "\n\n<start><soft><soft><soft><end>\n\n"
+
+
+def test_the_processor_has_one_size():
+    settings = processor_settings(SPEC, (32 * 32, 32 * 32))
+    assert settings["preprocessor_config.json"]["size"] == {"height": 32, "width": 32}
+    assert settings["processor_config.json"]["image_seq_length"] == 16
+    with pytest.raises(ValueError, match=r"32 x 32 pixels, got bounds .*\(1, 2\)"):
+        processor_settings(SPEC, (1, 2))

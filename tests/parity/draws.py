@@ -138,7 +138,7 @@ def _gemma3_rows(spec: Gemma3Spec, random: np.random.RandomState) -> list[Row]:
     return [
         row(spec, seed, shown(2, 3)),
         row(spec, seed + 1, [], text=int(random.randint(2, 30))),
-        row(spec, seed + 2, shown(1, 2), text=int(random.randint(1, 9))),
+        row(spec, seed + 2, shown(1, 2), text=int(random.randint(0, 9))),
     ]
 
 

@@ -10,7 +10,8 @@ pytest.importorskip("torch")
 from PIL import Image
 from transformers import Gemma3Processor
 
-from vrl_jax.engine.processing import Processor, chat_text, encode_one
+from vrl_jax.engine.packing import Room
+from vrl_jax.engine.processing import Processor, chat_text, encode
 from vrl_jax.models import hub
 from vrl_jax.models.gemma3.front_end import front_end
 
@@ -26,7 +27,7 @@ def test_prompts_equal_the_processor(tmp_path, number):
     spec, sample = gemma.spec(), small.samples()[number]
     hub.save(tmp_path, spec, random_params(spec, 0), tokenizer=gemma.tokenizer())
     theirs = Gemma3Processor.from_pretrained(tmp_path)
-    ours = Processor(gemma.tokenizer(), front_end(spec), prompt_tokens=80, patches=32)
+    ours = Processor(gemma.tokenizer(), front_end(spec), Room((80,), block=32))
     pictures = [Image.open(io.BytesIO(data)) for data in sample.images]
     wanted = theirs(
         text=[chat_text(ours, sample)],
@@ -34,9 +35,13 @@ def test_prompts_equal_the_processor(tmp_path, number):
         add_special_tokens=False,
         return_tensors="np",
     )
-    got = encode_one(ours, sample)
-    np.testing.assert_array_equal(got.tokens, wanted["input_ids"][0])
-    is_picture = wanted.get("token_type_ids", np.zeros((1, len(got.tokens))))[0]
-    np.testing.assert_array_equal(got.slots > 0, is_picture)
+    prompts = encode(ours, [sample]).prompts
+    tokens, slots, positions = (
+        np.asarray(table[0])[np.asarray(prompts.mask[0])]
+        for table in (prompts.tokens, prompts.slots, prompts.positions)
+    )
+    np.testing.assert_array_equal(tokens, wanted["input_ids"][0])
+    is_picture = wanted.get("token_type_ids", np.zeros((1, len(tokens))))[0]
+    np.testing.assert_array_equal(slots > 0, is_picture)
     assert is_picture.sum() == len(pictures) * spec.vision.tokens
-    np.testing.assert_array_equal(got.positions[:, 0], np.arange(len(got.tokens)))
+    np.testing.assert_array_equal(positions[:, 0], np.arange(len(tokens)))

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -113,9 +113,11 @@ def seeing(data: Scored, images: Images) -> Scored:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def look(view: View, key: Key[Array, ""], images: Images) -> Images:
+def look(view: View, key: Key[Array, ""], prompts: Prompts) -> Images:
     """One draw of the view for each prompt, shared by its responses."""
-    return view(key, images)
+    rows = jnp.arange(prompts.tokens.shape[0])
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, rows)
+    return views.each_prompt(view, keys, prompts.images)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -154,17 +156,31 @@ def _score_view(
     batch = rollout.tokens.shape[0]
     group = batch // rollout.prompts.tokens.shape[0]
 
-    def look(key, images):
-        one = jax.tree.map(lambda x: x[None], images)
-        return jax.tree.map(lambda x: x[0], view(key, one))
+    def score(prompts: Prompts, *rows: Any) -> Likelihood:
+        # Each response has pictures of its own: no prompt is shared any more, and a
+        # pack is there `group` times, once with each prompt's g-th response.
+        count, packs = prompts.tokens.shape[0], prompts.images.frames.shape[0]
 
-    def score(prompts: Prompts, noted, rows, *responses):
-        # Each response has pictures of its own: no prompt is shared any more.
-        prompts = jax.tree.map(lambda x: jnp.repeat(x, group, axis=0), prompts)
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, rows)
-        images = jax.vmap(look)(keys, prompts.images)
-        prompts = dataclasses.replace(prompts, images=images)
-        return likelihood(policy, params, prompts, *responses, allowed, *noted)
+        def swapped(first: int, second: int, x: Array) -> Array:
+            axes = x.reshape(packs, first, second, *x.shape[1:])
+            return axes.swapaxes(1, 2).reshape(x.shape)
+
+        by_pack = functools.partial(swapped, count // packs, group)
+        by_prompt = functools.partial(swapped, group, count // packs)
+
+        def repeated(x: Array) -> Array:
+            return jnp.repeat(x, group, axis=0)
+
+        noted, numbers, *rows = jax.tree.map(by_pack, rows)
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, numbers)
+        images = jax.tree.map(repeated, prompts.images)
+        prompts = dataclasses.replace(prompts, images=None)
+        prompts = jax.tree.map(lambda x: by_pack(repeated(x)), prompts)
+        prompts = dataclasses.replace(
+            prompts, images=views.each_prompt(view, keys, images)
+        )
+        scored = likelihood(policy, params, prompts, *rows, allowed, *noted)
+        return jax.tree.map(by_prompt, scored)
 
     return in_pieces(
         score,

@@ -180,10 +180,10 @@ def _response_positions(
 
 
 def pieces(prompts: Prompts, most: int) -> list[Contexts]:
-    """The prompts in equal parts of at most `most`, in order."""
-    count = len(prompts.tokens)
-    fewest = -(-count // most)
-    parts = next(n for n in range(fewest, count + 1) if count % n == 0)
+    """The prompts in equal parts of at most `most`, or of one pack, in order."""
+    count, packs = len(prompts.tokens), len(prompts.images.frames)
+    fewest = min(-(-count // most), packs)
+    parts = next(n for n in range(fewest, packs + 1) if packs % n == 0)
     if parts == 1:
         return [Contexts(prompts)]
     return [Contexts(_piece(prompts, number, parts)) for number in range(parts)]

@@ -84,12 +84,12 @@ def in_pieces(
 ) -> Any:
     """`score(prompts, *rows)` over equal pieces of the prompts, in order.
 
-    The largest pieces that are equal and have at most `prompts_per_pass` prompts:
-    they bound the memory of a pass without gradient.
+    The largest pieces that are equal and have at most `prompts_per_pass` prompts, or
+    else one pack: they bound the memory of a pass without gradient.
     """
-    count = prompts.tokens.shape[0]
-    fewest = -(-count // prompts_per_pass)
-    pieces = next(n for n in range(fewest, count + 1) if count % n == 0)
+    count, packs = prompts.tokens.shape[0], prompts.images.frames.shape[0]
+    fewest = min(-(-count // prompts_per_pass), packs)
+    pieces = next(n for n in range(fewest, packs + 1) if packs % n == 0)
     if pieces == 1:
         return score(prompts, *rows)
     split = jax.tree.map(

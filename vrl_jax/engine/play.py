@@ -40,7 +40,8 @@ from vrl_jax.engine.conversation import (
     one_token,
 )
 from vrl_jax.engine.decoding import Contexts, Request, Response, Rule, decode
-from vrl_jax.engine.processing import Transcript, encode_transcript, tables
+from vrl_jax.engine.packing import Room, Unpadded, blocks_of, first_fit, packed
+from vrl_jax.engine.processing import Transcript, unpadded
 from vrl_jax.engine.sampling import row_keys
 from vrl_jax.models.front_end import LaidOut
 from vrl_jax.types import Episode, Message, Sample, Turn
@@ -72,13 +73,23 @@ class Limits(NamedTuple):
     """Bounds of one episode.
 
     `row_tokens`: the answers of one conversation with what is said between them;
-    `patches`: of the pictures of one context. None: the actor's max_new_tokens, and its
-    processor's patches. `asks` bounds the programs that never end.
+    `blocks`: of patches, for the pictures of one context. None: the actor's
+    max_new_tokens, and the most blocks that its processor has for a prompt. `asks`
+    bounds the programs that never end.
     """
 
     row_tokens: int | None = None
-    patches: int | None = None
+    blocks: int | None = None
     asks: int = 64
+
+    def room(self, actor: Actor) -> Room:
+        """The sizes of its contexts: those of prompts, and one that holds a row too."""
+        room = actor.processor.room
+        longest = room.prompt_tokens[-1] + (self.row_tokens or actor.max_new_tokens)
+        more = (self.blocks,) if self.blocks and self.blocks > room.blocks[-1] else ()
+        return room._replace(
+            prompt_tokens=(*room.prompt_tokens, longest), blocks=room.blocks + more
+        )
 
 
 class Outcome(NamedTuple):
@@ -190,7 +201,7 @@ class _Desk:
         self.processor = actor.processor
         self.actor = actor
         self.row_tokens = limits.row_tokens or actor.max_new_tokens
-        self.patches = limits.patches or actor.processor.patches
+        self.room = limits.room(actor)._replace(prompts_per_pack=1)
         self.waiting = 0
         self.known: dict[Hashable, Transcript] = {}
         self.fresh: dict[Hashable, tuple[Transcript, list[dict[str, Any]]]] = {}
@@ -208,17 +219,21 @@ class _Desk:
 
     def limit(self, ask: Ask, read: Transcript, prompt: Transcript) -> int:
         """How many tokens the answer may have. Raises `OutOfRoom` if none."""
-        longest = self.processor.prompt_tokens + self.row_tokens
-        room = self.row_tokens - (len(read.tokens) - len(prompt.tokens))
-        patches = sum(len(picture.patches) for picture in read.pictures)
-        if room < 1 or len(prompt.tokens) > longest or patches > self.patches:
+        longest, blocks = self.room.prompt_tokens[-1], self.room.blocks[-1]
+        left = self.row_tokens - (len(read.tokens) - len(prompt.tokens))
+        sizes = [len(picture.patches) for picture in read.pictures]
+        need = blocks_of(first_fit(sizes, self.room.block), self.room.block)
+        if left < 1 or len(read.tokens) > longest or need > blocks:
             raise OutOfRoom(
-                f"a context of {len(read.tokens)} tokens and {patches} patches leaves "
-                f"no room: its prompt has {len(prompt.tokens)} tokens and may have "
-                f"{longest}, what follows it may have {self.row_tokens}, and its "
-                f"pictures {self.patches} patches."
+                f"a context of {len(read.tokens)} tokens and {need} blocks of patches "
+                f"leaves {left} tokens to write; it may have {longest} tokens and "
+                f"{blocks} blocks, and {self.row_tokens} tokens may follow the prompt."
             )
-        return min(ask.max_new_tokens or self.actor.max_new_tokens, room)
+        if max(sizes, default=0) > self.room.block:
+            raise OutOfRoom(
+                f"a picture needs {max(sizes)} patches, a block has {self.room.block}."
+            )
+        return min(ask.max_new_tokens or self.actor.max_new_tokens, left)
 
     def ask(self, ask: Ask, read: Transcript, **order: Any) -> None:
         """Queues the ask; those that read the same share what is read."""
@@ -255,32 +270,29 @@ class _Desk:
         """Contexts of similar size become tables together, in a few sizes."""
         sizes: dict[tuple[int, int], list] = {}
         for read, orders in self.fresh.values():
-            sizes.setdefault(self._budget(read), []).append((read, orders))
+            alone = unpadded(self.processor, read)
+            sizes.setdefault(self._size(alone), []).append((alone, orders))
         self.fresh = {}
         most = max(size for size in BATCHES if size <= max(4, self.actor.slots // 4))
-        for (length, patches), contexts in sizes.items():
+        for contexts in sizes.values():
             for start in range(0, len(contexts), most):
                 part = contexts[start : start + most]
                 count = next(size for size in BATCHES if size >= len(part))
-                rows = [
-                    encode_transcript(self.processor, read, patches) for read, _ in part
-                ]
+                rows = [alone for alone, _ in part]
                 rows += rows[-1:] * (count - len(rows))
-                together = Contexts(tables(rows, length))
+                together = Contexts(packed(self.room, self.processor.front_end, rows))
                 self.queue.extend(
                     Request(contexts=together, row=row, **order)
                     for row, (_, orders) in enumerate(part)
                     for order in orders
                 )
 
-    def _budget(self, read: Transcript) -> tuple[int, int]:
-        """Tokens and patches of the tables that it goes into."""
-        short, patches = self.processor.prompt_tokens, self.processor.patches
-        long = short + self.row_tokens
-        need = sum(len(picture.patches) for picture in read.pictures)
+    def _size(self, alone: Unpadded) -> tuple[int, int]:
+        """Which tokens and blocks the tables have that it goes into."""
+        need = blocks_of(first_fit(alone.sizes, self.room.block), self.room.block)
         return (
-            short if len(read.tokens) <= short else long,
-            patches if need <= patches else self.patches,
+            next(n for n in self.room.prompt_tokens if n >= len(alone.tokens)),
+            next(n for n in self.room.blocks if n >= need),
         )
 
 

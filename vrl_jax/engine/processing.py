@@ -1,7 +1,7 @@
 """Chat text and pictures to static-shape tables, on the host.
 
-Every shape is chosen here: a prompt has `prompt_tokens` tokens, and its pictures
-together `patches` patches. What does not fit is told before training, and never cut.
+Every shape is one of the few of the processor's `room`. What does not fit is told
+before training, and never cut.
 """
 
 import dataclasses
@@ -11,18 +11,16 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 from transformers import PreTrainedTokenizerBase
 
-from vrl_jax.models.front_end import FrontEnd, LaidOut, PackedImages, pack
+from vrl_jax.engine.packing import Room, Unpadded, blocks_of, first_fit, packed
+from vrl_jax.models.front_end import FrontEnd, LaidOut
 from vrl_jax.types import (
     PLACEHOLDER,
-    Images,
     ImageSize,
     Message,
-    Prompts,
     Sample,
-    Shown,
     text_pieces,
 )
 
@@ -31,32 +29,36 @@ from vrl_jax.types import (
 class Processor:
     """What turning samples into tables depends on.
 
-    `front_end` is what the model's family provides; `prompt_tokens` and `patches` are
-    the budgets of one prompt.
+    `front_end` is what the model's family provides, `room` the sizes of the tables.
     """
 
     tokenizer: PreTrainedTokenizerBase
     front_end: FrontEnd
-    prompt_tokens: int
-    patches: int
+    room: Room
 
     def __post_init__(self) -> None:
-        unit = self.front_end.granularity
-        if self.patches % unit:
+        unit, room = self.front_end.granularity, self.room
+        if room.block % unit:
             raise ValueError(
-                f"The patch budget must be a multiple of {unit}, what pictures are "
-                f"laid out in, got {self.patches}."
+                f"A block of patches must be a multiple of {unit}, what pictures are "
+                f"laid out in, got {room.block}."
+            )
+        for sizes, least in ((room.prompt_tokens, 1), (room.blocks, 0)):
+            if not sizes or min(sizes) < least or sorted({*sizes}) != list(sizes):
+                raise ValueError(
+                    f"Budgets must be ascending, from {least} on, got {sizes}."
+                )
+        if room.prompts_per_pack < 1:
+            raise ValueError(
+                f"A pack serves at least 1 prompt, got {room.prompts_per_pack}."
             )
 
 
 class EncodedPrompt(NamedTuple):
-    """One prompt before padding to the token budget."""
+    """One prompt before packing."""
 
     text: str
-    tokens: Int[np.ndarray, " tokens"]
-    positions: Int[np.ndarray, "tokens 3"]
-    slots: Int[np.ndarray, " tokens"]
-    images: PackedImages
+    unpadded: Unpadded
     image_sizes: tuple[ImageSize, ...]
 
 
@@ -114,12 +116,9 @@ def encode_one(processor: Processor, sample: Sample) -> EncodedPrompt:
 
 def _encode_one(processor: Processor, sample: Sample) -> EncodedPrompt:
     written = transcript(processor, question(sample))
-    if len(written.tokens) > processor.prompt_tokens:
-        raise ValueError(
-            f"The prompt has {len(written.tokens)} tokens, the budget is "
-            f"{processor.prompt_tokens}. Raise prompt_tokens or lower max_pixels."
-        )
-    return encode_transcript(processor, written, processor.patches)
+    alone = unpadded(processor, written)
+    _check(processor.room, alone)
+    return EncodedPrompt(written.text, alone, written.image_sizes)
 
 
 class Transcript(NamedTuple):
@@ -162,35 +161,32 @@ def templated(
     return Transcript(text, tokens, laid_out, sizes)
 
 
-def encode_transcript(
-    processor: Processor, written: Transcript, patches: int
-) -> EncodedPrompt:
-    """Its tables, with its pictures in `patches` rows."""
-    front_end = processor.front_end
-    images = pack(
-        written.pictures,
-        budget=patches,
-        group=front_end.group,
-        patch_values=front_end.patch_values,
-    )
-    slots = np.zeros(len(written.tokens), np.int32)
-    if written.pictures:
-        places = np.concatenate(images.merged_index)
-        slots[written.tokens == front_end.image_token] = places + 1
-    return EncodedPrompt(
-        written.text,
-        written.tokens,
-        positions(processor, written),
-        slots,
-        images,
-        written.image_sizes,
-    )
-
-
-def positions(processor: Processor, written: Transcript) -> Int[np.ndarray, "tokens 3"]:
-    """Where each token stands."""
+def unpadded(processor: Processor, written: Transcript) -> Unpadded:
+    """What is packed of it: each token has its place."""
     grids = [picture.grid for picture in written.pictures]
-    return processor.front_end.positions(written.tokens, grids)
+    positions = processor.front_end.positions(written.tokens, grids)
+    return Unpadded(written.tokens, positions, written.pictures)
+
+
+def _check(room: Room, prompt: Unpadded) -> None:
+    """That the largest budgets hold the prompt, were it alone."""
+    if len(prompt.tokens) > room.prompt_tokens[-1]:
+        raise ValueError(
+            f"The prompt has {len(prompt.tokens)} tokens, the budget is "
+            f"{room.prompt_tokens[-1]}. Raise prompt_tokens or lower max_pixels."
+        )
+    if max(prompt.sizes, default=0) > room.block:
+        raise ValueError(
+            f"A picture needs {max(prompt.sizes)} patches, a block has {room.block}. "
+            "Raise the block or lower max_pixels."
+        )
+    need = blocks_of(first_fit(prompt.sizes, room.block), room.block)
+    if need > room.blocks[-1]:
+        raise ValueError(
+            f"{len(prompt.pictures)} pictures need {need} blocks of {room.block} "
+            f"patches, the budget is {room.blocks[-1]}. Raise blocks or lower "
+            "max_pixels."
+        )
 
 
 def _tokens(
@@ -217,64 +213,29 @@ def _tokens(
 def encode(processor: Processor, samples: Sequence[Sample]) -> Encoded:
     """Right-padded tables of the samples' prompts, on the device."""
     rows = [encode_one(processor, sample) for sample in samples]
+    tables = packed(processor.room, processor.front_end, [row.unpadded for row in rows])
     return Encoded(
-        prompts=jax.tree.map(jnp.asarray, tables(rows, processor.prompt_tokens)),
+        prompts=jax.tree.map(jnp.asarray, tables),
         texts=tuple(row.text for row in rows),
         image_sizes=tuple(row.image_sizes for row in rows),
     )
 
 
-def tables(rows: Sequence[EncodedPrompt], length: int) -> Prompts:
-    """The prompts padded on the right to `length` tokens, on the host."""
-
-    def padded(column: str) -> np.ndarray:
-        values = [getattr(row, column) for row in rows]
-        table = np.zeros((len(rows), length, *values[0].shape[1:]), np.int32)
-        for line, value in zip(table, values, strict=True):
-            line[: len(value)] = value
-        return table
-
-    lengths = np.array([len(row.tokens) for row in rows])
-    return Prompts(
-        tokens=padded("tokens"),
-        mask=np.arange(length) < lengths[:, None],
-        positions=padded("positions"),
-        slots=padded("slots"),
-        images=stacked([row.images for row in rows]),
-    )
-
-
-def stacked(images: Sequence[PackedImages]) -> Images:
-    """Packs of one budget, each a row."""
-    names = ("patches", "coordinates", "frames")
-    return Images(*(np.stack([getattr(pack, n) for pack in images]) for n in names))
-
-
-def show(
-    processor: Processor,
-    tokens: Int[np.ndarray, "B T"],
-    told: Bool[np.ndarray, "B T"],
-    pictures: Sequence[Sequence[LaidOut]],
-    patches: int,
-) -> Shown:
-    """The pictures of each response at the image tokens that it was told."""
-    front_end = processor.front_end
-    sizes = {"group": front_end.group, "patch_values": front_end.patch_values}
-    packs = [pack(row, budget=patches, **sizes) for row in pictures]
-    slots = np.zeros(tokens.shape, np.int32)
-    places = told & (tokens == front_end.image_token)
-    for line, here, packed in zip(slots, places, packs, strict=True):
-        if packed.merged_index:
-            line[here] = np.concatenate(packed.merged_index) + 1
-    return jax.tree.map(jnp.asarray, Shown(slots, stacked(packs)))
-
-
 class Fitting(NamedTuple):
-    """The samples that can be used, the longest of their prompts, and the others."""
+    """The samples that can be used, how large they are, and why others cannot.
+
+    Of each that can: the tokens of its prompt, and the patches of each picture.
+    """
 
     samples: list[Sample]
-    longest: int
+    tokens: list[int]
+    pictures: list[list[int]]
     dropped: list[str]
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest prompt."""
+        return max(self.tokens)
 
 
 def fitting(processor: Processor, samples: Sequence[Sample]) -> Fitting:
@@ -282,14 +243,16 @@ def fitting(processor: Processor, samples: Sequence[Sample]) -> Fitting:
 
     `dropped` says for each unusable sample why. Raises `ValueError` if none is left.
     """
-    kept, dropped, longest = [], [], 0
+    fit = Fitting([], [], [], [])
     for sample in samples:
         try:
-            longest = max(longest, len(encode_one(processor, sample).tokens))
+            prompt = encode_one(processor, sample).unpadded
         except ValueError as error:
-            dropped.append(str(error))
+            fit.dropped.append(str(error))
         else:
-            kept.append(sample)
-    if not kept:
-        raise ValueError(f"No sample can be used. {' '.join(dropped[:3])}")
-    return Fitting(kept, longest, dropped)
+            fit.samples.append(sample)
+            fit.tokens.append(len(prompt.tokens))
+            fit.pictures.append(prompt.sizes)
+    if not fit.samples:
+        raise ValueError(f"No sample can be used. {' '.join(fit.dropped[:3])}")
+    return fit

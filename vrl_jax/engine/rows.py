@@ -10,15 +10,10 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from vrl_jax.engine.actor import Actor
+from vrl_jax.engine.packing import Room, Unpadded, packed
 from vrl_jax.engine.play import Limits, Played, Row
-from vrl_jax.engine.processing import (
-    Processor,
-    encode_transcript,
-    positions,
-    show,
-    tables,
-)
-from vrl_jax.types import Prompts, Rollout
+from vrl_jax.engine.processing import Processor, unpadded
+from vrl_jax.types import Prompts, Rollout, Shown
 
 
 def as_rollout(
@@ -40,7 +35,9 @@ def as_rollout(
     lines = _lines(groups, rows)
     flat = [row for line in lines for row in line]
     shared = all(len({id(row.prompt) for row in line if row}) <= 1 for line in lines)
-    prompts = _prompts(actor.processor, lines if shared else [[row] for row in flat])
+    room = limits.room(actor)
+    readers = lines if shared else [[row] for row in flat]
+    prompts = _prompts(actor.processor, readers, room)
     length = limits.row_tokens or actor.max_new_tokens
     written = [_written(actor, row, length) for row in flat]
     stacked = _Written(*(np.stack(column) for column in zip(*written, strict=True)))
@@ -56,9 +53,6 @@ def as_rollout(
     def noted(name: str) -> Float[Array, " E"]:
         return jnp.array([fact.get(name, 0.0) for fact in facts], jnp.float32)
 
-    pictures = [row.pictures if row else () for row in flat]
-    patches = limits.patches or actor.processor.patches
-    anything = any(pictures) or limits.patches
     return Rollout(
         prompts=jax.tree.map(jnp.asarray, prompts),
         tokens=jnp.asarray(stacked.tokens),
@@ -71,11 +65,7 @@ def as_rollout(
         reward_parts={name: column(name) for name in parts},
         group=jnp.repeat(jnp.arange(sizes[0]), sizes[2]),
         log_kept=jnp.asarray(stacked.log_kept) if stacked.log_kept.any() else None,
-        shown=(
-            show(actor.processor, stacked.tokens, stacked.inserted, pictures, patches)
-            if anything
-            else None
-        ),
+        shown=_shown(actor, flat, stacked, room),
         episode=jnp.asarray(sample * sizes[2] + rollout) if rows > 1 else None,
         place=jnp.asarray(place) if rows > 1 else None,
         facts={name: noted(name) for name in sorted(set(itertools.chain(*facts)))},
@@ -102,30 +92,41 @@ def _lines(groups: Sequence[Sequence[Played]], rows: int) -> list[list[Row | Non
     ]
 
 
-def _prompts(processor: Processor, lines: Sequence[Sequence[Row | None]]) -> Prompts:
+def _prompts(
+    processor: Processor, lines: Sequence[Sequence[Row | None]], room: Room
+) -> Prompts:
     """The prompt of each line; where nobody read one, some prompt."""
     found = [next((row.prompt for row in line if row), None) for line in lines]
     some = next(prompt for prompt in found if prompt is not None)
-    prompts = [some if prompt is None else prompt for prompt in found]
-    longest = max(len(prompt.tokens) for prompt in prompts)
-    most = max(sum(len(p.patches) for p in prompt.pictures) for prompt in prompts)
-    length = _doubled(processor.prompt_tokens, longest)
-    patches = _doubled(processor.patches, most)
-    return tables([encode_transcript(processor, p, patches) for p in prompts], length)
+    rows = [unpadded(processor, some if prompt is None else prompt) for prompt in found]
+    return packed(room, processor.front_end, rows)
 
 
-def _doubled(size: int, wanted: int) -> int:
-    """The size, or twice, four times ... as much."""
-    return next(s for n in range(32) if (s := size << n) >= wanted)
+def _shown(
+    actor: Actor, rows: Sequence[Row | None], written: "_Written", room: Room
+) -> Shown | None:
+    """The pictures between turns, packed as if responses were prompts."""
+    pictures = [row.pictures if row else () for row in rows]
+    if not any(pictures):
+        return None
+    length = written.tokens.shape[1]
+    room = room._replace(prompt_tokens=(length,), prompts_per_pack=1)
+    alone = [
+        Unpadded(tokens, positions, shown)
+        for tokens, positions, shown in zip(
+            written.tokens, written.positions, pictures, strict=True
+        )
+    ]
+    tables = packed(room, actor.processor.front_end, alone)
+    return jax.tree.map(jnp.asarray, Shown(tables.slots, tables.images))
 
 
 class _Written(NamedTuple):
-    """One row; `inserted` is True where it was told, not chosen."""
+    """One row, or all of them."""
 
     tokens: Int[np.ndarray, " T"]
     positions: Int[np.ndarray, "T 3"]
     mask: Bool[np.ndarray, " T"]
-    inserted: Bool[np.ndarray, " T"]
     logprobs: Float[np.ndarray, " T"]
     log_kept: Float[np.ndarray, " T"]
     temperature: Float[np.ndarray, ""]
@@ -134,25 +135,22 @@ class _Written(NamedTuple):
 def _written(actor: Actor, row: Row | None, length: int) -> _Written:
     """What follows the row's prompt, padded to `length`."""
     tokens = np.full(length, int(actor.stop_ids[0]), np.int32)
-    mask, inserted = np.zeros((2, length), bool)
+    mask = np.zeros(length, bool)
     logprobs, log_kept = np.zeros((2, length), np.float32)
     if row is None:
         places = np.zeros((length, 3), np.int32)
-        return _Written(
-            tokens, places, mask, inserted, logprobs, log_kept, np.float32(1)
-        )
+        return _Written(tokens, places, mask, logprobs, log_kept, np.float32(1))
     start, whole = len(row.prompt.tokens), row.whole
     count = len(whole.tokens) - start
     tokens[:count] = whole.tokens[start:]
-    inserted[:count] = True
     for said in row.said:
         first = len(said.read.tokens) - start
         here = slice(first, first + len(said.response.tokens))
-        mask[here], inserted[here] = True, False
+        mask[here] = True
         logprobs[here] = said.response.logprobs
         log_kept[here] = said.response.log_kept
-    known = positions(actor.processor, whole)
+    known = unpadded(actor.processor, whole).positions
     after = known.max() + 1 + np.arange(length - count)
     places = np.concatenate([known[start:], np.repeat(after[:, None], 3, axis=1)])
     temperature = np.float32(row.said[0].response.request.temperature)
-    return _Written(tokens, places, mask, inserted, logprobs, log_kept, temperature)
+    return _Written(tokens, places, mask, logprobs, log_kept, temperature)

@@ -10,7 +10,8 @@ What is asked of the model is one forward pass over whole sequences:
     mask       [B S]    True where there is a token; padding is on the right
     slots      [B S]    0 for text, m + 1 where merged image token m stands
     features            what `encode_images` made of the row's pictures; by default
-                        the pictures: `Images` with patches [B N C], 0 on padding
+                        the pictures: `Images` with patches [B N C], 0 on padding. So
+                        a prompt has a pack of its own, prompts_per_pack = 1
     hidden     [B S H]  causal: position s sees the tokens up to s and the features
 
 and a matrix `head` [V H] such that logits = hidden @ head.T. A model that gives logits
@@ -121,6 +122,12 @@ def uncached_policy(
     def prefill(
         params: Params, prompts: Prompts, features: Any
     ) -> tuple[Float[Array, "P L H"], Read]:
+        count, packs = prompts.tokens.shape[0], prompts.images.frames.shape[0]
+        if packs != count:
+            raise ValueError(
+                f"this model reads a prompt with its own pictures, and {count} prompts "
+                f"came in {packs} packs; set prompts_per_pack=1."
+            )
         parts = (prompts.tokens, prompts.positions, prompts.slots)
         inputs = _sequences(parts, prompts.mask.sum(axis=1))
         return hidden(params, *inputs, features), Read(prompts, features)

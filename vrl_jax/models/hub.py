@@ -33,6 +33,7 @@ COMPANIONS = (
     "processor_config.json",
     "special_tokens_map.json",
     "tokenizer.json",
+    "tokenizer.model",
     "tokenizer_config.json",
     "video_preprocessor_config.json",
     "vocab.json",

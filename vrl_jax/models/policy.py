@@ -22,7 +22,7 @@ class Policy(NamedTuple):
     """Pure functions of `params`; the family's spec is already applied.
 
     Scoring reads whole sequences:
-    encode_images(params, images)          -> features, a pytree of [P ...]
+    encode_images(params, images)          -> features, a pytree of [K ...]
     prefill(params, prompts, features)     -> hidden [P L H], prompt cache
     extend(params, prompt_cache, prompt_mask, tokens, positions, shown)
                                            -> hidden [P G T H], of whole responses
@@ -40,8 +40,8 @@ class Policy(NamedTuple):
 
     `shown` is None, or slots [P G T] as in `Prompts` and the features of the pictures
     in the responses. What features are is the family's own business; the engine hands
-    them from the one function to the other, or repeats them along P. `hidden` is after
-    the final norm: logits are hidden @ head.T.
+    them from the one function to the other. A pack of pictures serves P / K consecutive
+    prompts, or responses. `hidden` is after the final norm: logits are hidden @ head.T.
     """
 
     encode_images: Callable

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Int, Key
 
 from vrl_jax.engine.actor import Actor
+from vrl_jax.engine.packing import packed, unpacked
 from vrl_jax.filters import mixed_groups
 from vrl_jax.types import Rollout, Sample
 
@@ -63,8 +64,8 @@ def dynamic_sampling(
         found = wanted + np.flatnonzero(keep(rollout))
         groups = np.concatenate([np.arange(held), found])[:wanted]
         held = len(groups)
-        groups = np.pad(groups, (0, wanted - held))  # one shape for every round
-        kept = _take(*_same_parts(kept or rollout, rollout), groups)
+        groups = np.pad(groups, (0, wanted - held))
+        kept = _take(actor, *_same_parts(kept or rollout, rollout), groups)
         if held == wanted:
             return kept
     raise RuntimeError(
@@ -89,16 +90,21 @@ def _same_parts(*rollouts: Rollout) -> list[Rollout]:
     ]
 
 
-@jax.jit
-def _take(kept: Rollout, new: Rollout, groups: Int[Array, " P"]) -> Rollout:
-    """The given groups of both rollouts together, renumbered."""
-    count = len(groups)
-    size = len(kept.tokens) // count
-    rows = (groups[:, None] * size + jnp.arange(size)).reshape(-1)
+def _take(
+    actor: Actor, kept: Rollout, new: Rollout, groups: Int[np.ndarray, " P"]
+) -> Rollout:
+    """The given groups of both rollouts together, renumbered.
 
-    def take(one: Array, other: Array) -> Array:
-        both = jnp.concatenate([one, other])
-        return both[groups if len(one) == count else rows]
-
-    taken = jax.tree.map(take, kept, new)
-    return dataclasses.replace(taken, group=jnp.repeat(jnp.arange(count), size))
+    On the host: their prompts are packed anew, in the smallest sizes that hold them.
+    """
+    both = jax.device_get((kept, new))
+    room, front_end = actor.processor.room, actor.processor.front_end
+    alone = [row for one in both for row in unpacked(front_end, one.prompts)]
+    prompts = packed(room, front_end, [alone[group] for group in groups])
+    size = len(both[0].tokens) // len(groups)
+    rows = (groups[:, None] * size + np.arange(size)).reshape(-1)
+    kept, new = (dataclasses.replace(one, prompts=None) for one in both)
+    taken = jax.tree.map(lambda *x: np.concatenate(x)[rows], kept, new)
+    group = np.repeat(np.arange(len(groups)), size)
+    taken = dataclasses.replace(taken, prompts=prompts, group=group)
+    return jax.tree.map(jnp.asarray, taken)

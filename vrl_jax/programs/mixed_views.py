@@ -32,7 +32,7 @@ def mixed_views(
     keys = response_keys(samples, sample_key, group_size).reshape(len(samples), -1)
     clean, other = keys[:, : group_size - perturbed], keys[:, group_size - perturbed :]
     seen = dataclasses.replace(
-        encoded.prompts, images=look(view, view_key, encoded.prompts.images)
+        encoded.prompts, images=look(view, view_key, encoded.prompts)
     )
     sampled = beside(
         len(samples),

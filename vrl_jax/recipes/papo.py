@@ -49,13 +49,13 @@ class Second(NamedTuple):
 
 
 def _scored(actor: Actor, rollout: Rollout, view: View, key: Key[Array, ""]) -> Rollout:
-    images = look(view, key, rollout.prompts.images)
+    images = look(view, key, rollout.prompts)
     seen = actor.likelihood(seeing(rollout, images)).logprobs
     return dataclasses.replace(rollout, extra_logprobs={"blackened": seen})
 
 
 def _drawn(actor: Actor, rollout: Rollout, view: View, key: Key[Array, ""]) -> Rollout:
-    images = look(view, key, rollout.prompts.images)
+    images = look(view, key, rollout.prompts)
     return dataclasses.replace(rollout, views={"blackened": images})
 
 

@@ -40,7 +40,7 @@ def prefill(
     params: Params,
     spec: Gemma3Spec,
     prompts: Prompts,
-    features: Float[Array, "P M H"],
+    features: Float[Array, "K M H"],
 ) -> tuple[Float[Array, "P L H"], KVCache]:
     """Reads prompts with image features in their slots; hidden after the last norm.
 
@@ -94,20 +94,19 @@ def extend(
     prompt_mask: Bool[Array, "P L"],
     tokens: Int[Array, "P G T"],
     positions: Int[Array, "P G T 3"],
-    shown: tuple[Int[Array, "P G T"], Float[Array, "B M H"]] | None = None,
+    shown: tuple[Int[Array, "P G T"], Float[Array, "K M H"]] | None = None,
 ) -> Float[Array, "P G T H"]:
     """Reads whole responses: a token sees its prompt, and its response up to itself.
 
     In local layers those that are less than a window away. `shown` are slots as in
-    `Prompts`, and the features of the pictures in the responses, B = P * G.
+    `Prompts`, and the features of the pictures in the responses.
     """
     window, positions = spec.text.window, positions[..., 0]
     number = jnp.arange(tokens.shape[2])
     x, same = _embedded(params, tokens), jnp.array(False)
     if shown is not None:
         places, features = shown
-        flat = places.reshape(-1, places.shape[-1])
-        pictures = in_slots(features, flat, x.dtype).reshape(x.shape)
+        pictures = in_slots(features, places, x.dtype)
         x = jnp.where((places > 0)[..., None], pictures, x)
         same = one_picture(places > 0)
     away = number[:, None] - number

@@ -20,7 +20,7 @@ from vrl_jax.types import Images
 
 def encode_images(
     params: Params, spec: Gemma3Spec, images: Images
-) -> Float[Array, "P M H"]:
+) -> Float[Array, "K M H"]:
     """Features of the tokens in packed order; 0 where there is only padding."""
     vision, tower = spec.vision, params["vision"]
     real = images.frames > 0
@@ -57,18 +57,11 @@ def _attention(
     pictures: Int[Array, "I N"],
     vision: VisionSpec,
 ) -> Float[Array, "I N D"]:
-    """Each patch attends to its picture, one picture at a time.
-
-    Attention weights are patches^2 of every head, in the released sizes a gigabyte.
-    """
+    """Each patch attends to its picture."""
     heads = (*x.shape[:2], vision.heads, vision.head_dim)
     queries, keys, values = (
         linear(weights[part], x).reshape(heads) for part in ("query", "key", "value")
     )
-
-    @jax.checkpoint
-    def one(picture: tuple[Array, ...]) -> Array:
-        return attend_within(*(part[None] for part in picture))[0]
-
-    attended = jax.lax.map(one, (queries, keys, values, pictures))
+    # Else the attention weights, patches^2 of every head, stay for the backward pass.
+    attended = jax.checkpoint(attend_within)(queries, keys, values, pictures)
     return attended.reshape(x.shape)

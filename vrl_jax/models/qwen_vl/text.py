@@ -63,8 +63,8 @@ def extend(
 ) -> Float[Array, "P G T H"]:
     """Reads whole responses: a token sees its prompt, and its response up to itself.
 
-    `shown` are slots as in `Prompts`, and the features [P * G M H] of the pictures that
-    stand in the responses themselves.
+    `shown` are slots as in `Prompts`, and the features of the pictures that stand in
+    the responses themselves.
     """
     x, after_layer = params["text"]["embedding"][tokens], _nothing
     if shown is not None:
@@ -114,9 +114,8 @@ def _spliced(
 ) -> tuple[Float[Array, "P G S H"], Callable[[Int[Array, ""], Array], Array]]:
     """Features in the place of embeddings, and what is added after layers."""
 
-    def placed(values: Float[Array, "B M H"]) -> Float[Array, "P G S H"]:
-        flat = slots.reshape(-1, slots.shape[-1])
-        return in_slots(values, flat, embedded.dtype).reshape(embedded.shape)
+    def placed(values: Float[Array, "K M H"]) -> Float[Array, "P G S H"]:
+        return in_slots(values, slots, embedded.dtype)
 
     levels = features.levels.shape[1]
 
