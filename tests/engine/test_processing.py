@@ -81,7 +81,8 @@ def test_fitting_counts_what_cannot_be_used():
     """Law 7: the rest train."""
     fit = fitting(processor(prompt_tokens=(30,)), small.samples())
     assert [sample.id for sample in fit.samples] == ["row-0", "row-2"]
-    assert fit.longest == 27
+    assert max(fit.tokens) == 27
+    assert fit.pictures == [[16], []]
     assert [message.split(":")[0] for message in fit.dropped] == [
         "Sample row-1",
         "Sample row-3",

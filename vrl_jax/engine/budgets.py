@@ -4,6 +4,7 @@ Which batches come together is drawn as in training, from a seed of its own; of 
 known how many tokens its longest prompt has and how many blocks its fullest pack.
 """
 
+import math
 from collections.abc import Sequence
 from itertools import chain
 from typing import NamedTuple
@@ -80,35 +81,37 @@ def budgets(
 ) -> Budgets:
     """At most `most` sizes of prompts and of packs for batches of the samples.
 
-    The largest hold any samples that may come together, whatever was drawn here. A
-    `block` holds the largest picture if it is not given.
+    The largest hold any of the samples that may come together, the same one several
+    times too, whatever was drawn here. A `block` holds the largest picture if it is
+    not given.
     """
-    block = block or max((size for sizes in fit.pictures for size in sizes), default=1)
+    block = block or max((size for sizes in fit.pictures for size in sizes), default=0)
+    per_pack = math.gcd(prompts_per_step, prompts_per_pack)
     drawn = _batches(len(fit.tokens), prompts_per_step, batches)
     tokens = np.array(fit.tokens)[drawn]
     need = np.array(
         [
             [
                 blocks_of(chain(*pack_starts(pack, block)), block)
-                for pack in _packs(fit.pictures, row, prompts_per_pack)
+                for pack in _packs(fit.pictures, row, per_pack)
             ]
             for row in drawn
         ]
     ).max(axis=1)
-    alone = sorted(blocks_of(first_fit(p, block), block) for p in fit.pictures)
+    alone = max(blocks_of(first_fit(p, block), block) for p in fit.pictures)
     room = Room(
         ladder(tokens.max(axis=1), max(fit.tokens), most=most),
         block,
-        ladder(need, sum(alone[-prompts_per_pack:]), most=most),
+        ladder(need, prompts_per_pack * alone, most=most),
         prompts_per_pack,
     )
     patches = np.array([sum(sizes) for sizes in fit.pictures])[drawn]
     lengths = _taken(room.prompt_tokens, tokens.max(axis=1)) * prompts_per_step
-    rows = _taken(room.blocks, need) * block * (prompts_per_step // prompts_per_pack)
+    rows = _taken(room.blocks, need) * block * (prompts_per_step // per_pack)
     return Budgets(
         room,
         float(1 - tokens.sum() / lengths.sum()),
-        float(1 - patches.sum() / max(rows.sum(), 1)),
+        float((rows.sum() - patches.sum()) / max(rows.sum(), 1)),
     )
 
 

@@ -213,7 +213,12 @@ def _tokens(
 def encode(processor: Processor, samples: Sequence[Sample]) -> Encoded:
     """Right-padded tables of the samples' prompts, on the device."""
     rows = [encode_one(processor, sample) for sample in samples]
-    tables = packed(processor.room, processor.front_end, [row.unpadded for row in rows])
+    alone = [row.unpadded for row in rows]
+    try:
+        tables = packed(processor.room, processor.front_end, alone)
+    except ValueError as error:
+        ids = ", ".join(sample.id for sample in samples)
+        raise ValueError(f"Samples {ids}: {error}") from error
     return Encoded(
         prompts=jax.tree.map(jnp.asarray, tables),
         texts=tuple(row.text for row in rows),
@@ -231,11 +236,6 @@ class Fitting(NamedTuple):
     tokens: list[int]
     pictures: list[list[int]]
     dropped: list[str]
-
-    @property
-    def longest(self) -> int:
-        """Tokens of the longest prompt."""
-        return max(self.tokens)
 
 
 def fitting(processor: Processor, samples: Sequence[Sample]) -> Fitting:

@@ -57,17 +57,17 @@ def dynamic_sampling(
     `max_rounds` batches. DAPO, equation 11, https://arxiv.org/abs/2503.14476; the
     limit is EasyR1's.
     """
-    kept, held = None, 0
+    kept: list[tuple[Rollout, np.ndarray]] = []
+    held = 0
     for number in range(max_rounds):
         rollout = act(actor, batches, jax.random.fold_in(key, number))
         wanted = len(rollout.prompts.tokens)
-        found = wanted + np.flatnonzero(keep(rollout))
-        groups = np.concatenate([np.arange(held), found])[:wanted]
-        held = len(groups)
-        groups = np.pad(groups, (0, wanted - held))
-        kept = _take(actor, *_same_parts(kept or rollout, rollout), groups)
+        found = np.flatnonzero(keep(rollout))[: wanted - held]
+        if len(found):
+            kept.append((jax.device_get(rollout), found))
+            held += len(found)
         if held == wanted:
-            return kept
+            return _together(actor, kept)
     raise RuntimeError(
         f"dynamic sampling kept {held} of {wanted * max_rounds} groups in {max_rounds} "
         f"rounds and needs {wanted}: the questions are too easy or too hard for the "
@@ -82,7 +82,7 @@ def _same_parts(*rollouts: Rollout) -> list[Rollout]:
         dataclasses.replace(
             rollout,
             reward_parts={
-                name: rollout.reward_parts.get(name, jnp.zeros_like(rollout.rewards))
+                name: rollout.reward_parts.get(name, np.zeros_like(rollout.rewards))
                 for name in names
             },
         )
@@ -90,21 +90,26 @@ def _same_parts(*rollouts: Rollout) -> list[Rollout]:
     ]
 
 
-def _take(
-    actor: Actor, kept: Rollout, new: Rollout, groups: Int[np.ndarray, " P"]
+def _together(
+    actor: Actor, kept: Sequence[tuple[Rollout, Int[np.ndarray, " groups"]]]
 ) -> Rollout:
-    """The given groups of both rollouts together, renumbered.
+    """The given groups of each rollout, renumbered.
 
     On the host: their prompts are packed anew, in the smallest sizes that hold them.
     """
-    both = jax.device_get((kept, new))
     room, front_end = actor.processor.room, actor.processor.front_end
-    alone = [row for one in both for row in unpacked(front_end, one.prompts)]
-    prompts = packed(room, front_end, [alone[group] for group in groups])
-    size = len(both[0].tokens) // len(groups)
-    rows = (groups[:, None] * size + np.arange(size)).reshape(-1)
-    kept, new = (dataclasses.replace(one, prompts=None) for one in both)
-    taken = jax.tree.map(lambda *x: np.concatenate(x)[rows], kept, new)
-    group = np.repeat(np.arange(len(groups)), size)
-    taken = dataclasses.replace(taken, prompts=prompts, group=group)
-    return jax.tree.map(jnp.asarray, taken)
+    rollouts = _same_parts(*(rollout for rollout, _ in kept))
+    alone, parts = [], []
+    for rollout, (_, groups) in zip(rollouts, kept, strict=True):
+        each = unpacked(front_end, rollout.prompts)
+        alone += [each[group] for group in groups]
+        size = len(rollout.tokens) // len(each)
+        rows = (groups[:, None] * size + np.arange(size)).reshape(-1)
+        bare = dataclasses.replace(rollout, prompts=None)
+        parts.append(jax.tree.map(lambda x, rows=rows: x[rows], bare))
+    together = dataclasses.replace(
+        jax.tree.map(lambda *x: np.concatenate(x), *parts),
+        prompts=packed(room, front_end, alone),
+        group=np.repeat(np.arange(len(alone)), size),
+    )
+    return jax.tree.map(jnp.asarray, together)

@@ -36,6 +36,12 @@ class Features(NamedTuple):
 def encode_images(params: Params, spec: QwenSpec, images: Images) -> Features:
     """Features of the merged tokens in packed order; 0 where there is only padding."""
     vision, family, tower = spec.vision, spec.family, params["vision"]
+    if not images.frames.size:  # a batch of text alone
+        packs, width = images.frames.shape[0], spec.text.width
+        return Features(
+            jnp.zeros((packs, 0, width)),
+            jnp.zeros((packs, len(vision.deepstack), 0, width)),
+        )
     real = images.frames > 0
     dtype = tower["patch_embed"]["kernel"].dtype
     # Padding may hold anything; what enters the tower from it is 0.
