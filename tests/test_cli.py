@@ -126,3 +126,17 @@ def test_every_named_reward_pays_its_own_gold(data, capsys, name):
         )
     ]
     assert run("data", "check", data(rows), "--reward", name) == 0, capsys.readouterr()
+
+
+def test_report_writes_the_page_of_a_run_folder(tmp_path, capsys):
+    row = {"phase": "rl", "step": 1, "critic/score/mean": 0.5}
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+    assert run("report", str(tmp_path)) == 0
+    page = tmp_path / "report.html"
+    assert capsys.readouterr().out.strip() == str(page) and page.exists()
+
+
+def test_report_of_no_run_is_one_line(tmp_path, capsys):
+    assert run("report", str(tmp_path)) == 2
+    error = capsys.readouterr().err
+    assert "metrics.jsonl" in error and error.count("\n") == 1

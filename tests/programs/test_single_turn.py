@@ -1,6 +1,7 @@
 """Sampling a question: keys by sample, rewards by group, nothing dropped."""
 
 import dataclasses
+import re
 import threading
 
 import jax
@@ -107,6 +108,29 @@ def test_slots_change_nothing_but_float_error():
         np.testing.assert_array_equal(getattr(few, column), getattr(whole, column))
     np.testing.assert_allclose(few.old_logprobs, whole.old_logprobs, atol=1e-5)
     jax.tree.map(np.testing.assert_array_equal, few.prompts, whole.prompts)
+
+
+def test_a_reward_sees_the_row_the_pictures_the_prompt_and_the_step():
+    seen = []
+
+    def reward(episodes):
+        seen.append(episodes)
+        return [0.0] * len(episodes)
+
+    play(range(4), reward=reward, step=3, total_steps=7)
+    for sample, group in zip(small.samples(), seen, strict=True):
+        assert len(group) == small.GROUP
+        for episode in group:
+            assert episode.sample is sample  # with all its columns
+            assert sample.question.replace("<image>", "") in re.sub(
+                r"<\|vision_start\|><\|image_pad\|><\|vision_end\|>", "", episode.prompt
+            )
+            assert (episode.step, episode.total_steps) == (3, 7)
+    assert {e.finished for group in seen for e in group} == {True, False}
+    sizes = seen[0][0].image_sizes
+    # 28 x 56 pixels are a multiple of 28 and within the bounds already.
+    assert [tuple(size) for size in sizes] == [(28, 56, 28, 56)]
+    assert seen[2][0].image_sizes == ()
 
 
 def test_a_slow_reward_overlaps_with_sampling(monkeypatch):

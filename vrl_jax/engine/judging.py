@@ -18,9 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from vrl_jax.engine.decoding import Model, sample
 from vrl_jax.engine.likelihood import last_hidden
+from vrl_jax.engine.packing import Room, blocks_of, first_fit
 from vrl_jax.engine.processing import Processor, encode, encode_one
-from vrl_jax.engine.sampling import generate, greedy
 from vrl_jax.models.policy import Params, Policy
 from vrl_jax.rewards.judge import Message, ReadVerdict, yes_or_no
 from vrl_jax.rewards.steps import right_token_probability
@@ -31,15 +32,14 @@ from vrl_jax.types import PLACEHOLDER, Prompts, Sample
 class Frozen:
     """A model that is asked and never trained.
 
-    It sees `rows` prompts at a time, short of that repeated ones. A prompt is padded
-    to the first of `budgets` that holds it, in tokens, so that as many programs are
-    compiled as there are budgets; the budget depends on no other prompt.
+    It sees `rows` prompts at a time, short of that repeated ones. Each has the smallest
+    sizes of the processor's room that hold it alone, so that its verdict depends on no
+    other prompt, and as many programs are compiled as there are sizes in use.
     """
 
     policy: Policy
     params: Params
     processor: Processor
-    budgets: tuple[int, ...]
     rows: int = 8
 
 
@@ -95,13 +95,13 @@ def written_verdict(
     """What `read` finds in the greedy reply; None in one that did not end in time."""
 
     def verdict(model: Frozen, prompts: Prompts) -> list[float | None]:
-        sampled = _replies(
-            model.policy,
-            model.params,
+        rows = len(prompts.tokens)
+        sampled = sample(
+            Model(model.policy, model.params, allowed, max_new_tokens, rows),
             prompts,
-            allowed,
+            jax.random.split(jax.random.key(0), rows),  # greedy: nothing is drawn
             stop_ids,
-            max_new_tokens=max_new_tokens,
+            top_k=1,
         )
         tokens, mask, finished = map(
             np.asarray, (sampled.tokens, sampled.mask, sampled.finished)
@@ -118,35 +118,17 @@ def written_verdict(
     return verdict
 
 
-@functools.partial(jax.jit, static_argnums=0, static_argnames="max_new_tokens")
-def _replies(policy, params, prompts, allowed, stop_ids, *, max_new_tokens):
-    count = prompts.tokens.shape[0]
-    return generate(
-        policy,
-        params,
-        prompts,
-        jax.random.split(jax.random.key(0), count),  # greedy: nothing is drawn
-        jnp.ones(count),
-        allowed,
-        stop_ids,
-        max_new_tokens=max_new_tokens,
-        choose=greedy,
-    )
-
-
 class ModelJudge:
     """Asks the model for verdicts; `counts` says what became of the questions.
 
-    asked, too_long (no budget holds the prompt), unusable (pictures that do not
-    decode, other roles than one user turn) and unreadable (no verdict in the reply).
+    asked, too_long (more tokens than there is room for), unusable (pictures that do
+    not decode or fit, other roles than one user turn) and unreadable (no verdict in the
+    reply).
     """
 
     def __init__(self, model: Frozen, verdict: Verdict):
-        if model.rows < 1 or list(model.budgets) != sorted({*model.budgets} - {0}):
-            raise ValueError(
-                "a judge needs at least one row and rising budgets, got "
-                f"rows={model.rows}, budgets={model.budgets}."
-            )
+        if model.rows < 1:
+            raise ValueError(f"a judge needs at least one row, got {model.rows}.")
         self._model = model
         self._verdict = verdict
         self.counts: collections.Counter[str] = collections.Counter()
@@ -155,44 +137,53 @@ class ModelJudge:
         """One number for each list of chat messages, NaN where there is none."""
         self.counts["asked"] += len(questions)
         verdicts = [math.nan] * len(questions)
-        waiting: dict[int, list[tuple[int, Sample]]] = {}
+        waiting: dict[Room, list[tuple[int, Sample]]] = {}
         for place, messages in enumerate(questions):
             try:
                 sample = as_sample(self._model.processor, messages)
-                length = self._length(sample)
+                room = _room(self._model.processor, sample)
             except (ValueError, OSError):
                 self.counts["unusable"] += 1
                 continue
-            budget = next((b for b in self._model.budgets if length <= b), None)
-            if budget is None:
+            if room is None:
                 self.counts["too_long"] += 1
             else:
-                waiting.setdefault(budget, []).append((place, sample))
-        for budget, asked in waiting.items():
-            for place, verdict in self._answers(budget, asked):
+                waiting.setdefault(room, []).append((place, sample))
+        for room, asked in waiting.items():
+            for place, verdict in self._answers(room, asked):
                 if verdict is None or not math.isfinite(verdict):
                     self.counts["unreadable"] += 1
                 else:
                     verdicts[place] = float(verdict)
         return verdicts
 
-    def _length(self, sample: Sample) -> int:
-        longest = dataclasses.replace(
-            self._model.processor, prompt_tokens=np.iinfo(np.int32).max
-        )
-        return len(encode_one(longest, sample).tokens)
-
     def _answers(
-        self, budget: int, asked: Sequence[tuple[int, Sample]]
+        self, room: Room, asked: Sequence[tuple[int, Sample]]
     ) -> Iterator[tuple[int, float | None]]:
         rows = self._model.rows
-        processor = dataclasses.replace(self._model.processor, prompt_tokens=budget)
+        processor = dataclasses.replace(self._model.processor, room=room)
         for start in range(0, len(asked), rows):
             places, samples = zip(*asked[start : start + rows], strict=True)
             filler = samples[:1] * (rows - len(samples))  # keeps one shape
             prompts = encode(processor, [*samples, *filler]).prompts
             verdicts = self._verdict(self._model, prompts)
             yield from zip(places, verdicts[: len(places)], strict=True)
+
+
+def _room(processor: Processor, sample: Sample) -> Room | None:
+    """The smallest sizes that hold the prompt alone; None where it is too long.
+
+    Raises `ValueError` where its pictures do not fit.
+    """
+    room = processor.room
+    long = room._replace(prompt_tokens=(np.iinfo(np.int32).max,))
+    prompt = encode_one(dataclasses.replace(processor, room=long), sample).unpadded
+    tokens = next((n for n in room.prompt_tokens if len(prompt.tokens) <= n), None)
+    need = blocks_of(first_fit(prompt.sizes, room.block), room.block)
+    blocks = next(n for n in room.blocks if need <= n)
+    if tokens is None:
+        return None
+    return Room((tokens,), room.block, (blocks,))
 
 
 def as_sample(processor: Processor, messages: Sequence[Message]) -> Sample:
