@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from vrl_jax.engine.conversation import Ask, conversation, following, user
+from vrl_jax.engine.packing import packed
 from vrl_jax.engine.play import Limits, Outcome, OutOfRoom, play
-from vrl_jax.engine.processing import encode_transcript, question, tables
+from vrl_jax.engine.processing import question, unpadded
 from vrl_jax.engine.rows import as_rollout
 from vrl_jax.types import Turn
 
@@ -85,10 +86,9 @@ def test_one_forward_pass_over_the_whole_episode_says_the_same(looked):
     groups, rollout = looked
     actor = small.actor()
     rows = [one.rows[0] for group in groups for one in group]
-    longest = max(len(row.whole.tokens) for row in rows)
-    prompts = tables(
-        [encode_transcript(actor.processor, row.whole, 64) for row in rows], longest
-    )
+    alone = [unpadded(actor.processor, row.whole) for row in rows]
+    room = ROOM.room(actor)._replace(prompts_per_pack=1)
+    prompts = packed(room, actor.processor.front_end, alone)
 
     @jax.jit
     def read(params, prompts):

@@ -20,6 +20,7 @@ from vrl_jax.types import (
     PLACEHOLDER,
     ImageSize,
     Message,
+    Prompts,
     Sample,
     text_pieces,
 )
