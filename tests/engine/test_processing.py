@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from vrl_jax.engine.processing import chat_text, encode, encode_one, fitting
+from vrl_jax.engine.processing import chat_text, encode, encode_one, fitting, question
 
 from ..fixtures import small
 
@@ -45,12 +45,14 @@ def test_encode_keeps_text_and_sizes_for_the_rewards():
 
 
 def test_chat_text_puts_pictures_where_the_question_says():
-    text = chat_text(processor(), small.samples()[1])
+    text = chat_text(processor(), question(small.samples()[1]))
     picture = "<|vision_start|><|image_pad|><|vision_end|>"
     assert f"user\n{picture}or{picture}Which one" in text
     assert text.startswith("<|im_start|>system\nYou are a helpful assistant.")
     told = dataclasses.replace(small.samples()[2], annotations={"system": "Be brief."})
-    assert chat_text(processor(), told).startswith("<|im_start|>system\nBe brief.<|im")
+    assert chat_text(processor(), question(told)).startswith(
+        "<|im_start|>system\nBe brief.<|im"
+    )
 
 
 @pytest.mark.parametrize(

@@ -230,12 +230,52 @@ def _compiled(spec: Spec):
         P, G, T = tokens.shape
         steps = next_position[:, None, None] + jnp.arange(T)
         positions = jnp.broadcast_to(steps[..., None], (P, G, T, 3))
-        cache = whole.init_cache(P, G, T, jnp.float32)
-        extended, _ = whole.extend(
-            params, prompt_cache, prompts.mask, cache, 0, tokens, positions
-        )
+        extended = whole.extend(params, prompt_cache, prompts.mask, tokens, positions)
         head = whole.head(params)
         return features, hidden @ head.T, extended @ head.T
+
+    return run
+
+
+@functools.lru_cache
+def token_by_token(spec: Spec):
+    """Logits [P G T V] of responses that are read one token at a time, in slots.
+
+    Columns that nobody wrote hold rubbish, and are not seen.
+    """
+    whole = family_of(spec).policy(spec)
+
+    @jax.jit
+    def run(params, prompts, next_position, tokens):
+        features = whole.encode_images(params, prompts.images)
+        _, prompt_cache = whole.prefill(params, prompts, features)
+        P, G, T = tokens.shape
+        L, room = prompts.tokens.shape[1], T + 2
+
+        def slots(x):
+            x = jnp.pad(x, ((0, 0), (0, 0), (0, room), (0, 0)), constant_values=1e3)
+            return jnp.repeat(x, G, axis=0)
+
+        cache = jax.tree.map(slots, whole.as_slots(prompt_cache))
+        index = jnp.where(prompts.mask, jnp.arange(L), -1)
+        index = jnp.pad(index, ((0, 0), (0, room)), constant_values=-1)
+        rows = index, prompts.mask.sum(axis=1), jnp.asarray(next_position)
+        index, lengths, start = (jnp.repeat(x, G, axis=0) for x in rows)
+        weights = whole.unstack(params)
+
+        def step(state, number):
+            cache, index = state
+            index = index.at[:, L + number].set(lengths + number)
+            positions = jnp.broadcast_to((start + number)[:, None], (P * G, 3))
+            now = tokens.reshape(P * G, T)[:, number]
+            hidden, cache = whole.decode(
+                weights, cache, L + number, index, now, positions
+            )
+            return (cache, index), hidden
+
+        _, hidden = jax.lax.scan(step, (cache, index), jnp.arange(T))
+        logits = jnp.einsum("tbh,vh->btv", hidden, whole.head(params))
+        return logits.reshape(P, G, T, -1)
 
     return run
 

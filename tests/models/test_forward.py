@@ -27,6 +27,7 @@ from .cases import (
     responses,
     row,
     small_spec,
+    token_by_token,
     two_rows,
 )
 
@@ -143,38 +144,9 @@ def test_reading_a_response_equals_reading_it_as_prompt(setting):
 
 def test_token_by_token_equals_at_once(setting):
     spec, params, tokens = setting
-    packed, whole = pack(spec, two_rows(spec, 0)), policy(spec)
+    packed = pack(spec, two_rows(spec, 0))
     at_once = outputs(spec, params, packed, tokens).response_logits
-
-    @jax.jit
-    def step_by_step(params, prompts, start, tokens):
-        features = whole.encode_images(params, prompts.images)
-        _, prompt_cache = whole.prefill(params, prompts, features)
-
-        def step(offset, state):
-            cache, hidden = state
-            now = jax.lax.dynamic_slice_in_dim(tokens, offset, 1, axis=2)
-            positions = jnp.zeros((2, 2, 1, 3), int) + start[:, None, None, None]
-            new, cache = whole.extend(
-                params,
-                prompt_cache,
-                prompts.mask,
-                cache,
-                offset,
-                now,
-                positions + offset,
-            )
-            hidden = jax.lax.dynamic_update_slice(hidden, new, (0, 0, offset, 0))
-            return cache, hidden
-
-        # Slots that are not written yet must not be seen, whatever they hold.
-        empty = whole.init_cache(2, 2, 5, jnp.float32)
-        empty = jax.tree.map(lambda a: a + 1e3, empty)
-        state = empty, jnp.zeros((2, 2, 3, spec.text.width))
-        _, hidden = jax.lax.fori_loop(0, 3, step, state)
-        return hidden @ whole.head(params).T
-
-    got = step_by_step(params, packed.prompts, packed.next_position, tokens)
+    got = token_by_token(spec)(params, packed.prompts, packed.next_position, tokens)
     _assert_same(got, at_once)
 
 
@@ -254,13 +226,10 @@ def test_gradients_are_finite_and_ignore_padding(setting):
         def loss(params):
             features = whole.encode_images(params, prompts.images)
             _, prompt_cache = whole.prefill(params, prompts, features)
-            cache = whole.init_cache(2, 2, 3, jnp.float32)
-            hidden, _ = whole.extend(
+            hidden = whole.extend(
                 params,
                 prompt_cache,
                 prompts.mask,
-                cache,
-                0,
                 tokens,
                 jnp.zeros((2, 2, 3, 3), int),
             )

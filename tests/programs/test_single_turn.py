@@ -3,19 +3,17 @@
 import dataclasses
 import re
 import threading
-import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vrl_jax.programs import single_turn as program
+from vrl_jax.engine import slots
 from vrl_jax.programs.demonstrations import demonstrations
-from vrl_jax.programs.single_turn import pieces, single_turn
+from vrl_jax.programs.single_turn import single_turn
 
 from ..fixtures import small
-from ..fixtures.chain import chain_prompts
 
 
 def play(rows, seed=3, **changes):
@@ -103,6 +101,15 @@ def test_a_reward_that_raises_is_counted_and_not_fatal(caplog):
     assert "the judge does not answer" in caplog.text
 
 
+def test_slots_change_nothing_but_float_error():
+    """Law 4: with few slots, groups wait, and end in another order."""
+    whole, few = small.rollout(), play(range(4), slots=3)
+    for column in ("tokens", "mask", "positions", "rewards", "group"):
+        np.testing.assert_array_equal(getattr(few, column), getattr(whole, column))
+    np.testing.assert_allclose(few.old_logprobs, whole.old_logprobs, atol=1e-5)
+    jax.tree.map(np.testing.assert_array_equal, few.prompts, whole.prompts)
+
+
 def test_a_reward_sees_the_row_the_pictures_the_prompt_and_the_step():
     seen = []
 
@@ -110,7 +117,7 @@ def test_a_reward_sees_the_row_the_pictures_the_prompt_and_the_step():
         seen.append(episodes)
         return [0.0] * len(episodes)
 
-    play(range(4), reward=reward, step=3, total_steps=7, prompts_per_pass=2)
+    play(range(4), reward=reward, step=3, total_steps=7)
     for sample, group in zip(small.samples(), seen, strict=True):
         assert len(group) == small.GROUP
         for episode in group:
@@ -126,55 +133,34 @@ def test_a_reward_sees_the_row_the_pictures_the_prompt_and_the_step():
     assert seen[2][0].image_sizes == ()
 
 
-def test_pieces_change_nothing_but_float_error():
-    """Law 4; the keys are those of the samples, and rewards come in order."""
-    whole, halves = small.rollout(), play(range(4), prompts_per_pass=2)
-    for column in ("tokens", "mask", "positions", "rewards", "group"):
-        np.testing.assert_array_equal(getattr(halves, column), getattr(whole, column))
-    np.testing.assert_allclose(halves.old_logprobs, whole.old_logprobs, atol=1e-5)
-    jax.tree.map(np.testing.assert_array_equal, halves.prompts, whole.prompts)
-
-
-@pytest.mark.parametrize(
-    ("count", "most", "expected"), [(4, 64, 1), (4, 2, 2), (6, 4, 2), (5, 4, 5)]
-)
-def test_pieces_are_equal(count, most, expected):
-    assert pieces(chain_prompts([0] * count), most) == expected
-
-
 def test_a_slow_reward_overlaps_with_sampling(monkeypatch):
-    """The reward of the first half returns only once the second has been sampled.
+    """Groups are rewarded between the start and the end of a run of the slots."""
+    runs, working, rewarded = [], [], []
+    run, get = slots.run, jax.device_get
 
-    So the second was under way before, and ends without anything from this thread.
-    """
-    sampled, waited = [], []
-    sample = program.sample
-    monkeypatch.setattr(
-        program, "sample", lambda *a: sampled.append(sample(*a)) or sampled[-1]
-    )
+    def start(*arguments):
+        runs.append(len(runs))
+        working.append(True)
+        return run(*arguments)
+
+    def wait(value):
+        working.clear()
+        return get(value)
+
+    monkeypatch.setattr(slots, "run", start)
+    monkeypatch.setattr(jax, "device_get", wait)
 
     def reward(episodes):
-        end = time.monotonic() + 60
-        while len(sampled) == 2 and not sampled[1].tokens.is_ready():
-            assert time.monotonic() < end
-        waited.append((episodes[0].sample.id, len(sampled)))
+        rewarded.append((episodes[0].sample.id, bool(working)))
         return [1.0] * len(episodes)
 
-    actor = dataclasses.replace(small.chain_actor(), reward=reward, prompts_per_pass=2)
+    actor = dataclasses.replace(small.chain_actor(), reward=reward, slots=4)
     single_turn(
         actor, iter([small.samples()]), jax.random.key(0), group_size=small.GROUP
     )
-    assert waited == [("row-0", 2), ("row-1", 2), ("row-2", 2), ("row-3", 2)]
-    # Of three thirds, the last is not sampled before the first is rewarded.
-    sampled.clear()
-    waited.clear()
-    single_turn(
-        dataclasses.replace(actor, prompts_per_pass=1),
-        iter([small.samples()[:3]]),
-        jax.random.key(0),
-        group_size=small.GROUP,
-    )
-    assert waited == [("row-0", 2), ("row-1", 3), ("row-2", 3)]
+    assert {name for name, _ in rewarded} == {"row-0", "row-1", "row-2", "row-3"}
+    # The last group's end ends the sampling.
+    assert [at_work for _, at_work in rewarded] == [True, True, True, False]
 
 
 def test_groups_are_scored_in_threads_if_the_reward_may():

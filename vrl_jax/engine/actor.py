@@ -3,13 +3,14 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, Key
 
 from vrl_jax import views
+from vrl_jax.engine.decoding import Model
 from vrl_jax.engine.likelihood import in_pieces, likelihood
 from vrl_jax.engine.processing import Processor
 from vrl_jax.models.policy import Params, Policy
@@ -27,12 +28,13 @@ def ignore(episodes: Sequence[Episode], scores: Sequence[Mapping[str, float]]) -
 class Actor:
     """A policy that plays, with what playing depends on.
 
-    `allowed` ids may be sampled, the others have probability 0; a response ends at
-    one of `stop_ids` or after `max_new_tokens`. `reward` sees one group at a time, in
-    the calling thread or, with `reward_threads`, that many groups at once: for rewards
-    that wait for others and may run in threads, such as a judge behind an endpoint.
-    `observe` is told of every group that was played, kept or not; rewards see `step`
-    and `total_steps`. Sampling and passes without gradient take at most
+    `allowed` ids may be sampled, the others have probability 0; `top_k` (0: all) and
+    `top_p` narrow them further, see `engine.sampling`. A response ends at one of
+    `stop_ids` or after `max_new_tokens`; `slots` are written at a time. `reward` sees
+    one group at a time, in the calling thread or, with `reward_threads`, that many
+    groups at once: for rewards that wait for others and may run in threads, such as a
+    judge behind an endpoint. `observe` is told of every group that was played, kept or
+    not; rewards see `step` and `total_steps`. Passes without gradient take at most
     `prompts_per_pass` prompts at a time.
     """
 
@@ -44,11 +46,25 @@ class Actor:
     reward: Reward
     max_new_tokens: int
     temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    slots: int = 64
     prompts_per_pass: int = 64
     reward_threads: int = 0
     step: int = 0
     total_steps: int = 0
     observe: Callable[[Sequence[Episode], Sequence[Mapping[str, float]]], None] = ignore
+
+    def model(self) -> Model:
+        """What decoding reads of it."""
+        return Model(
+            self.policy,
+            self.params,
+            self.allowed,
+            self.max_new_tokens,
+            self.slots,
+            self.processor.tokenizer,
+        )
 
     def likelihood(self, rollout: Rollout) -> Likelihood:
         """log pi and entropy of the rollout's tokens, given its prompts as they are.
@@ -112,13 +128,14 @@ def _score(
     allowed: Bool[Array, " V"],
     rollout: Rollout,
 ) -> Likelihood:
-    def score(prompts: Prompts, *rows):
-        return likelihood(policy, params, prompts, *rows, allowed)
+    def score(prompts: Prompts, noted, *rows):
+        return likelihood(policy, params, prompts, *rows, allowed, *noted)
 
     return in_pieces(
         score,
         prompts_per_pass,
         rollout.prompts,
+        (rollout.log_kept, rollout.shown),
         rollout.tokens,
         rollout.positions,
         rollout.mask,
@@ -139,7 +156,7 @@ def _score_view(
     batch = rollout.tokens.shape[0]
     group = batch // rollout.prompts.tokens.shape[0]
 
-    def score(prompts: Prompts, *rows: Array) -> Likelihood:
+    def score(prompts: Prompts, *rows: Any) -> Likelihood:
         # Each response has pictures of its own: no prompt is shared any more, and a
         # pack is there `group` times, once with each prompt's g-th response.
         count, packs = prompts.tokens.shape[0], prompts.images.frames.shape[0]
@@ -154,7 +171,7 @@ def _score_view(
         def repeated(x: Array) -> Array:
             return jnp.repeat(x, group, axis=0)
 
-        *rows, numbers = (by_pack(x) for x in rows)
+        noted, numbers, *rows = jax.tree.map(by_pack, rows)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, numbers)
         images = jax.tree.map(repeated, prompts.images)
         prompts = dataclasses.replace(prompts, images=None)
@@ -162,18 +179,19 @@ def _score_view(
         prompts = dataclasses.replace(
             prompts, images=views.each_prompt(view, keys, images)
         )
-        scored = likelihood(policy, params, prompts, *rows, allowed)
+        scored = likelihood(policy, params, prompts, *rows, allowed, *noted)
         return jax.tree.map(by_prompt, scored)
 
     return in_pieces(
         score,
         prompts_per_pass,
         rollout.prompts,
+        (rollout.log_kept, rollout.shown),
+        jnp.arange(batch),
         rollout.tokens,
         rollout.positions,
         rollout.mask,
         rollout.temperature,
-        jnp.arange(batch),
     )
 
 

@@ -18,10 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from vrl_jax.engine.decoding import Model, sample
 from vrl_jax.engine.likelihood import last_hidden
 from vrl_jax.engine.packing import Room, blocks_of, first_fit
 from vrl_jax.engine.processing import Processor, encode, encode_one
-from vrl_jax.engine.sampling import generate, greedy
 from vrl_jax.models.policy import Params, Policy
 from vrl_jax.rewards.judge import Message, ReadVerdict, yes_or_no
 from vrl_jax.rewards.steps import right_token_probability
@@ -95,13 +95,13 @@ def written_verdict(
     """What `read` finds in the greedy reply; None in one that did not end in time."""
 
     def verdict(model: Frozen, prompts: Prompts) -> list[float | None]:
-        sampled = _replies(
-            model.policy,
-            model.params,
+        rows = len(prompts.tokens)
+        sampled = sample(
+            Model(model.policy, model.params, allowed, max_new_tokens, rows),
             prompts,
-            allowed,
+            jax.random.split(jax.random.key(0), rows),  # greedy: nothing is drawn
             stop_ids,
-            max_new_tokens=max_new_tokens,
+            top_k=1,
         )
         tokens, mask, finished = map(
             np.asarray, (sampled.tokens, sampled.mask, sampled.finished)
@@ -116,22 +116,6 @@ def written_verdict(
         ]
 
     return verdict
-
-
-@functools.partial(jax.jit, static_argnums=0, static_argnames="max_new_tokens")
-def _replies(policy, params, prompts, allowed, stop_ids, *, max_new_tokens):
-    count = prompts.tokens.shape[0]
-    return generate(
-        policy,
-        params,
-        prompts,
-        jax.random.split(jax.random.key(0), count),  # greedy: nothing is drawn
-        jnp.ones(count),
-        allowed,
-        stop_ids,
-        max_new_tokens=max_new_tokens,
-        choose=greedy,
-    )
 
 
 class ModelJudge:

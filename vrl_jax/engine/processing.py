@@ -6,7 +6,7 @@ before training, and never cut.
 
 import dataclasses
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,10 +15,11 @@ from jaxtyping import Int
 from transformers import PreTrainedTokenizerBase
 
 from vrl_jax.engine.packing import Room, Unpadded, blocks_of, first_fit, packed
-from vrl_jax.models.front_end import FrontEnd
+from vrl_jax.models.front_end import FrontEnd, LaidOut
 from vrl_jax.types import (
     PLACEHOLDER,
     ImageSize,
+    Message,
     Prompts,
     Sample,
     text_pieces,
@@ -70,25 +71,37 @@ class Encoded(NamedTuple):
     image_sizes: tuple[tuple[ImageSize, ...], ...]
 
 
-def chat_text(processor: Processor, sample: Sample) -> str:
-    """The sample as the user's turn of the chat template, ready for the answer.
+def question(sample: Sample) -> tuple[Message, ...]:
+    """The sample as messages: its annotation `system`, if any, and its question."""
+    system = sample.annotations.get("system")
+    before = (Message(system, role="system"),) if system else ()
+    return (*before, Message(sample.question, sample.images))
 
-    An annotation `system` is the system message; without one the template's applies.
-    """
-    pieces = text_pieces(sample.question)
-    if len(pieces) - 1 != len(sample.images):
+
+def turn(message: Message) -> dict[str, Any]:
+    """The message as a turn of the chat template."""
+    if not message.images and message.role != "user":
+        return {"role": message.role, "content": message.text}
+    pieces = text_pieces(message.text)
+    if len(pieces) - 1 != len(message.images):
         raise ValueError(
             f"{len(pieces) - 1} {PLACEHOLDER} in the question and "
-            f"{len(sample.images)} pictures: {sample.question[:80]!r}."
+            f"{len(message.images)} pictures: {message.text[:80]!r}."
         )
     parts = [{"type": "text", "text": pieces[0]}]
     for piece in pieces[1:]:
         parts += [{"type": "image"}, {"type": "text", "text": piece}]
-    user = {"role": "user", "content": [p for p in parts if p.get("text") != ""]}
-    system = sample.annotations.get("system")
-    before = [{"role": "system", "content": system}] if system else []
+    content = [part for part in parts if part.get("text") != ""]
+    return {"role": message.role, "content": content}
+
+
+def chat_text(processor: Processor, messages: Sequence[Message]) -> str:
+    """The messages in the chat template, ready for the answer.
+
+    Without a system message the template's own applies.
+    """
     return processor.tokenizer.apply_chat_template(
-        [*before, user],
+        [turn(message) for message in messages],
         tokenize=False,
         add_generation_prompt=True,
     )
@@ -103,20 +116,57 @@ def encode_one(processor: Processor, sample: Sample) -> EncodedPrompt:
 
 
 def _encode_one(processor: Processor, sample: Sample) -> EncodedPrompt:
+    written = transcript(processor, question(sample))
+    alone = unpadded(processor, written)
+    _check(processor.room, alone)
+    return EncodedPrompt(written.text, alone, written.image_sizes)
+
+
+class Transcript(NamedTuple):
+    """What a model reads: ids, and the pictures at their image tokens, in order."""
+
+    text: str
+    tokens: Int[np.ndarray, " tokens"]
+    pictures: tuple[LaidOut, ...]
+    image_sizes: tuple[ImageSize, ...]
+
+    def then(self, other: "Transcript") -> "Transcript":
+        """This, and the other behind it."""
+        return Transcript(
+            self.text + other.text,
+            np.concatenate([self.tokens, other.tokens]),
+            self.pictures + other.pictures,
+            self.image_sizes + other.image_sizes,
+        )
+
+
+def transcript(processor: Processor, messages: Sequence[Message]) -> Transcript:
+    """The opening of a conversation, ready for the answer."""
+    return templated(processor, chat_text(processor, messages), messages)
+
+
+def templated(
+    processor: Processor, text: str, messages: Sequence[Message]
+) -> Transcript:
+    """Chat text that holds the pictures of the messages."""
     front_end = processor.front_end
-    originals = [front_end.load(image) for image in sample.images]
+    images = [image for message in messages for image in message.images]
+    originals = [front_end.load(image) for image in images]
     pictures = [front_end.resize(picture) for picture in originals]
     laid_out = tuple(front_end.lay_out(picture) for picture in pictures)
-    text = chat_text(processor, sample)
-    tokens = _tokens(processor, text, [len(p.merged_index) for p in laid_out])
-    positions = front_end.positions(tokens, [picture.grid for picture in laid_out])
-    unpadded = Unpadded(tokens, positions, laid_out)
-    _check(processor.room, unpadded)
     sizes = tuple(
         ImageSize(before.height, before.width, after.height, after.width)
         for before, after in zip(originals, pictures, strict=True)
     )
-    return EncodedPrompt(text, unpadded, sizes)
+    tokens = _tokens(processor, text, [len(p.merged_index) for p in laid_out])
+    return Transcript(text, tokens, laid_out, sizes)
+
+
+def unpadded(processor: Processor, written: Transcript) -> Unpadded:
+    """What is packed of it: each token has its place."""
+    grids = [picture.grid for picture in written.pictures]
+    positions = processor.front_end.positions(written.tokens, grids)
+    return Unpadded(written.tokens, positions, written.pictures)
 
 
 def _check(room: Room, prompt: Unpadded) -> None:

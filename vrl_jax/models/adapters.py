@@ -31,7 +31,7 @@ import jax.numpy as jnp
 from flax import linen, nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from vrl_jax.models.policy import Params, Policy
+from vrl_jax.models.policy import Params, Policy, SlotCache
 from vrl_jax.types import Images, Prompts
 
 Hidden = Callable[..., Float[Array, "B S H"]]
@@ -45,11 +45,12 @@ class Read(NamedTuple):
     features: Any
 
 
-class Written(NamedTuple):
-    """In the place of the responses' cache: all that was written."""
+class Columns(NamedTuple):
+    """In the place of the slots' keys and values: what stands in each column."""
 
-    tokens: Int[Array, "P G T"]
-    positions: Int[Array, "P G T 3"]
+    tokens: Int[Array, "B 1 C"]
+    positions: Int[Array, "B 1 C 3"]
+    slots: Int[Array, "B 1 C"]
 
 
 def as_they_are(params: Any, images: Images) -> Images:
@@ -135,41 +136,69 @@ def uncached_policy(
         params: Params,
         read: Read,
         prompt_mask: Bool[Array, "P L"],
-        written: Written,
-        offset: Int[Array, ""] | int,
-        tokens: Int[Array, "P G S"],
-        positions: Int[Array, "P G S 3"],
-    ) -> tuple[Float[Array, "P G S H"], Written]:
+        tokens: Int[Array, "P G T"],
+        positions: Int[Array, "P G T 3"],
+        shown: Any = None,
+    ) -> Float[Array, "P G T H"]:
+        if shown is not None:
+            raise NotImplementedError(
+                "a model without a cache cannot score pictures between turns; give it "
+                "a policy of its own, with `extend`."
+            )
         count, group, new = tokens.shape
-        written = Written(
-            jax.lax.dynamic_update_slice_in_dim(written.tokens, tokens, offset, 2),
-            jax.lax.dynamic_update_slice_in_dim(
-                written.positions, positions, offset, 2
-            ),
-        )
         # One row a response; its tokens follow its prompt's last one.
         rows = (read.prompts, read.features, prompt_mask.sum(axis=1))
         prompts, features, starts = jax.tree.map(
             lambda x: jnp.repeat(x, group, axis=0), rows
         )
         slots = jnp.where(prompts.mask, prompts.slots, 0)
-        responses = [x.reshape(-1, *x.shape[2:]) for x in written]
+        tokens, positions = (x.reshape(-1, *x.shape[2:]) for x in (tokens, positions))
         parts = (
-            jax.vmap(_followed)(prompts.tokens, responses[0], starts),
-            jax.vmap(_followed)(prompts.positions, responses[1], starts),
-            jnp.pad(slots, ((0, 0), (0, responses[0].shape[1]))),
+            jax.vmap(_followed)(prompts.tokens, tokens, starts),
+            jax.vmap(_followed)(prompts.positions, positions, starts),
+            jnp.pad(slots, ((0, 0), (0, new))),
         )
-        states = hidden(params, *_sequences(parts, starts + offset + new), features)
-        at = starts[:, None] + offset + jnp.arange(new)
+        states = hidden(params, *_sequences(parts, starts + new), features)
+        at = starts[:, None] + jnp.arange(new)
         states = jnp.take_along_axis(states, at[..., None], axis=1)
-        return states.reshape(count, group, new, -1), written
+        return states.reshape(count, group, new, -1)
 
-    def init_cache(P: int, G: int, T: int, dtype: jnp.dtype) -> Written:
-        del dtype
-        shape = (P, G, T)
-        return Written(jnp.zeros(shape, jnp.int32), jnp.zeros((*shape, 3), jnp.int32))
+    def as_slots(read: Read) -> SlotCache:
+        prompts = read.prompts
+        slots = jnp.where(prompts.mask, prompts.slots, 0)
+        columns = (prompts.tokens, prompts.positions, slots)
+        return SlotCache(Columns(*(x[:, None] for x in columns)), read.features)
 
-    return Policy(encode, prefill, extend, init_cache, head)
+    def decode(
+        params: Params,
+        cache: SlotCache,
+        column: Int[Array, ""],
+        index: Int[Array, "B C"],
+        tokens: Int[Array, " B"],
+        positions: Int[Array, "B 3"],
+    ) -> tuple[Float[Array, "B H"], SlotCache]:
+        new = Columns(tokens, positions, jnp.zeros_like(tokens))
+        columns = jax.tree.map(
+            lambda old, x: old.at[:, 0, column].set(x), cache.columns, new
+        )
+        # The columns that hold a token, in the order of the sequence.
+        there = index >= 0
+        order = jnp.argsort(jnp.where(there, index, index.shape[1]), axis=1)
+        parts = [jax.vmap(lambda x, to: x[to])(x[:, 0], order) for x in columns]
+        lengths = there.sum(axis=1)
+        states = hidden(params, *_sequences(parts, lengths), cache.rows)
+        last = jnp.take_along_axis(states, lengths[:, None, None] - 1, axis=1)
+        return last[:, 0], SlotCache(columns, cache.rows)
+
+    return Policy(
+        encode_images=encode,
+        prefill=prefill,
+        extend=extend,
+        head=head,
+        as_slots=as_slots,
+        unstack=lambda params: params,
+        decode=decode,
+    )
 
 
 def _followed(

@@ -13,28 +13,10 @@ LOGITS = 2**28
 
 
 class KVCache(NamedTuple):
-    """Keys and values of all layers: [layers P L K D] or [layers P G T K D]."""
+    """Keys and values of all layers, [layers P L K D]; in a layer also [P G T K D]."""
 
     keys: Float[Array, "layers ..."]
     values: Float[Array, "layers ..."]
-
-
-def empty_cache(
-    layers: int, kv_heads: int, head_dim: int, P: int, G: int, T: int, dtype: jnp.dtype
-) -> KVCache:
-    """Room for T tokens of each of P * G responses."""
-    shape = (layers, P, G, T, kv_heads, head_dim)
-    return KVCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
-
-
-def written(cache: KVCache, new: KVCache, offset: Int[Array, ""] | int) -> KVCache:
-    """The cache with the new tokens in slots offset, offset + 1, ..."""
-    start = (0, 0, 0, offset, 0, 0)
-    parts = [
-        jax.lax.dynamic_update_slice(old, part.astype(old.dtype), start)
-        for old, part in zip(cache, new, strict=True)
-    ]
-    return KVCache(*parts)
 
 
 def in_slots(

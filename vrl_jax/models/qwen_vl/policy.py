@@ -5,6 +5,7 @@ import functools
 from vrl_jax.models.policy import Policy, applied
 from vrl_jax.models.qwen_vl import text, vision
 from vrl_jax.models.qwen_vl.spec import QwenSpec
+from vrl_jax.models.slots import as_slots
 
 
 @functools.lru_cache
@@ -15,6 +16,8 @@ def policy(spec: QwenSpec) -> Policy:
         encode_images=vision.encode_images,
         prefill=text.prefill,
         extend=text.extend,
-        init_cache=text.init_cache,
         head=text.head,
+        as_slots=as_slots,
+        unstack=text.unstack,
+        decode=text.decode,
     )

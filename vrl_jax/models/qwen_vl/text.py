@@ -11,20 +11,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from vrl_jax.models.attention import KVCache, attend, empty_cache, in_slots, written
+from vrl_jax.models import slots as slot_caches
+from vrl_jax.models.attention import KVCache, attend, in_slots
 from vrl_jax.models.layers import linear, rms_norm, rotate, swiglu
-from vrl_jax.models.policy import Params
+from vrl_jax.models.policy import Params, SlotCache
 from vrl_jax.models.qwen_vl.spec import QwenSpec
 from vrl_jax.models.qwen_vl.vision import Features
 from vrl_jax.types import Prompts
-
-
-def init_cache(
-    spec: QwenSpec, P: int, G: int, T: int, dtype: jnp.dtype = jnp.float32
-) -> KVCache:
-    """Room for T tokens of each of P * G responses."""
-    text = spec.text
-    return empty_cache(text.layers, text.kv_heads, text.head_dim, P, G, T, dtype)
 
 
 def head(params: Params, spec: QwenSpec) -> Float[Array, "V H"]:
@@ -45,28 +38,16 @@ def prefill(
     tokens = jnp.where(prompts.mask, prompts.tokens, 0)
     slots = jnp.where(prompts.mask, prompts.slots, 0)
     embedded = params["text"]["embedding"][tokens]
-    levels = features.levels.shape[1]
-
-    def placed(features: Float[Array, "K M H"]) -> Float[Array, "P L H"]:
-        return in_slots(features, slots, embedded.dtype)
-
-    def add_level(number: Int[Array, ""], x: Array) -> Array:
-        return jax.lax.cond(
-            number < levels,
-            lambda: x + placed(features.levels[:, number])[:, None],
-            lambda: x,
-        )
-
-    x = jnp.where((slots > 0)[..., None], placed(features.main), embedded)
     # As the only response of a group, with no prompt before it.
+    x, after_layer = _spliced(embedded[:, None], slots[:, None], features)
     hidden, new = _decoder(
         params["text"],
         spec,
-        x[:, None],
+        x,
         prompts.positions[:, None],
         prompts.mask[:, None, None],
         (),
-        add_level if levels else _nothing,
+        after_layer,
     )
     return hidden[:, 0], KVCache(new.keys[:, :, 0], new.values[:, :, 0])
 
@@ -76,27 +57,77 @@ def extend(
     spec: QwenSpec,
     prompt_cache: KVCache,
     prompt_mask: Bool[Array, "P L"],
-    cache: KVCache,
-    offset: Int[Array, ""] | int,
-    tokens: Int[Array, "P G S"],
-    positions: Int[Array, "P G S 3"],
-) -> tuple[Float[Array, "P G S H"], KVCache]:
-    """Reads S more tokens of every response, in slots offset ... offset + S - 1.
+    tokens: Int[Array, "P G T"],
+    positions: Int[Array, "P G T 3"],
+    shown: tuple[Int[Array, "P G T"], Features] | None = None,
+) -> Float[Array, "P G T H"]:
+    """Reads whole responses: a token sees its prompt, and its response up to itself.
 
-    A token sees its prompt, and the slots of its response up to its own. S = T reads
-    whole responses (`offset` is 0 then); S = 1 is a step of sampling.
+    `shown` are slots as in `Prompts`, and the features of the pictures that stand in
+    the responses themselves.
     """
-    before: list[tuple[KVCache, Array]] = [
-        (prompt_cache, prompt_mask[:, None, None, :])
-    ]
-    slots = cache.keys.shape[3]
-    if tokens.shape[2] < slots:  # else every slot is new
-        before.append((cache, jnp.arange(slots) < offset))
-    embedded = params["text"]["embedding"][tokens]
-    hidden, new = _decoder(
-        params["text"], spec, embedded, positions, jnp.array(True), before
+    x, after_layer = params["text"]["embedding"][tokens], _nothing
+    if shown is not None:
+        x, after_layer = _spliced(x, *shown)
+    before = [(prompt_cache, prompt_mask[:, None, None, :])]
+    hidden, _ = _decoder(
+        params["text"], spec, x, positions, jnp.array(True), before, after_layer
     )
-    return hidden, written(cache, new, offset)
+    return hidden
+
+
+def unstack(params: Params, spec: QwenSpec) -> Params:
+    """The decoder's weights with its layers apart."""
+    text = params["text"]
+    return {**text, "layers": slot_caches.unstack(text["layers"], spec.text.layers)}
+
+
+def decode(
+    weights: Params,
+    spec: QwenSpec,
+    cache: SlotCache,
+    column: Int[Array, ""],
+    index: Int[Array, "B C"],
+    tokens: Int[Array, " B"],
+    positions: Int[Array, "B 3"],
+) -> tuple[Float[Array, "B H"], SlotCache]:
+    """Reads one token in every slot, and keeps its keys and values in `column`.
+
+    What `extend` computes of one token, over caches that are written in place.
+    """
+    x = weights["embedding"][tokens]
+    angles = _angles(positions, spec)
+    now = []
+    for layer, before in zip(weights["layers"], cache.columns, strict=True):
+        normed = rms_norm(layer["norm1"], x, spec.text.eps)
+        queries, keys, values = _projected(layer, spec, normed, angles)
+        now.append(slot_caches.write(before, column, keys, values))
+        scale = spec.text.head_dim**-0.5
+        attended = slot_caches.attend(queries, now[-1], index >= 0, scale=scale)
+        x = _rest_of_layer(layer, spec, x, attended)
+    hidden = rms_norm(weights["norm"], x, spec.text.eps)
+    return hidden, SlotCache(tuple(now))
+
+
+def _spliced(
+    embedded: Float[Array, "P G S H"], slots: Int[Array, "P G S"], features: Features
+) -> tuple[Float[Array, "P G S H"], Callable[[Int[Array, ""], Array], Array]]:
+    """Features in the place of embeddings, and what is added after layers."""
+
+    def placed(values: Float[Array, "K M H"]) -> Float[Array, "P G S H"]:
+        return in_slots(values, slots, embedded.dtype)
+
+    levels = features.levels.shape[1]
+
+    def add_level(number: Int[Array, ""], x: Array) -> Array:
+        return jax.lax.cond(
+            number < levels,
+            lambda: x + placed(features.levels[:, number]),
+            lambda: x,
+        )
+
+    x = jnp.where((slots > 0)[..., None], placed(features.main), embedded)
+    return x, add_level if levels else _nothing
 
 
 def _nothing(number: Int[Array, ""], x: Array) -> Array:
@@ -122,24 +153,13 @@ def _decoder(
     angles = _angles(positions, spec)
     masks = [jnp.tri(x.shape[2], dtype=bool) & mask, *(mask for _, mask in before)]
 
-    def heads(weights: Params, part: str, normed: Array) -> Array:
-        return linear(weights[part], normed).reshape(*x.shape[:3], -1, text.head_dim)
-
-    def turned(weights: Params, part: str, normed: Array) -> Array:
-        states = heads(weights, part, normed)
-        if spec.family.qk_norm:
-            states = rms_norm(weights[f"{part}_norm"], states, text.eps)
-        return rotate(states, angles)
-
     def layer(x: Array, scanned: tuple) -> tuple[Array, KVCache]:
         number, weights, caches = scanned
         normed = rms_norm(weights["norm1"], x, text.eps)
-        queries = turned(weights, "query", normed)
-        new = KVCache(turned(weights, "key", normed), heads(weights, "value", normed))
+        queries, *new = _projected(weights, spec, normed, angles)
+        new = KVCache(*new)
         attended = attend(queries, [new, *caches], masks, scale=text.head_dim**-0.5)
-        x = x + linear(weights["out"], attended.reshape(*x.shape[:3], -1))
-        x = x + swiglu(weights, rms_norm(weights["norm2"], x, text.eps))
-        return after_layer(number, x), new
+        return after_layer(number, _rest_of_layer(weights, spec, x, attended)), new
 
     caches = [cache for cache, _ in before]
     scanned = jnp.arange(text.layers), params["layers"], caches
@@ -147,9 +167,39 @@ def _decoder(
     return rms_norm(params["norm"], x, text.eps), new
 
 
-def _angles(
-    positions: Int[Array, "P G S 3"], spec: QwenSpec
-) -> Float[Array, "P G S half"]:
+def _projected(
+    weights: Params,
+    spec: QwenSpec,
+    normed: Float[Array, "*B H"],
+    angles: Float[Array, "*B half"],
+) -> tuple[Array, Array, Array]:
+    """Queries, keys and values of every head, turned to their positions."""
+
+    def heads(part: str) -> Array:
+        states = linear(weights[part], normed)
+        return states.reshape(*normed.shape[:-1], -1, spec.text.head_dim)
+
+    def turned(part: str) -> Array:
+        states = heads(part)
+        if spec.family.qk_norm:
+            states = rms_norm(weights[f"{part}_norm"], states, spec.text.eps)
+        return rotate(states, angles)
+
+    return turned("query"), turned("key"), heads("value")
+
+
+def _rest_of_layer(
+    weights: Params,
+    spec: QwenSpec,
+    x: Float[Array, "*B H"],
+    attended: Float[Array, "*B heads D"],
+) -> Float[Array, "*B H"]:
+    """What a layer does once its heads have looked."""
+    x = x + linear(weights["out"], attended.reshape(*x.shape[:-1], -1))
+    return x + swiglu(weights, rms_norm(weights["norm2"], x, spec.text.eps))
+
+
+def _angles(positions: Int[Array, "*B 3"], spec: QwenSpec) -> Float[Array, "*B half"]:
     """theta^(-2k / head_dim) times the position of the axis that owns frequency k."""
     half = spec.text.head_dim // 2
     frequencies = spec.text.rope_theta ** (-jnp.arange(half) / half)
