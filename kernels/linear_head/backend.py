@@ -25,9 +25,13 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float
 
 LOG = logging.getLogger(__name__)
 NAMES = ("xla", "pallas_tpu", "pallas_mgpu")
+ORDER = {"tpu": ("pallas_tpu", "xla"), "gpu": ("pallas_mgpu", "xla")}
 _chosen: dict[tuple, str] = {}
 
 
@@ -38,35 +42,40 @@ class Backend(NamedTuple):
     pair_states: Callable
 
 
-def named(name: str, streams: int, shape: tuple[int, int, int], dtype: str) -> Backend:
-    """The backend of that name; raises where it cannot run `shape` = (N, d, V)."""
-    if name not in NAMES:
-        raise ValueError(
-            f"backend must be one of {['reference', *NAMES]}, got {name!r}."
-        )
-    why = _module(name).obstacle(streams, *shape, dtype)
+def choose(
+    backend: "str | Backend | None",
+    streams: tuple[Float[Array, "N d"], ...],
+    weight: Float[Array, "V d"],
+) -> Backend:
+    """What `backend` means for these inputs: see the package."""
+    if isinstance(backend, Backend):
+        return backend
+    shape = (*streams[0].shape, weight.shape[0])
+    dtype = jnp.promote_types(streams[0].dtype, weight.dtype).name
+    if backend is None:
+        return _automatic(len(streams), shape, dtype)
+    if backend not in NAMES:
+        names = ["reference", *NAMES]
+        raise ValueError(f"backend must be one of {names}, got {backend!r}.")
+    why = _module(backend).obstacle(len(streams), *shape, dtype)
     if why is not None:
-        raise ValueError(f"backend {name!r} cannot run here: {why}")
-    return _functions(name)
+        raise ValueError(f"backend {backend!r} cannot run here: {why}")
+    return _functions(backend)
 
 
-def automatic(streams: int, shape: tuple[int, int, int], dtype: str) -> Backend:
+def _automatic(streams, shape, dtype):
     """The first backend without an obstacle; logs it once per shape, with the reasons.
 
-    The order is that of the platform: `pallas_tpu`, `pallas_mgpu`, then `xla`.
+    The order is the platform's: its own kernel, then `xla`.
     """
-    order = {"tpu": ("pallas_tpu", "xla"), "gpu": ("pallas_mgpu", "xla")}
     key = (streams, shape, dtype)
     if key not in _chosen:
-        passed = {}
-        for name in order.get(jax.default_backend(), ("xla",)):
-            passed[name] = _module(name).obstacle(streams, *shape, dtype)
-            if passed[name] is None:
+        for name in ORDER.get(jax.default_backend(), ("xla",)):
+            why = _module(name).obstacle(streams, *shape, dtype)
+            if why is None:
                 break
+            LOG.warning("linear head %s: not %s: %s", key, name, why)
         _chosen[key] = name
-        for other, why in passed.items():
-            if why is not None:
-                LOG.warning("linear head %s: not %s: %s", key, other, why)
         LOG.info("linear head %s: %s", key, name)
     return _functions(_chosen[key])
 

@@ -16,7 +16,7 @@ Gimelshein, https://arxiv.org/abs/1805.02867, with centred sums. Centred, they l
 nothing to an offset of the logits; sum p (z - z') - (lse - lse') would.
 """
 
-from typing import NamedTuple, overload
+from typing import NamedTuple, TypeVar, overload
 
 import jax
 import jax.numpy as jnp
@@ -50,6 +50,9 @@ class PairState(NamedTuple):
     r: Float[Array, "*S N"]
 
 
+Sums = TypeVar("Sums", State, PairState)
+
+
 class HeadStats(NamedTuple):
     """Per token, in nats: log p[id], and the entropy of p."""
 
@@ -67,21 +70,13 @@ class PairStats(NamedTuple):
     reverse_kl: Float[Array, " N"]
 
 
-@overload
-def empty(kind: type[State], rows: int) -> State: ...
-@overload
-def empty(kind: type[PairState], rows: int) -> PairState: ...
-def empty(kind: type[State | PairState], rows: int) -> State | PairState:
+def empty(kind: type[Sums], rows: int, dtype: jnp.dtype = jnp.float32) -> Sums:
     """The sums over no column at all: what merging starts from."""
     start = {"m": MASKED, "m2": MASKED}
-    return kind(*(jnp.full(rows, start.get(f, 0.0)) for f in kind._fields))
+    return kind(*(jnp.full(rows, start.get(f, 0.0), dtype) for f in kind._fields))
 
 
-@overload
-def merge(states: State, axis: int = 0) -> State: ...
-@overload
-def merge(states: PairState, axis: int = 0) -> PairState: ...
-def merge(states: State | PairState, axis: int = 0) -> State | PairState:
+def merge(states: Sums, axis: int = 0) -> Sums:
     """Sums over the union of disjoint sets of columns, stacked along `axis`."""
     tops = [jnp.expand_dims(m.max(axis), axis) for m in _maxima(states)]
     moved = _moved(states, *tops)
@@ -89,11 +84,7 @@ def merge(states: State | PairState, axis: int = 0) -> State | PairState:
     return _with_maxima(type(states)(*joined), [x.squeeze(axis) for x in tops])
 
 
-@overload
-def merge_across(state: State, axis_name: str) -> State: ...
-@overload
-def merge_across(state: PairState, axis_name: str) -> PairState: ...
-def merge_across(state: State | PairState, axis_name: str) -> State | PairState:
+def merge_across(state: Sums, axis_name: str) -> Sums:
     """`merge` over the devices of a mesh axis: one `pmax`, one `psum`."""
     tops = jax.lax.pmax(jnp.stack(_maxima(state)), axis_name)
     moved = _moved(state, *tops)

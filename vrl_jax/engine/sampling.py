@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
-from vrl_kernels.linear_head.reference import MASKED
+from vrl_kernels.linear_head.state import MASKED
 
 from vrl_jax.engine.likelihood import first_positions, last_hidden
 from vrl_jax.models.policy import Params, Policy

@@ -1,0 +1,63 @@
+"""What the forms in plain JAX share: tiles of the vocabulary and their logits."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Bool, Float, Int
+
+from .state import MASKED
+
+TILE = 4096  # rows of the weight that one matrix product sees
+Carry = TypeVar("Carry")
+
+
+def over_tiles(step: Callable, carry: Carry, size: int, tile: int) -> Carry:
+    """carry = step(carry, start, rows) over consecutive ranges that cover `size`.
+
+    All have `tile` rows but the last, which ends with `size`: nothing is covered twice,
+    and nothing is padded.
+    """
+    count, rest = divmod(size, tile)
+    carry, _ = jax.lax.scan(
+        lambda carry, index: (step(carry, index * tile, tile), None),
+        carry,
+        jnp.arange(count),
+    )
+    return step(carry, count * tile, rest) if rest else carry
+
+
+def dot(equation: str, one: Array, other: Array) -> Array:
+    """einsum that accumulates in float32, of exact products.
+
+    A product of two bfloat16 numbers is exact in float32. Accelerators would round
+    float32 inputs before they multiply unless told not to.
+    """
+    dtype = jnp.promote_types(jnp.promote_types(one.dtype, other.dtype), jnp.float32)
+    precision = None if one.dtype == other.dtype == jnp.bfloat16 else "highest"
+    return jnp.einsum(
+        equation, one, other, precision=precision, preferred_element_type=dtype
+    )
+
+
+def logits(
+    hidden: Float[Array, "N d"],
+    weight: Float[Array, "V d"],
+    temperature: Float[Array, " N"],
+    allowed: Bool[Array, " V"],
+) -> Float[Array, "N V"]:
+    """<hidden, weight_v> / temperature, `MASKED` where v is not allowed."""
+    z = dot("nd,vd->nv", hidden, weight) / temperature[:, None]
+    return jnp.where(allowed, z, MASKED)
+
+
+def columns(start: Int[Array, ""] | int, rows: int, x: Array) -> Array:
+    """x[start : start + rows], the start known only when it runs."""
+    return jax.lax.dynamic_slice_in_dim(x, start, rows)
+
+
+def hits(ids: Int[Array, " N"], start: Int[Array, ""] | int, rows: int) -> Array:
+    """Where the columns of a tile are the rows' ids, [N, rows]; no gather."""
+    return start + jnp.arange(rows) == ids[:, None]
