@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 
 from .state import MASKED
 
-TILE = 4096  # rows of the weight that one matrix product sees
+TILE = 2816  # rows of the weight that one matrix product sees
 Carry = TypeVar("Carry")
 
 
@@ -55,7 +55,28 @@ def logits(
 
 def columns(start: Int[Array, ""] | int, rows: int, x: Array) -> Array:
     """x[start : start + rows], the start known only when it runs."""
-    return jax.lax.dynamic_slice_in_dim(x, start, rows)
+    # Without the barrier XLA takes what `bits` does to all of x out of the loop.
+    x, start = jax.lax.optimization_barrier((x, start))
+    return from_bits(jax.lax.dynamic_slice_in_dim(bits(x), start, rows), x.dtype)
+
+
+def put_columns(start: Int[Array, ""] | int, rows: Array, x: Array) -> Array:
+    """x with `rows` at start, in place where x is the carry of a loop."""
+    return jax.lax.dynamic_update_slice_in_dim(x, rows, start, 0)
+
+
+def bits(x: Array) -> Array:
+    """A bfloat16 array as integers of the same bits; others as they are.
+
+    XLA for CPU slices, gathers and updates bfloat16 by way of float32: a slice of the
+    weight would make it hold all of the weight twice.
+    """
+    return x.view(jnp.uint16) if x.dtype == jnp.bfloat16 else x
+
+
+def from_bits(x: Array, dtype: jnp.dtype) -> Array:
+    """What `bits` was given."""
+    return x.view(dtype) if x.dtype == jnp.uint16 else x
 
 
 def hits(ids: Int[Array, " N"], start: Int[Array, ""] | int, rows: int) -> Array:
