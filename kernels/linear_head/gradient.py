@@ -68,7 +68,7 @@ def gradients(
             place = number * block
             index = tiles.columns(place, block, order)
             live = place + jnp.arange(block) < count
-            some = [jnp.where(live[:, None], _rows(h, index), 0) for h in streams]
+            some = [jnp.where(live[:, None], tiles.pick(index, h), 0) for h in streams]
             row = jax.tree.map(lambda x: x[index], rows)
             z = [tiles.logits(h, part, row.temperature, keep) for h in some]
             slopes = _slopes(z, tiles.hits(row.ids, start, width), row)
@@ -84,27 +84,21 @@ def gradients(
         blocks = -(-count // block)
         dpart = jnp.zeros(part.shape, totals[0].dtype)
         totals, dpart = jax.lax.fori_loop(0, blocks, one_block, (totals, dpart))
-        dpart = tiles.bits(dpart.astype(dtype))
-        return totals, tiles.put_columns(start, dpart, dweight)
+        return totals, tiles.put(start, dpart.astype(dtype), dweight)
 
     exact = jnp.promote_types(streams[0].dtype, jnp.float32)
     totals = tuple(jnp.zeros((padded, h.shape[1]), exact) for h in streams)
     size = weight.shape[0]
-    dweight = tiles.bits(jnp.zeros(weight.shape, dtype))
+    dweight = jnp.zeros(weight.shape, dtype)
     totals, dweight = tiles.over_tiles(
         tile, (totals, dweight), size, min(tiles.TILE, size)
     )
-    dweight = tiles.from_bits(dweight, dtype)
     place = jnp.cumsum(active) - 1
     return tuple(jnp.where(active[:, None], x[place], 0) for x in totals), dweight
 
 
-def _rows(x, index):
-    return tiles.from_bits(tiles.bits(x)[index], x.dtype)
-
-
 def _put(totals, i, rows, place):
-    new = tiles.put_columns(place, rows, totals[i])
+    new = tiles.put(place, rows, totals[i])
     return (*totals[:i], new, *totals[i + 1 :])
 
 

@@ -55,27 +55,33 @@ def logits(
 
 def columns(start: Int[Array, ""] | int, rows: int, x: Array) -> Array:
     """x[start : start + rows], the start known only when it runs."""
-    # Without the barrier XLA takes what `bits` does to all of x out of the loop.
-    x, start = jax.lax.optimization_barrier((x, start))
-    return from_bits(jax.lax.dynamic_slice_in_dim(bits(x), start, rows), x.dtype)
+    x, start = _together(x, start)
+    return _float(jax.lax.dynamic_slice_in_dim(_bits(x), start, rows), x.dtype)
 
 
-def put_columns(start: Int[Array, ""] | int, rows: Array, x: Array) -> Array:
+def pick(index: Int[Array, " R"], x: Array) -> Array:
+    """x[index]."""
+    x, index = _together(x, index)
+    return _float(_bits(x)[index], x.dtype)
+
+
+def put(start: Int[Array, ""] | int, rows: Array, x: Array) -> Array:
     """x with `rows` at start, in place where x is the carry of a loop."""
     return jax.lax.dynamic_update_slice_in_dim(x, rows, start, 0)
 
 
-def bits(x: Array) -> Array:
-    """A bfloat16 array as integers of the same bits; others as they are.
+# XLA for CPU slices and gathers bfloat16 by way of float32, and does so ahead of a loop
+# if it can: a slice of the weight would make it hold all of the weight twice. It leaves
+# integers of the same bits alone, and the barrier keeps their making in the loop.
+def _together(*inputs):
+    return jax.lax.optimization_barrier(inputs)
 
-    XLA for CPU slices, gathers and updates bfloat16 by way of float32: a slice of the
-    weight would make it hold all of the weight twice.
-    """
+
+def _bits(x):
     return x.view(jnp.uint16) if x.dtype == jnp.bfloat16 else x
 
 
-def from_bits(x: Array, dtype: jnp.dtype) -> Array:
-    """What `bits` was given."""
+def _float(x, dtype):
     return x.view(dtype) if x.dtype == jnp.uint16 else x
 
 

@@ -81,7 +81,7 @@ def _blocks(shape, streams, weight, ids, temperature, allowed):
             return merge(jax.tree.map(lambda *x: jnp.stack(x), state, new))
 
         part = tiles.over_tiles(columns, _none(some), vocabulary, tile)
-        return jax.tree.map(functools.partial(tiles.put_columns, start), part, whole)
+        return jax.tree.map(functools.partial(tiles.put, start), part, whole)
 
     return tiles.over_tiles(tokens, _none(streams), size, block)
 
