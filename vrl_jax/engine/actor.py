@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, Key
 
 from vrl_jax import views
+from vrl_jax.engine.decoding import Model
 from vrl_jax.engine.likelihood import in_pieces, likelihood
 from vrl_jax.engine.processing import Processor
 from vrl_jax.models.policy import Params, Policy
@@ -27,11 +28,12 @@ def ignore(episodes: Sequence[Episode], scores: Sequence[Mapping[str, float]]) -
 class Actor:
     """A policy that plays, with what playing depends on.
 
-    `allowed` ids may be sampled, the others have probability 0; a response ends at
-    one of `stop_ids` or after `max_new_tokens`. `reward` sees one group at a time.
-    `observe` is told of every group that was played, kept or not; rewards see `step`
-    and `total_steps`. Passes without gradient take at most `prompts_per_pass` prompts
-    at a time.
+    `allowed` ids may be sampled, the others have probability 0; `top_k` (0: all) and
+    `top_p` narrow them further, see `engine.sampling`. A response ends at one of
+    `stop_ids` or after `max_new_tokens`; `slots` are written at a time. `reward` sees
+    one group at a time. `observe` is told of every group that was played, kept or not;
+    rewards see `step` and `total_steps`. Passes without gradient take at most
+    `prompts_per_pass` prompts at a time.
     """
 
     policy: Policy
@@ -42,10 +44,24 @@ class Actor:
     reward: Reward
     max_new_tokens: int
     temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    slots: int = 64
     prompts_per_pass: int = 64
     step: int = 0
     total_steps: int = 0
     observe: Callable[[Sequence[Episode], Sequence[Mapping[str, float]]], None] = ignore
+
+    def model(self) -> Model:
+        """What decoding reads of it."""
+        return Model(
+            self.policy,
+            self.params,
+            self.allowed,
+            self.max_new_tokens,
+            self.slots,
+            self.processor.tokenizer,
+        )
 
     def likelihood(self, rollout: Rollout) -> Likelihood:
         """log pi and entropy of the rollout's tokens, given its prompts as they are.
@@ -59,8 +75,8 @@ class Actor:
 
     def painting(self, view: Callable) -> View:
         """One of `views`, with the black and grey of this model's pixels."""
-        family = self.processor.spec.family
-        return views.with_statistics(view, family.pixel_mean, family.pixel_std)
+        front_end = self.processor.front_end
+        return views.with_statistics(view, front_end.pixel_mean, front_end.pixel_std)
 
     def add_logprobs(
         self, rollout: Rollout, name: str, view: View, key: Key[Array, ""]
@@ -107,13 +123,14 @@ def _score(
     allowed: Bool[Array, " V"],
     rollout: Rollout,
 ) -> Likelihood:
-    def score(prompts: Prompts, *rows):
-        return likelihood(policy, params, prompts, *rows, allowed)
+    def score(prompts: Prompts, noted, *rows):
+        return likelihood(policy, params, prompts, *rows, allowed, *noted)
 
     return in_pieces(
         score,
         prompts_per_pass,
         rollout.prompts,
+        (rollout.log_kept, rollout.shown),
         rollout.tokens,
         rollout.positions,
         rollout.mask,
@@ -138,25 +155,24 @@ def _score_view(
         one = jax.tree.map(lambda x: x[None], images)
         return jax.tree.map(lambda x: x[0], view(key, one))
 
-    def score(prompts: Prompts, tokens, positions, mask, temperature, rows):
+    def score(prompts: Prompts, noted, rows, *responses):
         # Each response has pictures of its own: no prompt is shared any more.
         prompts = jax.tree.map(lambda x: jnp.repeat(x, group, axis=0), prompts)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, rows)
         images = jax.vmap(look)(keys, prompts.images)
         prompts = dataclasses.replace(prompts, images=images)
-        return likelihood(
-            policy, params, prompts, tokens, positions, mask, temperature, allowed
-        )
+        return likelihood(policy, params, prompts, *responses, allowed, *noted)
 
     return in_pieces(
         score,
         prompts_per_pass,
         rollout.prompts,
+        (rollout.log_kept, rollout.shown),
+        jnp.arange(batch),
         rollout.tokens,
         rollout.positions,
         rollout.mask,
         rollout.temperature,
-        jnp.arange(batch),
     )
 
 
@@ -166,12 +182,5 @@ def allowed_ids(processor: Processor, rows: int) -> Bool[Array, " V"]:
     Not those beyond the tokenizer, and not the vision placeholders: a sampled image
     token would break the next forward pass.
     """
-    spec = processor.spec
     allowed = jnp.arange(rows) < len(processor.tokenizer)
-    blocked = [
-        spec.image_token,
-        spec.video_token,
-        spec.vision_start_token,
-        spec.vision_end_token,
-    ]
-    return allowed.at[jnp.array(blocked)].set(False)
+    return allowed.at[jnp.array(processor.front_end.unsampled)].set(False)

@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 from vrl_kernels.linear_head import linear_head
 
 from vrl_jax.models.policy import Params, Policy
-from vrl_jax.types import Likelihood, Prompts
+from vrl_jax.types import Likelihood, Prompts, Shown
 
 
 def first_positions(prompts: Prompts) -> Int[Array, " P"]:
@@ -34,12 +34,16 @@ def likelihood(
     mask: Bool[Array, "B T"],
     temperature: Float[Array, " B"],
     allowed: Bool[Array, " V"],
+    log_kept: Float[Array, "B T"] | None = None,
+    shown: Shown | None = None,
 ) -> Likelihood:
     """log pi(y_t | prompt, y_<t) and H(pi(. | prompt, y_<t)) in nats, 0 where ~mask.
 
     Each prompt and its pictures are processed once, and its B / P consecutive
     responses attend to it. Logits are divided by `temperature` and ids that are not
-    `allowed` have probability 0, as in sampling.
+    `allowed` have probability 0, as in sampling. `log_kept` is subtracted from the
+    log-probs (not from what the entropy is of): what `engine.sampling` left out.
+    `shown` are the pictures between the turns of responses.
     """
     batch, length = tokens.shape
     count = prompts.tokens.shape[0]
@@ -49,6 +53,10 @@ def likelihood(
     states = last_hidden(prompt_hidden, prompts.mask)
     states = jnp.repeat(states[:, None], group, axis=1)[:, :, None]
     if length > 1:  # the last token predicts nothing that is scored
+        pictures = None
+        if shown is not None:
+            slots = shown.slots.reshape(count, group, length)[:, :, :-1]
+            pictures = slots, policy.encode_images(params, shown.images)
         cache = policy.init_cache(count, group, length - 1, states.dtype)
         hidden, _ = policy.extend(
             params,
@@ -58,6 +66,7 @@ def likelihood(
             0,
             tokens.reshape(count, group, length)[:, :, :-1],
             positions.reshape(count, group, length, 3)[:, :, :-1],
+            pictures,
         )
         states = jnp.concatenate([states, hidden], axis=2)
     stats = linear_head(
@@ -68,6 +77,8 @@ def likelihood(
         allowed=allowed,
     )
     logprobs, entropy = (x.reshape(batch, length) for x in stats)
+    if log_kept is not None:
+        logprobs = logprobs - log_kept
     return Likelihood(jnp.where(mask, logprobs, 0.0), jnp.where(mask, entropy, 0.0))
 
 
