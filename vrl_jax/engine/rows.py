@@ -39,7 +39,10 @@ def as_rollout(
     readers = lines if shared else [[row] for row in flat]
     prompts = _prompts(actor.processor, readers, room)
     length = limits.row_tokens or actor.max_new_tokens
-    written = [_written(actor, row, length) for row in flat]
+    noted = next(row for row in flat if row).said[0].response.noted
+    written = [
+        _written(actor, row, length, noted.shape[1], noted.dtype) for row in flat
+    ]
     stacked = _Written(*(np.stack(column) for column in zip(*written, strict=True)))
 
     sizes = (len(groups), rows, len(groups[0]))
@@ -50,8 +53,8 @@ def as_rollout(
     def column(name: str) -> Float[Array, " E"]:
         return jnp.array([score.get(name, jnp.nan) for score in scores], jnp.float32)
 
-    def noted(name: str) -> Float[Array, " E"]:
-        return jnp.array([fact.get(name, 0.0) for fact in facts], jnp.float32)
+    def fact(name: str) -> Float[Array, " E"]:
+        return jnp.array([known.get(name, 0.0) for known in facts], jnp.float32)
 
     return Rollout(
         prompts=jax.tree.map(jnp.asarray, prompts),
@@ -65,10 +68,11 @@ def as_rollout(
         reward_parts={name: column(name) for name in parts},
         group=jnp.repeat(jnp.arange(sizes[0]), sizes[2]),
         log_kept=jnp.asarray(stacked.log_kept) if stacked.log_kept.any() else None,
+        states=jnp.asarray(stacked.states) if noted.shape[1] else None,
         shown=_shown(actor, flat, stacked, room),
         episode=jnp.asarray(sample * sizes[2] + rollout) if rows > 1 else None,
         place=jnp.asarray(place) if rows > 1 else None,
-        facts={name: noted(name) for name in sorted(set(itertools.chain(*facts)))},
+        facts={name: fact(name) for name in sorted(set(itertools.chain(*facts)))},
     )
 
 
@@ -129,17 +133,22 @@ class _Written(NamedTuple):
     mask: Bool[np.ndarray, " T"]
     logprobs: Float[np.ndarray, " T"]
     log_kept: Float[np.ndarray, " T"]
+    states: Float[np.ndarray, "T H"]
     temperature: Float[np.ndarray, ""]
 
 
-def _written(actor: Actor, row: Row | None, length: int) -> _Written:
+def _written(
+    actor: Actor, row: Row | None, length: int, width: int, dtype: np.dtype
+) -> _Written:
     """What follows the row's prompt, padded to `length`."""
     tokens = np.full(length, int(actor.stop_ids[0]), np.int32)
     mask = np.zeros(length, bool)
     logprobs, log_kept = np.zeros((2, length), np.float32)
+    states = np.zeros((length, width), dtype)
     if row is None:
         places = np.zeros((length, 3), np.int32)
-        return _Written(tokens, places, mask, logprobs, log_kept, np.float32(1))
+        one = np.float32(1)
+        return _Written(tokens, places, mask, logprobs, log_kept, states, one)
     start, whole = len(row.prompt.tokens), row.whole
     count = len(whole.tokens) - start
     tokens[:count] = whole.tokens[start:]
@@ -149,8 +158,9 @@ def _written(actor: Actor, row: Row | None, length: int) -> _Written:
         mask[here] = True
         logprobs[here] = said.response.logprobs
         log_kept[here] = said.response.log_kept
+        states[here] = said.response.noted
     known = unpadded(actor.processor, whole).positions
     after = known.max() + 1 + np.arange(length - count)
     places = np.concatenate([known[start:], np.repeat(after[:, None], 3, axis=1)])
     temperature = np.float32(row.said[0].response.request.temperature)
-    return _Written(tokens, places, mask, logprobs, log_kept, temperature)
+    return _Written(tokens, places, mask, logprobs, log_kept, states, temperature)

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
-from vrl_kernels.linear_head.reference import MASKED
+from vrl_kernels.linear_head.state import MASKED
 
 
 class Drawn(NamedTuple):
