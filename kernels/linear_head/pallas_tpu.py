@@ -195,8 +195,10 @@ def _call(streams, weight, ids, temperature, allowed, tiles, interpret):
         name=NAME,
     )
     beyond = grid[1] * tiles.columns - vocabulary
+    # Ids beyond V must not find the padding of the last tile.
+    known = jnp.where(ids < vocabulary, ids, -1)
     sums = kernel(
-        ids.astype(jnp.int32)[None],
+        known.astype(jnp.int32)[None],
         (1 / temperature)[None],
         jnp.pad(allowed.astype(jnp.float32), (0, beyond))[None],
         weight,
@@ -215,7 +217,8 @@ def _maxima(kind):
 
 def _cost(grid, streams, weight):
     work = len(streams) * streams[0].shape[0] * weight.shape[0]
-    read = sum(h.nbytes for h in streams) + grid[0] * weight.nbytes
+    again = grid[1] if grid[2] > 1 else 1  # the parts of d come by for every tile
+    read = again * sum(h.nbytes for h in streams) + grid[0] * weight.nbytes
     return pl.CostEstimate(
         flops=2 * work * weight.shape[1], transcendentals=work, bytes_accessed=read
     )
