@@ -145,11 +145,13 @@ class Rollout:
     """Sampled responses with what the sampler and the rewards said of them.
 
     `mask` is True where the policy chose the token; where it is not, before the
-    response's last token, stands what the policy was told between its turns. `temperature` is what the
-    sampler divided the logits by; scoring divides by it again. `log_kept` is the log of
-    the mass that top-k, top-p and a request's allowed ids left of the policy; scoring
-    subtracts it, None is 0. `views` are other pictures for the same prompts, where a
-    loss looks at them itself.
+    response's last token, stands what the policy was told between its turns.
+    `temperature` is what the sampler divided the logits by; scoring divides by it
+    again. `log_kept` is the log of the mass that top-k, top-p and a request's allowed
+    ids left of the policy; scoring subtracts it, None is 0. `views` are other pictures
+    for the same prompts, where a loss looks at them itself. `states` are the final
+    hidden states that predicted the tokens, where the actor notes them; `divergences`
+    are of the whole next-token distribution, from another view's.
 
     Rewards and group are those of E episodes. An episode with several contexts has as
     many rows: row b belongs to episode `episode[b]`, and is its row number `place[b]`.
@@ -168,11 +170,15 @@ class Rollout:
     reward_parts: dict[str, Float[Array, " E"]]
     group: Int[Array, " E"]
     log_kept: Float[Array, "B T"] | None = None
+    states: Float[Array, "B T H"] | None = None
     shown: Shown | None = None
     episode: Int[Array, " B"] | None = None
     place: Int[Array, " B"] | None = None
     facts: dict[str, Float[Array, " E"]] = dataclasses.field(default_factory=dict)
     views: dict[str, Images] = dataclasses.field(default_factory=dict)
+    divergences: dict[str, Float[Array, "B T"]] = dataclasses.field(
+        default_factory=dict
+    )
 
 
 @_pytree

@@ -77,8 +77,7 @@ def gradients(
                 dz = dz.astype(h.dtype)
                 dpart = dpart + tiles.dot("nv,nd->vd", dz, h)
                 more = tiles.dot("nv,vd->nd", dz, part)
-                more = more + tiles.columns(place, block, totals[i])
-                totals = _put(totals, i, more, place)
+                totals = _add(totals, i, more, place)
             return totals, dpart
 
         blocks = -(-count // block)
@@ -97,8 +96,10 @@ def gradients(
     return tuple(jnp.where(active[:, None], x[place], 0) for x in totals), dweight
 
 
-def _put(totals, i, rows, place):
-    new = tiles.put(place, rows, totals[i])
+def _add(totals, i, more, place):
+    # In place: the total is a carry of two loops.
+    so_far = jax.lax.dynamic_slice_in_dim(totals[i], place, len(more))
+    new = tiles.put(place, so_far + more, totals[i])
     return (*totals[:i], new, *totals[i + 1 :])
 
 

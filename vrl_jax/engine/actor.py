@@ -7,11 +7,17 @@ from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
-from vrl_jax import views
+from vrl_jax import perception, views
+from vrl_jax.engine import slots as decoding_slots
 from vrl_jax.engine.decoding import Model
-from vrl_jax.engine.likelihood import in_pieces, likelihood
+from vrl_jax.engine.likelihood import (
+    divergence,
+    final_states,
+    in_pieces,
+    likelihood,
+)
 from vrl_jax.engine.processing import Processor
 from vrl_jax.models.policy import Params, Policy
 from vrl_jax.types import Batch, Episode, Images, Likelihood, Prompts, Rollout
@@ -33,7 +39,8 @@ class Actor:
     `stop_ids` or after `max_new_tokens`; `slots` are written at a time. `reward` sees
     one group at a time. `observe` is told of every group that was played, kept or not;
     rewards see `step` and `total_steps`. Passes without gradient take at most
-    `prompts_per_pass` prompts at a time.
+    `prompts_per_pass` prompts at a time. `note` says which of the final hidden states
+    are kept beside the tokens: `slots.nothing` of them, or all, `slots.states`.
     """
 
     policy: Policy
@@ -51,6 +58,7 @@ class Actor:
     step: int = 0
     total_steps: int = 0
     observe: Callable[[Sequence[Episode], Sequence[Mapping[str, float]]], None] = ignore
+    note: Callable = decoding_slots.nothing
 
     def model(self) -> Model:
         """What decoding reads of it."""
@@ -61,6 +69,7 @@ class Actor:
             self.max_new_tokens,
             self.slots,
             self.processor.tokenizer,
+            self.note,
         )
 
     def likelihood(self, rollout: Rollout) -> Likelihood:
@@ -86,17 +95,35 @@ class Actor:
         Every response is scored under a draw of its own, view(fold_in(key, row), its
         prompt's pictures), whatever the size of a pass.
         """
-        scored = _score_view(
-            self.policy,
-            view,
-            self.prompts_per_pass,
-            self.params,
-            self.allowed,
-            rollout,
-            key,
-        )
+        scored = self._under(view, _likelihood, rollout, key, rollout.log_kept)
         extra = {**rollout.extra_logprobs, name: scored.logprobs}
         return dataclasses.replace(rollout, extra_logprobs=extra)
+
+    def add_divergence(
+        self,
+        rollout: Rollout,
+        name: str,
+        view: View,
+        key: Key[Array, ""],
+        *,
+        measure: Callable = perception.view_kl,
+    ) -> Rollout:
+        """`measure` of the rollout's view and another one, as `divergences[name]`.
+
+        Drawn as in `add_logprobs`, and exactly 0 where the view shows the same. Costs
+        as much, and a second stream in the head, if the rollout has its `states`; they
+        are computed first if it has not, and dropped.
+        """
+        states = rollout.states
+        if states is None:
+            states = _states(self.policy, self.prompts_per_pass, self.params, rollout)
+        found = self._under(view, _divergence(measure), rollout, key, states)
+        divergences = {**rollout.divergences, name: found}
+        return dataclasses.replace(rollout, divergences=divergences, states=None)
+
+    def _under(self, view, read, rollout, key, noted):
+        fixed = (self.policy, view, read, self.prompts_per_pass)
+        return _score_view(*fixed, self.params, self.allowed, rollout, key, noted)
 
 
 Scored = TypeVar("Scored", Rollout, Batch)
@@ -138,16 +165,52 @@ def _score(
     )
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _states(
+    policy: Policy, prompts_per_pass: int, params: Params, rollout: Rollout
+) -> Float[Array, "B T H"]:
+    def read(prompts: Prompts, shown, *rows):
+        return final_states(policy, params, prompts, *rows, shown)
+
+    return in_pieces(
+        read,
+        prompts_per_pass,
+        rollout.prompts,
+        rollout.shown,
+        rollout.tokens,
+        rollout.positions,
+    )
+
+
+def _likelihood(policy, params, prompts, responses, allowed, log_kept, shown, moved):
+    return likelihood(policy, params, prompts, *responses, allowed, log_kept, shown)
+
+
+@functools.cache
+def _divergence(measure: Callable) -> Callable:
+    """One function for each measure, so that jit finds what it compiled."""
+
+    def read(policy, params, prompts, responses, allowed, states, shown, moved):
+        found = divergence(
+            measure, policy, params, prompts, states, *responses, allowed, shown
+        )
+        return jnp.where(moved[:, None], found, 0)
+
+    return read
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _score_view(
     policy: Policy,
     view: View,
+    read: Callable,
     prompts_per_pass: int,
     params: Params,
     allowed: Bool[Array, " V"],
     rollout: Rollout,
     key: Key[Array, ""],
-) -> Likelihood:
+    noted: Array | None,
+) -> Likelihood | Float[Array, "B T"]:
     batch = rollout.tokens.shape[0]
     group = batch // rollout.prompts.tokens.shape[0]
 
@@ -160,20 +223,29 @@ def _score_view(
         prompts = jax.tree.map(lambda x: jnp.repeat(x, group, axis=0), prompts)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, rows)
         images = jax.vmap(look)(keys, prompts.images)
+        moved = _differ(images, prompts.images)
         prompts = dataclasses.replace(prompts, images=images)
-        return likelihood(policy, params, prompts, *responses, allowed, *noted)
+        return read(policy, params, prompts, responses, allowed, *noted, moved)
 
     return in_pieces(
         score,
         prompts_per_pass,
         rollout.prompts,
-        (rollout.log_kept, rollout.shown),
+        (noted, rollout.shown),
         jnp.arange(batch),
         rollout.tokens,
         rollout.positions,
         rollout.mask,
         rollout.temperature,
     )
+
+
+def _differ(images: Images, others: Images) -> Bool[Array, " P"]:
+    """Which prompts' pictures are not the same."""
+    unequal = jax.tree.map(
+        lambda x, y: (x != y).reshape(len(x), -1).any(axis=1), images, others
+    )
+    return jnp.stack(jax.tree.leaves(unequal)).any(axis=0)
 
 
 def allowed_ids(processor: Processor, rows: int) -> Bool[Array, " V"]:

@@ -9,7 +9,7 @@ at most `len(row_sizes) * len(window_sizes)` for each width of contexts.
 import dataclasses
 import functools
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -72,11 +72,15 @@ class Response(NamedTuple):
     tokens: Int[np.ndarray, " n"]
     logprobs: Float[np.ndarray, " n"]
     log_kept: Float[np.ndarray, " n"]
+    noted: Float[np.ndarray, "n K"]
     finished: bool
 
 
 class Model(NamedTuple):
-    """What decoding depends on: `limit` bounds every request's."""
+    """What decoding depends on: `limit` bounds every request's.
+
+    `note` says what is kept of the final hidden states.
+    """
 
     policy: Policy
     params: Params
@@ -84,6 +88,7 @@ class Model(NamedTuple):
     limit: int
     slots: int
     tokenizer: Any = None
+    note: Callable = device.nothing
 
 
 def row_sizes(slots: int) -> list[int]:
@@ -103,7 +108,8 @@ def window_sizes(limit: int) -> list[int]:
 class Sampled(NamedTuple):
     """Responses of a group lie together; `mask` includes the stop token.
 
-    `finished` is False where the token budget ended the response.
+    `finished` is False where the token budget ended the response. `noted` is what the
+    model notes of the states that predicted the tokens.
     """
 
     tokens: Int[Array, "B T"]
@@ -111,6 +117,7 @@ class Sampled(NamedTuple):
     mask: Bool[Array, "B T"]
     logprobs: Float[Array, "B T"]
     log_kept: Float[Array, "B T"]
+    noted: Float[Array, "B T K"]
     finished: Bool[Array, " B"]
 
 
@@ -153,6 +160,7 @@ def sample(
     tokens = np.full(shape, stops[0], np.int32)
     mask = np.zeros(shape, bool)
     logprobs, log_kept = np.zeros((2, *shape), np.float32)
+    noted = None
     finished = np.zeros(batch, bool)
     left = batch
     for ended in decode(model, queue):
@@ -162,12 +170,16 @@ def sample(
             mask[row, written] = True
             logprobs[row, written] = response.logprobs
             log_kept[row, written] = response.log_kept
+            if noted is None:
+                one = response.noted
+                noted = np.zeros((*shape, one.shape[1]), one.dtype)
+            noted[row, written] = response.noted
             finished[row] = response.finished
         left -= len(ended)
         if not left:
             break
     positions = _response_positions(prompts, group, model.limit)
-    arrays = map(jnp.asarray, (tokens, mask, logprobs, log_kept, finished))
+    arrays = map(jnp.asarray, (tokens, mask, logprobs, log_kept, noted, finished))
     first, *rest = arrays
     return Sampled(first, positions, *rest)
 
@@ -279,6 +291,7 @@ def decode(model: Model, queue: deque[Request]) -> Iterator[list[Response]]:
             STEPS,
             steps,
             _patience(row_sizes(model.slots), size, len(live) + len(new), len(queue)),
+            model.note,
         )
         *parts, counts, stopped, remaining = jax.device_get(
             (*writing, slots.stopped, slots.orders.left)
@@ -309,16 +322,14 @@ def _response(
     strings = writer.request.stop_strings
     if remaining and not strings:
         return None
-    tokens, logprobs, log_kept = (
-        np.concatenate(part) for part in zip(*writer.parts, strict=True)
-    )
+    columns = [np.concatenate(part) for part in zip(*writer.parts, strict=True)]
+    tokens = columns[0]
     cut = _string_end(model.tokenizer, tokens, strings) if strings else None
     if cut is not None:
-        columns = (tokens[:cut], logprobs[:cut], log_kept[:cut])
-        return Response(writer.request, *columns, finished=True)
+        return Response(writer.request, *(x[:cut] for x in columns), finished=True)
     if remaining:
         return None
-    return Response(writer.request, tokens, logprobs, log_kept, finished=stopped)
+    return Response(writer.request, *columns, finished=stopped)
 
 
 def _string_end(

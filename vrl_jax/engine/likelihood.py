@@ -25,25 +25,18 @@ def last_hidden(
     return hidden[jnp.arange(hidden.shape[0]), mask.sum(axis=1) - 1]
 
 
-def likelihood(
+def final_states(
     policy: Policy,
     params: Params,
     prompts: Prompts,
     tokens: Int[Array, "B T"],
     positions: Int[Array, "B T 3"],
-    mask: Bool[Array, "B T"],
-    temperature: Float[Array, " B"],
-    allowed: Bool[Array, " V"],
-    log_kept: Float[Array, "B T"] | None = None,
     shown: Shown | None = None,
-) -> Likelihood:
-    """log pi(y_t | prompt, y_<t) and H(pi(. | prompt, y_<t)) in nats, 0 where ~mask.
+) -> Float[Array, "B T H"]:
+    """The hidden states that predict the tokens, after the final norm.
 
     Each prompt and its pictures are processed once, and its B / P consecutive
-    responses attend to it. Logits are divided by `temperature` and ids that are not
-    `allowed` have probability 0, as in sampling. `log_kept` is subtracted from the
-    log-probs (not from what the entropy is of): what `engine.sampling` left out.
-    `shown` are the pictures between the turns of responses.
+    responses attend to it. `shown` are the pictures between the turns of responses.
     """
     batch, length = tokens.shape
     count = prompts.tokens.shape[0]
@@ -69,6 +62,29 @@ def likelihood(
             pictures,
         )
         states = jnp.concatenate([states, hidden], axis=2)
+    return states.reshape(batch, length, -1)
+
+
+def likelihood(
+    policy: Policy,
+    params: Params,
+    prompts: Prompts,
+    tokens: Int[Array, "B T"],
+    positions: Int[Array, "B T 3"],
+    mask: Bool[Array, "B T"],
+    temperature: Float[Array, " B"],
+    allowed: Bool[Array, " V"],
+    log_kept: Float[Array, "B T"] | None = None,
+    shown: Shown | None = None,
+) -> Likelihood:
+    """log pi(y_t | prompt, y_<t) and H(pi(. | prompt, y_<t)) in nats, 0 where ~mask.
+
+    Of `final_states`. Logits are divided by `temperature` and ids that are not
+    `allowed` have probability 0, as in sampling. `log_kept` is subtracted from the
+    log-probs (not from what the entropy is of): what `engine.sampling` left out.
+    """
+    batch, length = tokens.shape
+    states = final_states(policy, params, prompts, tokens, positions, shown)
     stats = linear_head(
         states.reshape(batch * length, -1),
         policy.head(params),
@@ -80,6 +96,36 @@ def likelihood(
     if log_kept is not None:
         logprobs = logprobs - log_kept
     return Likelihood(jnp.where(mask, logprobs, 0.0), jnp.where(mask, entropy, 0.0))
+
+
+def divergence(
+    measure: Callable,
+    policy: Policy,
+    params: Params,
+    prompts: Prompts,
+    states: Float[Array, "B T H"],
+    tokens: Int[Array, "B T"],
+    positions: Int[Array, "B T 3"],
+    mask: Bool[Array, "B T"],
+    temperature: Float[Array, " B"],
+    allowed: Bool[Array, " V"],
+    shown: Shown | None = None,
+) -> Float[Array, "B T"]:
+    """How far pi(. | prompt, y_<t) is from the distribution of `states`; 0 off mask.
+
+    `measure(states, other states, head, temperature=, allowed=)` is one of
+    `perception`'s, per token and over the whole vocabulary.
+    """
+    batch, length = tokens.shape
+    other = final_states(policy, params, prompts, tokens, positions, shown)
+    found = measure(
+        states.reshape(batch * length, -1),
+        other.reshape(batch * length, -1),
+        policy.head(params),
+        temperature=jnp.repeat(temperature, length),
+        allowed=allowed,
+    )
+    return jnp.where(mask, found.reshape(batch, length), 0.0)
 
 
 def in_pieces(

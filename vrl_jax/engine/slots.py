@@ -10,6 +10,7 @@ another number of slots or columns; all shapes come from a few sizes.
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -78,11 +79,15 @@ class Slots:
 
 
 class Writing(NamedTuple):
-    """What a run wrote: `count` tokens in each slot, from the left."""
+    """What a run wrote: `count` tokens in each slot, from the left.
+
+    `noted` is what was kept of the states that predicted them.
+    """
 
     tokens: Int[Array, "B S"]
     logprobs: Float[Array, "B S"]
     log_kept: Float[Array, "B S"]
+    noted: Float[Array, "B S K"]
     count: Int[Array, " B"]
 
 
@@ -219,7 +224,17 @@ def end(slots: Slots, these: Bool[Array, " B"]) -> Slots:
     return dataclasses.replace(slots, orders=slots.orders._replace(left=left))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 5), donate_argnums=3)
+def nothing(states: Float[Array, "B H"]) -> Float[Array, "B 0"]:
+    """Of the states that predict tokens, none is kept."""
+    return states[:, :0]
+
+
+def states(states: Float[Array, "B H"]) -> Float[Array, "B H"]:
+    """They are kept as they are."""
+    return states
+
+
+@functools.partial(jax.jit, static_argnums=(0, 5, 8), donate_argnums=3)
 def run(
     policy: Policy,
     params: Params,
@@ -229,10 +244,12 @@ def run(
     most: int,
     steps: Int[Array, ""],
     patience: Int[Array, ""],
+    note: Callable = nothing,
 ) -> tuple[Slots, Writing]:
     """Writes up to `steps` tokens in every live slot, from `column` on.
 
     Ends sooner when `patience` responses have ended, or all. `most` bounds `steps`.
+    `note` says what is kept of the final hidden states, [B H] -> [B K].
     """
     weights = policy.unstack(params)
     head = policy.head(params)
@@ -273,6 +290,7 @@ def run(
                 kept.at[rows, step].set(jnp.where(live, new, 0))
                 for kept, new in zip(writing[:3], drawn, strict=True)
             ),
+            writing.noted.at[rows, step].set(note(slots.states)),
             writing.count + live,
         )
         slots = Slots(
@@ -289,15 +307,15 @@ def run(
         )
         return step + 1, slots, writing
 
-    nothing = Writing(
+    noted = jax.eval_shape(note, slots.states)
+    blank = Writing(
         jnp.zeros((count, most), jnp.int32),
         jnp.zeros((count, most)),
         jnp.zeros((count, most)),
+        jnp.zeros((count, most, *noted.shape[1:]), noted.dtype),
         jnp.zeros(count, jnp.int32),
     )
-    _, slots, writing = jax.lax.while_loop(
-        running, write, (jnp.int32(0), slots, nothing)
-    )
+    _, slots, writing = jax.lax.while_loop(running, write, (jnp.int32(0), slots, blank))
     return slots, writing
 
 

@@ -98,6 +98,7 @@ def written(
         mask=jnp.asarray(mask),
         logprobs=jnp.zeros((rows, length)),
         log_kept=jnp.zeros((rows, length)),
+        noted=jnp.zeros((rows, length, 0)),
         finished=jnp.ones(rows, bool),
     )
 

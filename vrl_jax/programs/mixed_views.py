@@ -24,7 +24,8 @@ def mixed_views(
     """The last `perturbed` responses of each group are sampled under the view.
 
     Every response is scored as an answer to the clean picture: the prompts are the
-    clean ones, and the old log-probs are computed again under them.
+    clean ones, and the old log-probs are computed again under them. States that were
+    noted while sampling are of either view, and are dropped.
     """
     samples = next(batches)
     encoded = encode(actor.processor, samples)
@@ -40,4 +41,5 @@ def mixed_views(
         sample(actor, seen, other.reshape(-1)),
     )
     rollout = as_rollout(actor, samples, encoded, sampled)
-    return dataclasses.replace(rollout, old_logprobs=actor.likelihood(rollout).logprobs)
+    logprobs = actor.likelihood(rollout).logprobs
+    return dataclasses.replace(rollout, old_logprobs=logprobs, states=None)

@@ -92,6 +92,7 @@ def as_rollout(
         reward_parts={name: column(name) for name in parts},
         group=jnp.repeat(jnp.arange(len(samples)), group_size),
         log_kept=sampled.log_kept if narrowed(actor) else None,
+        states=sampled.noted if sampled.noted.shape[-1] else None,
     )
 
 
