@@ -2,6 +2,7 @@
 # make test    set-up, then every test (no torch)
 # make parity  adds torch, then the comparisons with transformers
 # make parity-sweep SEEDS=20 FIRST=1000   the same on other random models and pictures
+# make aot     adds libtpu, then compiles the kernels for four TPUs, without a TPU
 # make bench-load  seconds and memory of loading a checkpoint, for BENCHMARKS.md
 # make lint    style and format
 # make cases   the golden cases again, on other files: OBJECTIVES=a.json VERIFIERS=b.json
@@ -21,14 +22,14 @@ export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 # It would say that torch is missing; it is not needed.
 export TRANSFORMERS_VERBOSITY ?= error
 
-.PHONY: demo test parity parity-sweep cases bench-load lint table clean
+.PHONY: demo test parity parity-sweep aot cases bench-load lint table clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo
 	$(BIN)/python experiments/vppo_tiny_digits.py --out $(RUN)
 
 test: $(VENV)/.test
-	$(PYTEST) -n 2 -m "not parity"
+	$(PYTEST) -n 2 -m "not parity and not aot"
 
 parity: $(VENV)/.parity
 	$(PYTEST) -m parity tests/parity
@@ -36,6 +37,9 @@ parity: $(VENV)/.parity
 parity-sweep: $(VENV)/.parity
 	JAX_PLATFORMS=cpu XLA_FLAGS=--xla_backend_optimization_level=1 \
 		$(BIN)/python -m tests.parity.sweep --seeds $(SEEDS) --first $(FIRST)
+
+aot: $(VENV)/.aot
+	$(PYTEST) -m aot tests/kernels
 
 bench-load: $(VENV)/.demo
 	JAX_PLATFORMS=cpu $(BIN)/python benchmarks/load_checkpoint.py
@@ -68,6 +72,10 @@ $(VENV)/.test: $(VENV)/.demo
 
 $(VENV)/.parity: $(VENV)/.test
 	@$(PIP) --editable ".[test,parity]"
+	@touch $@
+
+$(VENV)/.aot: $(VENV)/.test
+	@$(PIP) --editable ".[test,aot]"
 	@touch $@
 
 clean:
