@@ -64,16 +64,18 @@ def head(streams, weight, ids, temperature, allowed, *, tiles) -> tuple:
 
 
 def gradient(streams, weight, *rest, tiles) -> tuple:
-    """The value of a weighted sum of all statistics, and its slopes.
+    """A loss of the log-probabilities, and of the KL of a pair; its slopes as well.
 
-    The weights are an argument, here the temperatures: the compiler must not know them.
+    A token's weight is an argument, here its temperature: the compiler must not know.
     """
     _, temperature, _ = rest
 
-    def total(streams, weight):
-        return (temperature * sum(head(streams, weight, *rest, tiles=tiles))).sum()
+    def loss(streams, weight):
+        stats = head(streams, weight, *rest, tiles=tiles)
+        per_token = stats.logprobs + (stats.kl if len(streams) == 2 else 0)
+        return (temperature * per_token).sum()
 
-    return jax.value_and_grad(total, argnums=(0, 1))(streams, weight)
+    return jax.value_and_grad(loss, argnums=(0, 1))(streams, weight)
 
 
 def schedule(folder: Path) -> tuple[float, int]:
