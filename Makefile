@@ -2,6 +2,7 @@
 # make test    set-up, then every test (no torch)
 # make parity  adds torch, then the comparisons with transformers
 # make parity-sweep SEEDS=20 FIRST=1000   the same on other random models and pictures
+# make aot     adds libtpu, then compiles the kernels for four TPUs, without a TPU
 # make bench-load  seconds and memory of loading a checkpoint, for BENCHMARKS.md
 # make chaos KILLS=25 SEED=0   a run that is killed at random moments ends with the same bits
 # make lint    style and format
@@ -26,14 +27,14 @@ export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 # It would say that torch is missing; it is not needed.
 export TRANSFORMERS_VERBOSITY ?= error
 
-.PHONY: demo test parity parity-sweep chaos cases bench-load lint table clean fuzz
+.PHONY: demo test parity parity-sweep chaos cases bench-load lint table clean fuzz aot
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo
 	$(BIN)/python experiments/vppo_tiny_digits.py --out $(RUN)
 
 test: $(VENV)/.test
-	$(PYTEST) -n 2 -m "not parity"
+	$(PYTEST) -n 2 -m "not parity and not aot"
 
 parity: $(VENV)/.parity
 	$(PYTEST) -m parity tests/parity
@@ -44,6 +45,9 @@ parity-sweep: $(VENV)/.parity
 
 chaos: $(VENV)/.test
 	JAX_PLATFORMS=cpu $(BIN)/python -m tests.chaos --kills $(KILLS) --seed $(SEED)
+
+aot: $(VENV)/.aot
+	$(PYTEST) -m aot tests/kernels
 
 bench-load: $(VENV)/.demo
 	JAX_PLATFORMS=cpu $(BIN)/python benchmarks/load_checkpoint.py
@@ -80,6 +84,10 @@ $(VENV)/.test: $(VENV)/.demo
 
 $(VENV)/.parity: $(VENV)/.test
 	@$(PIP) --editable ".[test,parity]"
+	@touch $@
+
+$(VENV)/.aot: $(VENV)/.test
+	@$(PIP) --editable ".[test,aot]"
 	@touch $@
 
 clean:
