@@ -11,12 +11,13 @@ the sets are the same tokens of `hidden` and of `other`; with one they are 256 t
                           are reduced into the sums of `state`, which wait in shared
                           memory meanwhile
 
-Beyond the end of an array TMA brings zeros, so that no array has to be whole blocks; but
-its swizzle wants whole tiles of 8 x 64, and an array that is not is copied into one that
-is. Columns beyond the vocabulary, like those that are not allowed, are selected out
-before any arithmetic. The runs of a row are merged outside of the kernel.
+Beyond the end of an array TMA brings zeros, so that no array has to be whole blocks;
+but its swizzle wants whole tiles of 8 x 64, and an array that is not is copied into one
+that is. Columns beyond the vocabulary, like those that are not allowed, are selected
+out before any arithmetic. The runs of a row are merged outside of the kernel.
 
-Needs jax 0.11 to run; importing it does not.
+Needs jax 0.11 to run; importing it does not. Interpreted on a CPU and compiled for an
+H200 (`make compile-mgpu`), not yet timed on one.
 """
 
 import functools
@@ -178,9 +179,9 @@ def _kernel(pair, tiles, length, *refs):
     refs = _Refs(*refs)
     warpgroup = lax.axis_index("warpgroup")
     block, run = lax.axis_index("block"), lax.axis_index("run")
-    starts = (
-        [block * BLOCK] * 2 if pair else [block * 2 * BLOCK + i for i in (0, BLOCK)]
-    )
+    starts = [block * BLOCK] * 2
+    if not pair:
+        starts = [block * 2 * BLOCK, block * 2 * BLOCK + BLOCK]
     first_tile = run * length
     count = jnp.minimum(length, tiles - first_tile)
 
@@ -226,7 +227,6 @@ def _produce(refs, starts, first_tile, count):
 
 def _consume(refs, pair, warpgroup, starts, first_tile, count, sums):
     """Multiply what the ring brings; after each tile, take it into the sums."""
-    steps = refs.weight.shape[1] // DEPTH
     names = _names(pair)
     by_row = plgpu.Layout.WGMMA.reduce(1)
     for i, name in enumerate(names):
@@ -239,16 +239,7 @@ def _consume(refs, pair, warpgroup, starts, first_tile, count, sums):
 
         @functools.partial(pl.run_scoped, one=accumulator, two=accumulator)
         def _(one, two):
-            @pl.loop(0, steps)
-            def _(step):
-                slot = lax.rem(tile * steps + step, SLOTS)
-                mine = pl.ds(warpgroup * ROWS, ROWS)
-                columns = refs.columns.at[slot].transpose((1, 0))
-                plgpu.barrier_wait(refs.full.at[slot])
-                plgpu.wgmma(one, refs.rows.at[slot, 0, mine], columns)
-                plgpu.wgmma(two, refs.rows.at[slot, 1, mine], columns)
-                plgpu.wgmma_wait(0)
-                plgpu.barrier_arrive(refs.empty.at[slot])
+            _multiply(refs, warpgroup, tile, one, two)
 
             def logits(accumulator, start):
                 rows = pl.ds(start + warpgroup * ROWS, ROWS)
@@ -276,6 +267,22 @@ def _consume(refs, pair, warpgroup, starts, first_tile, count, sums):
                 store(_with_tile(load(State), z))
                 z = logits(two, starts[1])
                 store(_with_tile(load(State, 4), z), 4)
+
+
+def _multiply(refs, warpgroup, tile, one, two):
+    """All steps of a tile, into the accumulators of both sets."""
+    steps = refs.weight.shape[1] // DEPTH
+
+    @pl.loop(0, steps)
+    def _(step):
+        slot = lax.rem(tile * steps + step, SLOTS)
+        mine = pl.ds(warpgroup * ROWS, ROWS)
+        columns = refs.columns.at[slot].transpose((1, 0))
+        plgpu.barrier_wait(refs.full.at[slot])
+        plgpu.wgmma(one, refs.rows.at[slot, 0, mine], columns)
+        plgpu.wgmma(two, refs.rows.at[slot, 1, mine], columns)
+        plgpu.wgmma_wait(0)
+        plgpu.barrier_arrive(refs.empty.at[slot])
 
 
 class _Logits(NamedTuple):
