@@ -3,6 +3,8 @@
 # make parity  adds torch, then the comparisons with transformers
 # make parity-sweep SEEDS=20 FIRST=1000   the same on other random models and pictures
 # make bench-load  seconds and memory of loading a checkpoint, for BENCHMARKS.md
+# make test-new     tests of the kernels on the newest jax, where Python 3.12 is found
+# make compile-mgpu the Hopper kernel compiled for an H200 that need not be there (5 GB)
 # make lint    style and format
 # make cases   the golden cases again, on other files: OBJECTIVES=a.json VERIFIERS=b.json
 # make table   three seeds of every digits experiment, as printed in experiments/README.md
@@ -17,11 +19,17 @@ SEEDS ?= 20
 FIRST ?= 1000
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 PYTEST := $(BIN)/python -m pytest
+NEW := .venv-new
+CUDA := .venv-cuda
+# The newest jax needs Python 3.12: the first that runs, in PATH or among pyenv's.
+PYENV := $(HOME)/.pyenv/versions/*/bin
+NEW_PYTHON ?= $(shell for p in python3.14 python3.13 python3.12 $(PYENV)/python3.1[2-9]; do \
+	$$p -c 'import ensurepip, venv' >/dev/null 2>&1 && command -v $$p && break; done)
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 # It would say that torch is missing; it is not needed.
 export TRANSFORMERS_VERBOSITY ?= error
 
-.PHONY: demo test parity parity-sweep cases bench-load lint table clean
+.PHONY: demo test test-new compile-mgpu parity parity-sweep cases bench-load lint table clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo
@@ -29,6 +37,14 @@ demo: $(VENV)/.demo
 
 test: $(VENV)/.test
 	$(PYTEST) -n 2 -m "not parity"
+
+test-new:
+	@if test -n "$(NEW_PYTHON)"; then $(MAKE) --no-print-directory $(NEW)/.ready && \
+		JAX_PLATFORMS=cpu $(NEW)/bin/python -m pytest -n 2 -rs tests/kernels; \
+	else echo "test-new skipped: no Python 3.12 or newer in PATH or pyenv's versions"; fi
+
+compile-mgpu: $(CUDA)/.ready
+	$(CUDA)/bin/python benchmarks/compile_mgpu.py
 
 parity: $(VENV)/.parity
 	$(PYTEST) -m parity tests/parity
@@ -70,5 +86,21 @@ $(VENV)/.parity: $(VENV)/.test
 	@$(PIP) --editable ".[test,parity]"
 	@touch $@
 
+$(NEW)/.ready: pyproject.toml
+	@echo "installing the newest jax into $(NEW)"
+	@test -x $(NEW)/bin/python || $(NEW_PYTHON) -m venv $(NEW)
+	@$(NEW)/bin/python -m pip --disable-pip-version-check install --quiet --upgrade \
+		jax jaxtyping numpy pytest pytest-xdist
+	@$(NEW)/bin/python -m pip --disable-pip-version-check install --quiet --no-deps -e .
+	@touch $@
+
+$(CUDA)/.ready: pyproject.toml
+	@echo "installing jax for CUDA into $(CUDA): 5 GB"
+	@test -x $(CUDA)/bin/python || $(NEW_PYTHON) -m venv $(CUDA)
+	@$(CUDA)/bin/python -m pip --disable-pip-version-check install --quiet --upgrade \
+		"jax[cuda13]" jaxtyping nvidia-cuda-nvdisasm
+	@$(CUDA)/bin/python -m pip --disable-pip-version-check install --quiet --no-deps -e .
+	@touch $@
+
 clean:
-	rm -rf $(VENV) .cache build *.egg-info
+	rm -rf $(VENV) $(NEW) $(CUDA) .cache build *.egg-info
