@@ -12,6 +12,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
+from vrl_kernels.linear_head import js_divergence, linear_head_pair
 
 from vrl_jax import masked
 
@@ -46,6 +47,49 @@ def probability_drop(
     The weakest of the three scores that VPPO compares.
     """
     return jnp.where(mask, jnp.exp(old_logprobs) - jnp.exp(perturbed_logprobs), 0)
+
+
+def view_kl(
+    hidden: Float[Array, "N d"],
+    other: Float[Array, "N d"],
+    head: Float[Array, "V d"],
+    *,
+    temperature: Float[Array, " N"],
+    allowed: Bool[Array, " V"],
+) -> Float[Array, " N"]:
+    """KL(p||q), p from the picture's final states, q from the perturbed one's.
+
+    Equation 3 of VPPO's paper, whose code has `sampled_k3` instead. Over the whole
+    vocabulary: `divergences.full_kl` without its logits.
+    """
+    ids = jnp.full(hidden.shape[:1], -1)  # no token in particular
+    return linear_head_pair(
+        hidden, other, head, ids, temperature=temperature, allowed=allowed
+    ).kl
+
+
+def view_reverse_kl(
+    hidden: Float[Array, "N d"],
+    other: Float[Array, "N d"],
+    head: Float[Array, "V d"],
+    *,
+    temperature: Float[Array, " N"],
+    allowed: Bool[Array, " V"],
+) -> Float[Array, " N"]:
+    """KL(q||p), as `view_kl` otherwise."""
+    return view_kl(other, hidden, head, temperature=temperature, allowed=allowed)
+
+
+def view_js(
+    hidden: Float[Array, "N d"],
+    other: Float[Array, "N d"],
+    head: Float[Array, "V d"],
+    *,
+    temperature: Float[Array, " N"],
+    allowed: Bool[Array, " V"],
+) -> Float[Array, " N"]:
+    """JS divergence of p and q, at most log 2: `divergences.full_jensen_shannon`."""
+    return js_divergence(hidden, other, head, temperature=temperature, allowed=allowed)
 
 
 def trajectory_dependency(

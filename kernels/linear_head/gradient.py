@@ -68,7 +68,7 @@ def gradients(
             place = number * block
             index = tiles.columns(place, block, order)
             live = place + jnp.arange(block) < count
-            some = [jnp.where(live[:, None], h[index], 0) for h in streams]
+            some = [jnp.where(live[:, None], tiles.pick(index, h), 0) for h in streams]
             row = jax.tree.map(lambda x: x[index], rows)
             z = [tiles.logits(h, part, row.temperature, keep) for h in some]
             slopes = _slopes(z, tiles.hits(row.ids, start, width), row)
@@ -77,28 +77,29 @@ def gradients(
                 dz = dz.astype(h.dtype)
                 dpart = dpart + tiles.dot("nv,nd->vd", dz, h)
                 more = tiles.dot("nv,vd->nd", dz, part)
-                more = more + tiles.columns(place, block, totals[i])
-                totals = _put(totals, i, more, place)
+                totals = _add(totals, i, more, place)
             return totals, dpart
 
         blocks = -(-count // block)
         dpart = jnp.zeros(part.shape, totals[0].dtype)
         totals, dpart = jax.lax.fori_loop(0, blocks, one_block, (totals, dpart))
-        dpart = dpart.astype(dtype)
-        return totals, jax.lax.dynamic_update_slice_in_dim(dweight, dpart, start, 0)
+        return totals, tiles.put(start, dpart.astype(dtype), dweight)
 
     exact = jnp.promote_types(streams[0].dtype, jnp.float32)
     totals = tuple(jnp.zeros((padded, h.shape[1]), exact) for h in streams)
     size = weight.shape[0]
+    dweight = jnp.zeros(weight.shape, dtype)
     totals, dweight = tiles.over_tiles(
-        tile, (totals, jnp.zeros(weight.shape, dtype)), size, min(tiles.TILE, size)
+        tile, (totals, dweight), size, min(tiles.TILE, size)
     )
     place = jnp.cumsum(active) - 1
     return tuple(jnp.where(active[:, None], x[place], 0) for x in totals), dweight
 
 
-def _put(totals, i, rows, place):
-    new = jax.lax.dynamic_update_slice_in_dim(totals[i], rows, place, 0)
+def _add(totals, i, more, place):
+    # In place: the total is a carry of two loops.
+    so_far = jax.lax.dynamic_slice_in_dim(totals[i], place, len(more))
+    new = tiles.put(place, so_far + more, totals[i])
     return (*totals[:i], new, *totals[i + 1 :])
 
 

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 
 from .state import MASKED
 
-TILE = 4096  # rows of the weight that one matrix product sees
+TILE = 2816  # rows of the weight that one matrix product sees
 Carry = TypeVar("Carry")
 
 
@@ -55,7 +55,34 @@ def logits(
 
 def columns(start: Int[Array, ""] | int, rows: int, x: Array) -> Array:
     """x[start : start + rows], the start known only when it runs."""
-    return jax.lax.dynamic_slice_in_dim(x, start, rows)
+    x, start = _together(x, start)
+    return _float(jax.lax.dynamic_slice_in_dim(_bits(x), start, rows), x.dtype)
+
+
+def pick(index: Int[Array, " R"], x: Array) -> Array:
+    """x[index]."""
+    x, index = _together(x, index)
+    return _float(_bits(x)[index], x.dtype)
+
+
+def put(start: Int[Array, ""] | int, rows: Array, x: Array) -> Array:
+    """x with `rows` at start, in place where x is the carry of a loop."""
+    return jax.lax.dynamic_update_slice_in_dim(x, rows, start, 0)
+
+
+# XLA for CPU slices and gathers bfloat16 by way of float32, and does so ahead of a loop
+# if it can: a slice of the weight would make it hold all of the weight twice. It leaves
+# integers of the same bits alone, and the barrier keeps their making in the loop.
+def _together(*inputs):
+    return jax.lax.optimization_barrier(inputs)
+
+
+def _bits(x):
+    return x.view(jnp.uint16) if x.dtype == jnp.bfloat16 else x
+
+
+def _float(x, dtype):
+    return x.view(dtype) if x.dtype == jnp.uint16 else x
 
 
 def hits(ids: Int[Array, " N"], start: Int[Array, ""] | int, rows: int) -> Array:

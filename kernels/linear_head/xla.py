@@ -1,10 +1,11 @@
-"""Plain JAX, for any platform: logits of one tile at a time, reduced at once.
+"""Plain JAX, for any platform: logits of one block at a time, reduced at once.
 
-On GPU a tile is a few hundred tokens by the whole vocabulary, elsewhere all tokens by a
-few thousand ids. The first needs no merging and keeps the logits of a token together,
-which is what XLA's row reductions for GPU are good at; the second reads the weight
-once.
+A block is some tokens by some ids. On GPU a few hundred tokens by the whole vocabulary:
+it needs no merging, and reducing long rows is what XLA's GPU code is good at. On TPU
+few reads of the weight count; on a CPU little memory.
 """
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,10 @@ from jaxtyping import Bool, Float, Int
 from . import tiles
 from .state import PairState, State, empty, merge
 
-CHUNK = 512  # rows of logits on GPU, of both streams together: 0.3 GB at V = 152064
+# Tokens and ids of a block.
+CPU = (1024, tiles.TILE)
+OTHER = (4096, tiles.TILE)
+GPU = (512, None)  # tokens of all streams together; 0.3 GB for each 152064 ids
 
 
 def obstacle(
@@ -48,43 +52,38 @@ def pair_states(
 
 
 def _by_platform(*inputs):
-    chunks = {"cuda": _token_chunks, "rocm": _token_chunks}
-    return jax.lax.platform_dependent(*inputs, default=_vocabulary_tiles, **chunks)
+    streams, weight, *_ = inputs
+    cpu, gpu, other = (
+        functools.partial(_blocks, shape)
+        for shape in (CPU, (GPU[0] // len(streams), weight.shape[0]), OTHER)
+    )
+    return jax.lax.platform_dependent(
+        *inputs, cpu=cpu, cuda=gpu, rocm=gpu, default=other
+    )
 
 
-def _vocabulary_tiles(streams, weight, ids, temperature, allowed):
-    size = weight.shape[0]
+def _blocks(shape, streams, weight, ids, temperature, allowed):
+    size, vocabulary = ids.shape[0], weight.shape[0]
+    block, tile = min(shape[0], size), min(shape[1], vocabulary)
 
-    def step(sums, start, rows):
-        part, keep = (tiles.columns(start, rows, x) for x in (weight, allowed))
-        z = [tiles.logits(h, part, temperature, keep) for h in streams]
-        new = _sums(*z, tiles.hits(ids, start, rows), keep)
-        return merge(jax.tree.map(lambda *x: jnp.stack(x), sums, new))
-
-    return tiles.over_tiles(step, _none(streams), size, min(tiles.TILE, size))
-
-
-def _token_chunks(streams, weight, ids, temperature, allowed):
-    size = ids.shape[0]
-
-    def step(whole, start, rows):
+    def tokens(whole, start, rows):
         *some, chosen, divisor = (
             tiles.columns(start, rows, x) for x in (*streams, ids, temperature)
         )
-        # One product for both streams: the weight is read once.
-        z = tiles.logits(
-            jnp.concatenate(some), weight, jnp.tile(divisor, len(some)), allowed
-        )
-        hit = tiles.hits(chosen, 0, weight.shape[0])
-        part = _sums(*jnp.split(z, len(some)), hit, allowed)
-        return jax.tree.map(
-            lambda x, y: jax.lax.dynamic_update_slice_in_dim(x, y, start, 0),
-            whole,
-            part,
-        )
+        together, divisors = jnp.concatenate(some), jnp.tile(divisor, len(some))
 
-    rows = min(CHUNK // len(streams), size)
-    return tiles.over_tiles(step, _none(streams), size, rows)
+        def columns(state, start, rows):
+            part, keep = (tiles.columns(start, rows, x) for x in (weight, allowed))
+            # One product for both streams: the weight is read once.
+            z = tiles.logits(together, part, divisors, keep)
+            hit = tiles.hits(chosen, start, rows)
+            new = _sums(*jnp.split(z, len(some)), hit, keep)
+            return merge(jax.tree.map(lambda *x: jnp.stack(x), state, new))
+
+        part = tiles.over_tiles(columns, _none(some), vocabulary, tile)
+        return jax.tree.map(functools.partial(tiles.put, start), part, whole)
+
+    return tiles.over_tiles(tokens, _none(streams), size, block)
 
 
 def _none(streams):

@@ -286,7 +286,7 @@ def test_only_the_reference_holds_all_logits(backend, dense, monkeypatch):
 
 
 def test_unknown_backend_is_named():
-    with pytest.raises(ValueError, match="'xla', .*, got 'cuda'"):
+    with pytest.raises(ValueError, match=r"'xla', .*, got 'cuda'"):
         linear_head(
             jnp.ones((2, 3)), jnp.ones((4, 3)), jnp.zeros(2, int), backend="cuda"
         )
