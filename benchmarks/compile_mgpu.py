@@ -2,15 +2,20 @@
 
     make compile-mgpu
 
-XLA for CUDA compiles for the target described in `h200.txtpb`. A row a shape: device
-memory beside inputs and outputs, and what ptxas says of the kernel twice. As JAX calls
-it where it finds libnvJitLink (a part of `jax[cuda13]`), it compiles for later linking,
-ignores the warpgroups' register budgets (C7504), gives every thread 168 and spills what
-does not fit. Called on the same PTX for the whole program, it keeps to the budgets.
+XLA for CUDA compiles for the target described in `h200.txtpb`.
+
+First table, the kernel: memory beside inputs and outputs, and what ptxas says of it
+twice. As JAX calls it where it finds libnvJitLink (a part of `jax[cuda13]`), it compiles
+for later linking, ignores the warpgroups' register budgets (C7504), gives every thread
+168 and spills what does not fit. Called on the same PTX for the whole program, it keeps
+to the budgets. Second table, the public functions with either backend: memory alone.
+
 Raises where the wgmma loop spills, where wgmma is serialised, or where the whole
 program spills. Times nothing: there is no GPU.
 """
 
+import functools
+import itertools
 import os
 import re
 import subprocess
@@ -33,32 +38,39 @@ import jax  # noqa: E402  (reads the environment)
 import jax.numpy as jnp  # noqa: E402
 from jax.experimental import topologies  # noqa: E402
 from jax.sharding import SingleDeviceSharding  # noqa: E402
-from vrl_kernels.linear_head import pallas_mgpu  # noqa: E402
+from vrl_kernels.linear_head import (  # noqa: E402
+    linear_head,
+    linear_head_pair,
+    pallas_mgpu,
+    xla,
+)
+from vrl_kernels.linear_head.backend import Backend  # noqa: E402
 
 
-def compile_for(sharding, streams: int, shape: tuple[int, int, int]) -> dict:
-    """Memory and register facts of one kernel."""
+def inputs(sharding, streams: int, shape: tuple[int, int, int]) -> list:
+    """One or two streams, weight, ids, temperature and mask: their shapes alone."""
     rows, width, vocabulary = shape
+    sizes = [*[(rows, width)] * streams, (vocabulary, width), (rows,), (rows,)]
+    types = [jnp.bfloat16] * (streams + 1) + [jnp.int32, jnp.float32, jnp.bool_]
+    return [
+        jax.ShapeDtypeStruct(size, dtype, sharding=sharding)
+        for size, dtype in zip([*sizes, (vocabulary,)], types, strict=True)
+    ]
 
-    def array(shape, dtype):
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
+def temporaries(function, arguments) -> int:
+    """Bytes of device memory beside inputs and outputs."""
+    compiled = jax.jit(function).lower(*arguments).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
+
+
+def kernel_facts(sharding, streams: int, shape: tuple[int, int, int]) -> dict:
+    """Memory and register facts of one kernel."""
     function = pallas_mgpu.states if streams == 1 else pallas_mgpu.pair_states
-    compiled = (
-        jax.jit(function)
-        .lower(
-            *[array((rows, width), jnp.bfloat16)] * streams,
-            array((vocabulary, width), jnp.bfloat16),
-            array((rows,), jnp.int32),
-            array((rows,), jnp.float32),
-            array((vocabulary,), jnp.bool_),
-        )
-        .compile()
-    )
-    memory = compiled.memory_analysis()
+    size = temporaries(function, inputs(sharding, streams, shape))
     ptx = max(DUMPS.glob("*.ptx"), key=lambda path: path.stat().st_mtime)
     return {
-        "temporaries": memory.temp_size_in_bytes,
+        "temporaries": size,
         "jax": ptx.with_suffix(".ptxas").read_text(errors="replace"),
         "whole": ptxas("-v", str(ptx), "-o", str(ptx.with_suffix(".cubin"))),
         "loop": loop_spills(ptx),
@@ -99,34 +111,63 @@ def numbers(report: str) -> tuple[int, int]:
     return int(registers[1]), int(stores[1])
 
 
+def kernel_table(sharding) -> None:
+    """A row a kernel; holds it to its claims."""
+    print("| streams | N | d | V | temporaries | registers | spilled | whole program |")
+    print("|---|---|---|---|---|---|---|---|")
+    for shape, streams in itertools.product(SHAPES, (1, 2)):
+        facts = kernel_facts(sharding, streams, shape)
+        registers, spilled = numbers(facts["jax"])
+        _, whole = numbers(facts["whole"])
+        print(
+            f"| {streams} | {' | '.join(map(str, shape))} "
+            f"| {facts['temporaries'] / 1e6:.1f} MB | {registers} "
+            f"| {spilled} B, {facts['loop']} in the loop | {whole} B |",
+            flush=True,
+        )
+        if facts["loop"] or whole or spilled > 128:
+            raise AssertionError("registers no longer suffice:\n" + facts["jax"])
+        # C7509, C7510 and their like; setmaxnreg is C7504.
+        if "serialized" in facts["jax"] + facts["whole"]:
+            raise AssertionError("wgmma is serialised:\n" + facts["jax"])
+
+
+def memory_table(sharding) -> None:
+    """A row a public function, at the first shape."""
+    print("\n| op | backend | forward | forward and backward |")
+    print("|---|---|---|---|")
+    modules = {"pallas_mgpu": pallas_mgpu, "xla": xla}
+    functions = linear_head, linear_head_pair
+    for (name, module), (count, head) in itertools.product(
+        modules.items(), enumerate(functions, start=1)
+    ):
+        backend = Backend(module.states, module.pair_states)
+        *arrays, ids, _, _ = inputs(sharding, count, SHAPES[0])
+        forward = functools.partial(head, backend=backend)
+
+        def loss(*arguments, forward=forward):
+            return sum(x.sum() for x in forward(*arguments))
+
+        both = jax.value_and_grad(loss, argnums=tuple(range(len(arrays))))
+        sizes = [temporaries(f, [*arrays, ids]) / 1e6 for f in (forward, both)]
+        print(
+            f"| {head.__name__} | {name} | {sizes[0]:.0f} MB | {sizes[1]:.0f} MB |",
+            flush=True,
+        )
+
+
 def main() -> None:
-    """Compile, print a Markdown table, and hold the kernel to its claims."""
+    """Both tables, in Markdown."""
     topology = topologies.get_topology_desc(
         platform="cuda",
         target_config=(HERE / "h200.txtpb").read_text(),
         topology="1x1x1",
     )
     sharding = SingleDeviceSharding(topology.devices[0])
-    print("| streams | N | d | V | temporaries | registers | spilled | whole program |")
-    print("|---|---|---|---|---|---|---|---|")
-    for shape in SHAPES:
-        for streams in (1, 2):
-            facts = compile_for(sharding, streams, shape)
-            registers, spilled = numbers(facts["jax"])
-            _, whole = numbers(facts["whole"])
-            print(
-                f"| {streams} | {' | '.join(map(str, shape))} "
-                f"| {facts['temporaries'] / 1e6:.1f} MB | {registers} "
-                f"| {spilled} B, {facts['loop']} in the loop | {whole} B |",
-                flush=True,
-            )
-            if facts["loop"] or whole or spilled > 128:
-                raise AssertionError("registers no longer suffice:\n" + facts["jax"])
-            # C7509, C7510 and their like; setmaxnreg is C7504.
-            if "serialized" in facts["jax"] + facts["whole"]:
-                raise AssertionError("wgmma is serialised:\n" + facts["jax"])
+    kernel_table(sharding)
+    memory_table(sharding)
     release = re.search(r"release (\S+),", ptxas("--version"))
-    print(f"jax {jax.__version__}, ptxas {release[1]}")
+    print(f"\njax {jax.__version__}, ptxas {release[1]}")
 
 
 if __name__ == "__main__":
