@@ -5,8 +5,8 @@
 XLA for CUDA compiles for the target described in `h200.txtpb`.
 
 First table, the kernel: memory beside inputs and outputs, and what ptxas says of it
-twice. As JAX calls it where it finds libnvJitLink (a part of `jax[cuda13]`), it compiles
-for later linking, ignores the warpgroups' register budgets (C7504), gives every thread
+twice. JAX, where it finds libnvJitLink (a part of `jax[cuda13]`), compiles for later
+linking; ptxas then ignores the warpgroups' register budgets (C7504), gives every thread
 168 and spills what does not fit. Called on the same PTX for the whole program, it keeps
 to the budgets. Second table, the public functions with either backend: memory alone.
 

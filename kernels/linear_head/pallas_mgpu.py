@@ -203,10 +203,10 @@ def _kernel(pair, tiles, length, *refs):
 
 
 def _produce(refs, starts, first_tile, count):
-    """Fill the ring with all steps of all tiles, whenever a slot is free."""
+    """Fill the ring with all steps of all tiles; see the last slots emptied, too."""
     steps = refs.weight.shape[1] // DEPTH
 
-    @pl.loop(0, count * steps)
+    @pl.loop(0, count * steps + SLOTS)
     def _(step):
         slot = lax.rem(step, SLOTS)
         tile = first_tile + lax.div(step, steps)
@@ -220,9 +220,11 @@ def _produce(refs, starts, first_tile, count):
             source = source.at[pl.ds(start, target.shape[0]), depth]
             plgpu.copy_gmem_to_smem(source, target, refs.full.at[slot])
 
-        bring(refs.first, starts[0], refs.rows.at[slot, 0])
-        bring(refs.second, starts[1], refs.rows.at[slot, 1])
-        bring(refs.weight, tile * COLUMNS, refs.columns.at[slot])
+        @pl.when(step < count * steps)
+        def _():
+            bring(refs.first, starts[0], refs.rows.at[slot, 0])
+            bring(refs.second, starts[1], refs.rows.at[slot, 1])
+            bring(refs.weight, tile * COLUMNS, refs.columns.at[slot])
 
 
 def _consume(refs, pair, warpgroup, starts, first_tile, count, sums):
