@@ -31,7 +31,8 @@ SHAPES = [
     (16384, 3584, 151655),
     (512, 3584, 152064),
 ]
-DUMPS = Path(tempfile.mkdtemp(prefix="mgpu-"))
+TEMPORARY = tempfile.TemporaryDirectory()
+DUMPS = Path(TEMPORARY.name)
 os.environ.update(JAX_PLATFORMS="cpu", MOSAIC_GPU_DUMP_TO=str(DUMPS))
 
 import jax  # noqa: E402  (reads the environment)
