@@ -54,7 +54,7 @@ def pair_states(
 def _by_platform(*inputs):
     streams, weight, *_ = inputs
     cpu, gpu, other = (
-        functools.partial(_blocks, shape)
+        functools.partial(in_blocks, shape)
         for shape in (CPU, (GPU[0] // len(streams), weight.shape[0]), OTHER)
     )
     return jax.lax.platform_dependent(
@@ -62,7 +62,15 @@ def _by_platform(*inputs):
     )
 
 
-def _blocks(shape, streams, weight, ids, temperature, allowed):
+def in_blocks(
+    shape: tuple[int, int],
+    streams: tuple[Float[Array, "N d"], ...],
+    weight: Float[Array, "V d"],
+    ids: Int[Array, " N"],
+    temperature: Float[Array, " N"],
+    allowed: Bool[Array, " V"],
+) -> State | PairState:
+    """The sums of one or two streams, `shape` tokens by ids at a time."""
     size, vocabulary = ids.shape[0], weight.shape[0]
     block, tile = min(shape[0], size), min(shape[1], vocabulary)
 
