@@ -48,6 +48,7 @@ def main(
     json: Path | None = None,
     smoke: bool = False,
     repeats: int = 5,
+    ops: tuple[str, ...] = ("one", "pair", "js", "one + backward", "pair + backward"),
     topologies: tuple[str, ...] = TOPOLOGIES,
 ) -> list[Row]:
     """Prints the table and writes its rows.
@@ -56,17 +57,19 @@ def main(
         json: the file to write them to.
         smoke: tiny shapes, this device only.
         repeats: of every timing; the forms take turns, the median is given.
+        ops: what to time and compile.
         topologies: TPUs to compile for.
     """
     on_cpu = jax.default_backend() == "cpu"
     timed = SMOKE if smoke else ON_CPU if on_cpu else FULL
     parts = [
         functools.partial(accuracy, SMOKE if smoke else ACCURACY),
-        functools.partial(times, timed, repeats),
+        functools.partial(times, timed, repeats, ops),
         functools.partial(active_shares, timed, repeats),
     ]
     if not smoke:
-        parts += [functools.partial(memory, FULL, name) for name in (None, *topologies)]
+        places = (None, *topologies)
+        parts += [functools.partial(memory, FULL, place, ops) for place in places]
     if not on_cpu:
         parts.append(functools.partial(torch_times, timed, repeats))
     rows = []
@@ -161,7 +164,7 @@ def compiled(op: str, backend: str, arguments: list) -> Any:
     return jax.jit(functools.partial(OPS[op], backend)).lower(*arguments).compile()
 
 
-def memory(shape: tuple, topology: str | None) -> list[Row]:
+def memory(shape: tuple, topology: str | None, ops: tuple[str, ...]) -> list[Row]:
     """Temporaries of the compiled ops, for this platform or a TPU that is not here."""
     device = topology or jax.devices()[0].device_kind
     sharding, rows = None, []
@@ -171,7 +174,7 @@ def memory(shape: tuple, topology: str | None) -> list[Row]:
         except Exception as problem:
             return [row("all", "xla", shape, device, note=first_line(problem))]
         sharding = SingleDeviceSharding(found.devices[0])
-    for op in OPS:
+    for op in ops:
         try:
             used = compiled(op, "xla", shapes(shape, sharding)).memory_analysis()
             figure = {"temporaries_bytes": used.temp_size_in_bytes}
@@ -181,12 +184,12 @@ def memory(shape: tuple, topology: str | None) -> list[Row]:
     return rows
 
 
-def times(shape: tuple, repeats: int) -> list[Row]:
+def times(shape: tuple, repeats: int, ops: tuple[str, ...]) -> list[Row]:
     """Median milliseconds of every backend that can run; they take turns."""
     device, dtype = jax.devices()[0].device_kind, shape[-1]
     arguments = on_device(inputs(shape, seed=time.time_ns() % 2**31), dtype)
     rows = []
-    for op in OPS:
+    for op in ops:
         runs, here = {}, {}
         for backend in BACKENDS:
             try:

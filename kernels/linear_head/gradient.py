@@ -91,7 +91,7 @@ def gradients(
     size = weight.shape[0]
     dweight = jnp.zeros(weight.shape, dtype)
     totals, dweight = tiles.over_tiles(
-        tile, (totals, dweight), size, min(tiles.TILE, size)
+        tile, (totals, dweight), size, tiles.tile_rows(size)
     )
     place = jnp.cumsum(active) - 1
     return tuple(jnp.where(active[:, None], x[place], 0) for x in totals), dweight

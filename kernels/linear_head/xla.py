@@ -15,10 +15,8 @@ from jaxtyping import Bool, Float, Int
 from . import tiles
 from .state import PairState, State, empty, merge
 
-# Tokens and ids of a block.
-CPU = (1024, tiles.TILE)
-OTHER = (4096, tiles.TILE)
-GPU = (512, None)  # tokens of all streams together; 0.3 GB for each 152064 ids
+# Tokens of a block; on GPU of all streams together, 0.3 GB for 152064 ids.
+CPU, GPU, OTHER = 1024, 512, 4096
 
 
 def obstacle(
@@ -53,10 +51,10 @@ def pair_states(
 
 def _by_platform(*inputs):
     streams, weight, *_ = inputs
-    cpu, gpu, other = (
-        functools.partial(in_blocks, shape)
-        for shape in (CPU, (GPU[0] // len(streams), weight.shape[0]), OTHER)
-    )
+    every = weight.shape[0]
+    some = tiles.tile_rows(every)
+    shapes = (CPU, some), (GPU // len(streams), every), (OTHER, some)
+    cpu, gpu, other = (functools.partial(in_blocks, shape) for shape in shapes)
     return jax.lax.platform_dependent(
         *inputs, cpu=cpu, cuda=gpu, rocm=gpu, default=other
     )

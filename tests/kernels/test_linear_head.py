@@ -196,7 +196,7 @@ def test_js_divergence_equals_float64(backend, double, monkeypatch):
     np.testing.assert_allclose(found, heads.oracle_js(*arguments), rtol=1e-11)
     np.testing.assert_array_equal(js(hidden, hidden, weight), 0)
     far = js(100 * hidden, -100 * hidden, weight)
-    assert (np.asarray(far) <= np.log(2)).all() and far.max() > 0.69
+    assert far.max() <= np.log(2) + 1e-15 and far.max() > 0.69
 
 
 @every_backend
@@ -640,4 +640,4 @@ def test_the_choice_falls_through_and_is_logged_once(monkeypatch, caplog):
 
 def test_blocks_of_a_platform_are_what_the_notes_say():
     """At most 0.5 GB of logits on a GPU, for one stream and for two."""
-    assert xla.GPU[0] * 152064 * 4 < 0.5e9
+    assert xla.GPU * 152064 * 4 < 0.5e9
