@@ -196,7 +196,6 @@ def test_js_divergence_equals_float64(backend, double, monkeypatch):
     np.testing.assert_allclose(found, heads.oracle_js(*arguments), rtol=1e-11)
     np.testing.assert_array_equal(js(hidden, hidden, weight), 0)
     far = js(100 * hidden, -100 * hidden, weight)
-    # Logits of a thousand round at 1e-13.
     assert far.max() <= np.log(2) + 1e-12 and far.max() > 0.69
 
 
