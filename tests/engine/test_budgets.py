@@ -98,7 +98,10 @@ def prompts(count: int, seed: int) -> list[Sample]:
 
 
 def test_200_prompts_compile_a_program_once_a_shape():
-    """Law 6: sampling, scoring under a view, credit and update, with repacking."""
+    """Law 6: sampling, scoring under a view, credit and update, with repacking.
+
+    One size of prompts here, as every shape costs the test a set of programs.
+    """
     spec = dataclasses.replace(
         small.spec(),
         vision=VisionSpec(2, 16, 2, 16, (1,), patch=4, window=16),
@@ -112,8 +115,9 @@ def test_200_prompts_compile_a_program_once_a_shape():
     fit = fitting(processor, prompts(200, 1))
     assert len(fit.samples) == 200
     assert {len(sizes) for sizes in fit.pictures} == {*range(7)}
-    found = budgets(fit, prompts_per_step=8, prompts_per_pack=4, most=2)
-    processor = dataclasses.replace(processor, room=found.room)
+    found = budgets(fit, prompts_per_step=8, prompts_per_pack=4, most=3)
+    room = found.room._replace(prompt_tokens=found.room.prompt_tokens[-1:])
+    processor = dataclasses.replace(processor, room=room)
     actor = small.actor(
         policy=policy(spec),
         params=init_params(jax.random.key(0), parameter_table(spec)),
@@ -139,16 +143,15 @@ def test_200_prompts_compile_a_program_once_a_shape():
             learner, metrics = iteration(
                 recipe, actor, learner, batch, jax.random.key(start)
             )
-            assert not metrics["training/skipped"]
+            assert not metrics["training/skipped"].total
         return learner
 
     with compilations() as seen:
         learner = run(learner, prompts(200, 1))
-    most = len(found.room.prompt_tokens) * len(found.room.blocks)
-    assert 1 < len(shapes) <= most == 4
+    assert 1 < len(shapes) <= len(room.blocks) == 3
     counts = collections.Counter(seen)
     for name in ("generate", "_score_view", "credit", "update_moving"):
         assert counts[f"jit({name})"] == len(shapes), counts
     with compilations() as seen:
-        run(learner, prompts(200, 1))
+        run(learner, prompts(200, 1)[:40])
     assert seen == []
