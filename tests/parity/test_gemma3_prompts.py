@@ -11,7 +11,7 @@ from PIL import Image
 from transformers import Gemma3Processor
 
 from vrl_jax.engine.packing import Room
-from vrl_jax.engine.processing import Processor, chat_text, encode
+from vrl_jax.engine.processing import Processor, chat_text, encode, question
 from vrl_jax.models import hub
 from vrl_jax.models.gemma3.front_end import front_end
 
@@ -30,7 +30,7 @@ def test_prompts_equal_the_processor(tmp_path, number):
     ours = Processor(gemma.tokenizer(), front_end(spec), Room((80,), block=32))
     pictures = [Image.open(io.BytesIO(data)) for data in sample.images]
     wanted = theirs(
-        text=[chat_text(ours, sample)],
+        text=[chat_text(ours, question(sample))],
         images=[pictures] if pictures else None,
         add_special_tokens=False,
         return_tensors="np",

@@ -5,7 +5,8 @@ before training, and never cut.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
+from concurrent.futures import Future
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +19,7 @@ from vrl_jax.engine.packing import Room, Unpadded, blocks_of, first_fit, packed
 from vrl_jax.models.front_end import FrontEnd, LaidOut
 from vrl_jax.types import (
     PLACEHOLDER,
+    ImageRef,
     ImageSize,
     Message,
     Prompts,
@@ -26,16 +28,27 @@ from vrl_jax.types import (
 )
 
 
+class Picture(NamedTuple):
+    """One picture, ready to be packed."""
+
+    laid_out: LaidOut
+    size: ImageSize
+
+
 @dataclasses.dataclass(frozen=True)
 class Processor:
     """What turning samples into tables depends on.
 
     `front_end` is what the model's family provides, `room` the sizes of the tables.
+    `prepared` holds pictures that others are preparing ahead; each is used once.
     """
 
     tokenizer: PreTrainedTokenizerBase
     front_end: FrontEnd
     room: Room
+    prepared: MutableMapping[ImageRef, Future[Picture]] = dataclasses.field(
+        default_factory=dict, compare=False
+    )
 
     def __post_init__(self) -> None:
         unit, room = self.front_end.granularity, self.room
@@ -149,17 +162,22 @@ def templated(
     processor: Processor, text: str, messages: Sequence[Message]
 ) -> Transcript:
     """Chat text that holds the pictures of the messages."""
-    front_end = processor.front_end
-    images = [image for message in messages for image in message.images]
-    originals = [front_end.load(image) for image in images]
-    pictures = [front_end.resize(picture) for picture in originals]
-    laid_out = tuple(front_end.lay_out(picture) for picture in pictures)
-    sizes = tuple(
-        ImageSize(before.height, before.width, after.height, after.width)
-        for before, after in zip(originals, pictures, strict=True)
-    )
+    pictures = []
+    for image in (image for message in messages for image in message.images):
+        ahead = processor.prepared.pop(image, None)
+        pictures.append(ahead.result() if ahead else prepare(processor, image))
+    laid_out = tuple(picture.laid_out for picture in pictures)
     tokens = _tokens(processor, text, [len(p.merged_index) for p in laid_out])
-    return Transcript(text, tokens, laid_out, sizes)
+    return Transcript(text, tokens, laid_out, tuple(p.size for p in pictures))
+
+
+def prepare(processor: Processor, image: ImageRef) -> Picture:
+    """Decoded, resized and laid out: most of what reading a prompt costs the host."""
+    front_end = processor.front_end
+    before = front_end.load(image)
+    after = front_end.resize(before)
+    size = ImageSize(before.height, before.width, after.height, after.width)
+    return Picture(front_end.lay_out(after), size)
 
 
 def unpadded(processor: Processor, written: Transcript) -> Unpadded:

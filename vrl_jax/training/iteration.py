@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Key
 
 from vrl_jax.engine.actor import Actor
 from vrl_jax.training.learner import Learner, Loss, split, update
-from vrl_jax.training.metrics import Metrics, average, rollout_metrics
+from vrl_jax.training.metrics import Metrics, average, fact_metrics, rollout_metrics
 from vrl_jax.types import Batch, Rollout, Sample
 
 Batches = Iterator[Sequence[Sample]]
@@ -70,13 +70,15 @@ def iteration(
     act_key, score_key = jax.random.split(key)
     actor = dataclasses.replace(actor, params=learner.params)
     rollout = recipe.act(actor, batches, act_key)  # y_i ~ pi_old(. | x), R_i
+    facts, rollout = fact_metrics(rollout), dataclasses.replace(rollout, facts={})
     rollout = recipe.score(actor, rollout, score_key)  # extra log-probs of y_i
     batch, credited = jax.jit(recipe.credit)(rollout)  # A_it
     history = []
     for minibatch in split(batch, learner.minibatches):
         learner, metrics = update(recipe.loss, learner, minibatch)
         history.append(metrics)
-    metrics = {**jax.jit(rollout_metrics)(rollout), **credited, **average(history)}
+    played = {**facts, **jax.jit(rollout_metrics)(rollout)}
+    metrics = {**played, **credited, **average(history)}
     if gap := history[0].get("actor/logprob_gap"):
         metrics["training/logprob_gap"] = gap  # before any update: sampler v. learner
     return learner, metrics

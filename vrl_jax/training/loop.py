@@ -1,5 +1,6 @@
 """Stages of training in a run folder, resumable at any moment."""
 
+import contextlib
 import dataclasses
 import itertools
 import time
@@ -15,6 +16,7 @@ from vrl_jax.engine.actor import Actor
 from vrl_jax.models.policy import Params
 from vrl_jax.models.trained import Trains, everything
 from vrl_jax.training import checkpoint, files
+from vrl_jax.training.ahead import Ahead
 from vrl_jax.training.data import sample_stream
 from vrl_jax.training.iteration import Recipe, iteration
 from vrl_jax.training.learner import Learner, make_learner
@@ -121,7 +123,11 @@ def train(
         )
 
     total_steps = sum(stage.steps for stage in stages)
-    with checkpoint.open_manager(folder) as manager, sigterm() as asked:
+    with (
+        checkpoint.open_manager(folder) as manager,
+        sigterm() as asked,
+        contextlib.ExitStack() as at_the_end,
+    ):
         resumed = checkpoint.resume(manager, folder, start)
         saved: dict[str, Any] = {"stage": 0, "step": 0, "files": {}, "suspects": []}
         if resumed:
@@ -129,7 +135,13 @@ def train(
             print(f"resuming {folder} after step {resumed.step}", flush=True)
         files.cut(lines, saved["files"])
         for number, stage in enumerate(stages[saved["stage"] :], start=saved["stage"]):
-            stream = sample_stream(stage.samples, seed=seed)
+            stream = Ahead(
+                sample_stream(stage.samples, seed=seed),
+                actor.processor,
+                stage.prompts_per_step,
+            )
+            at_the_end.callback(stream.close)
+            plays = dataclasses.replace(actor, processor=stream.processor)
             done, before = 0, sum(earlier.steps for earlier in stages[:number])
             suspects: list[list[str]] = []
             if resumed and number == saved["stage"]:
@@ -141,7 +153,7 @@ def train(
                 checkpoint.save_fixed(folder, number, learner)
             key = jax.random.fold_in(jax.random.key(seed), number)
             steps = run_stage(
-                stage, actor, learner, stream, key, done, suspects, folder, evaluate
+                stage, plays, learner, stream, key, done, suspects, folder, evaluate
             )
             for step, learner, measured, suspects in steps:
                 leaving = asked() and before + step < total_steps
