@@ -201,6 +201,13 @@ PER_TOKEN = {
     "steps": functools.partial(advantages.step_zscore, group_size=GROUP),
     "top": lambda x, mask: perception.top_share(x, mask, 0.4),
     "soft": lambda x, mask: perception.soft_share(x, mask, 0.4),
+    "top_of_group": lambda x, mask: perception.top_share_of_group(
+        x, mask, 0.4, group_size=GROUP
+    ),
+    "cgpo": lambda x, mask: perception.cgpo_weights(
+        x, jnp.sin(x), 1 + jnp.tanh(masked.mean(x, mask, axis=1)), mask
+    ),
+    "log_ratio": lambda x, mask: perception.log_ratio(x, jnp.sin(x), mask),
     "top_of_batch": lambda x, mask: perception.top_share_of_batch(x, mask, 0.3),
     "above": lambda x, mask: perception.above_quantile(x, mask, 0.2),
     "pgpo": lambda x, mask: perception.pgpo_weights(jnp.exp(x), mask),
@@ -321,6 +328,12 @@ def test_gates_by_hand():
     scores = jnp.array([1, 2 / 3, 2 / 3, 1 / 3, 1, 0.2, 0.2, 0.2, 0.2, 0.2] + [0.0] * 5)
     soft = filters.soft_gate(scores, group_size=5)
     np.testing.assert_allclose(soft[::5], [0.733333, 0.5, 0.5], rtol=1e-5)
+    # As printed: 1.09544 becomes .54772.
+    capped = filters.capped_gate(scores, group_size=5)
+    np.testing.assert_allclose(capped[::5], [0.5, 0.2, 0], rtol=1e-6)
+    unscored = jnp.where(jnp.arange(15) % 5 == 1, jnp.nan, scores)
+    known = filters.soft_gate(unscored, group_size=5)
+    np.testing.assert_allclose(known[::5], [0.75, 0.5, 0.5], rtol=1e-6)
     hard = filters.hard_gate(scores, group_size=5)
     np.testing.assert_array_equal(hard, [True, True, False])
 
@@ -329,6 +342,31 @@ def test_finished_responses_by_hand():
     mask = jnp.array([[True, False], [True, True]])
     kept = filters.finished_responses(mask, jnp.array([True, False]))
     np.testing.assert_array_equal(kept, [[True, False], [False, False]])
+
+
+def test_cgpo_weights_by_hand():
+    entropy = jnp.array([[9.0, 1, 8, 0], [0, 7, 0, 0]])
+    dependency = jnp.array([[5.0, 0, 0, 1], [0, 6, 7, 0]])
+    mask = jnp.ones((2, 4), bool)
+    # ceil(.3 * 8) = 3 of each: entropies 9, 8, 7, dependencies 5, 6, 7.
+    got = perception.cgpo_weights(entropy, dependency, jnp.array([1.1, 0.9]), mask)
+    np.testing.assert_allclose(got, [[1.1, 0, 1, 0], [0, 0.9, 0.9, 0]], rtol=1e-6)
+
+
+def test_top_share_of_group_by_hand():
+    scores = jnp.array([[1.0, 2], [8, 9], [3, 1], [0, 5]])
+    mask = jnp.array([[1, 1], [1, 1], [1, 1], [0, 1]], bool)
+    got = perception.top_share_of_group(scores, mask, 0.5, group_size=2)
+    np.testing.assert_array_equal(got, [[0, 0], [1, 1], [1, 0], [0, 1]])
+
+
+def test_log_ratios_by_hand():
+    old, blind = jnp.array([[-1.0, -3, 0]]), jnp.array([[-4.0, -1, jnp.nan]])
+    mask = jnp.array([[True, True, False]])
+    got = perception.log_ratio(old, blind, mask)
+    np.testing.assert_array_equal(got, [[3, -2, 0]])
+    got = perception.absolute_log_ratio(old, blind, mask)
+    np.testing.assert_array_equal(got, [[3, 2, 0]])
 
 
 def test_vgpo_by_hand():

@@ -131,7 +131,7 @@ def diffusion_noise(
     key: Key[Array, ""],
     images: Images,
     *,
-    noise_std: float,
+    noise_std: float | Float[Array, ""],
     mean: RGB = CLIP_MEAN,
     std: RGB = CLIP_STD,
 ) -> Images:
@@ -255,8 +255,8 @@ def _blur_axis(
 def _add_noise(
     key: Key[Array, ""],
     images: Images,
-    kept: float,
-    noise_std: float,
+    kept: float | Float[Array, ""],
+    noise_std: float | Float[Array, ""],
     mean: RGB,
     std: RGB,
 ) -> Images:

@@ -36,7 +36,7 @@ from vrl_jax.programs.dynamic_sampling import (
 )
 from vrl_jax.programs.single_turn import single_turn
 from vrl_jax.training.iteration import Recipe, as_batch
-from vrl_jax.training.metrics import once, policy_metrics
+from vrl_jax.training.metrics import Metrics, once, policy_metrics
 from vrl_jax.types import Rollout
 
 Select = Callable[[Float[Array, "B T"], Bool[Array, "B T"]], Shaped[Array, "B T"]]
@@ -47,10 +47,11 @@ Compare = Callable[
 
 
 class Scoring(NamedTuple):
-    """What tokens are ranked by: what `score` adds, and how `credit` reads it."""
+    """What tokens are ranked by: what `score` adds, how `credit` reads and logs it."""
 
     score: Callable[[Actor, Rollout, Key[Array, ""]], Rollout]
     scores: Callable[[Rollout], Float[Array, "B T"]]
+    metrics: Callable[[Rollout], Metrics] = lambda rollout: {}
 
 
 def dependency(view: Callable, compare: Compare = perception.sampled_k3) -> Scoring:
@@ -63,7 +64,17 @@ def dependency(view: Callable, compare: Compare = perception.sampled_k3) -> Scor
         seen = rollout.extra_logprobs["blackened"]
         return compare(rollout.old_logprobs, seen, rollout.mask)
 
-    return Scoring(score, scores)
+    def metrics(rollout):
+        opposed = rollout.extra_logprobs["blackened"] > rollout.old_logprobs
+        kept = {"saturated": scores(rollout) >= 10, "opposed": opposed}
+        return {
+            f"perception/{name}": reductions.token_mean(
+                part.astype(jnp.float32), rollout.mask
+            )
+            for name, part in kept.items()
+        }
+
+    return Scoring(score, scores, metrics)
 
 
 def _add_entropy(actor: Actor, rollout: Rollout, key: Key[Array, ""]) -> Rollout:
@@ -120,12 +131,13 @@ def vppo(
         mask = rollout.mask
         scores = scoring.scores(rollout)
         chosen = select(scores, mask)
-        weights = shape(
-            perception.trajectory_dependency(scores, mask), mask.any(axis=1)
-        )
+        rows = mask.any(axis=1)
+        looks = perception.trajectory_dependency(scores, mask)
+        weights = shape(looks, rows)
         advantage = advantages.group_zscore(rollout.rewards, group_size=group_size)
-        kept, rows = mask & (chosen > 0), mask.any(axis=1)
+        kept, known = mask & (chosen > 0), rows & ~jnp.isnan(rollout.rewards)
         metrics = {
+            **scoring.metrics(rollout),
             "perception/dependency_mean": reductions.token_mean(scores, mask),
             "perception/dependency_kept": reductions.token_mean(scores, kept),
             "perception/dependency_dropped": reductions.token_mean(
@@ -134,13 +146,18 @@ def vppo(
             "perception/share_kept": reductions.token_mean(
                 kept.astype(jnp.float32), mask
             ),
-            "perception/saturated": reductions.token_mean(
-                (scores >= 10).astype(jnp.float32), mask
+            "perception/reward_correlation": once(
+                masked.correlation(looks, rollout.rewards, known)
             ),
+            "perception/length_correlation": once(
+                masked.correlation(looks, mask.sum(axis=1), rows)
+            ),
+            "perception/weight_mean": reductions.row_mean(weights, rows),
             "perception/weight_min": once(masked.min(weights, rows)),
             "perception/weight_max": once(masked.max(weights, rows)),
         }
-        return as_batch(rollout, chosen * (weights * advantage)[:, None]), metrics
+        credit = chosen * (weights * advantage)[:, None]
+        return as_batch(rollout, credit, {"kept": kept}), metrics
 
     def loss(policy, batch):
         new = policy(batch)
@@ -150,10 +167,12 @@ def vppo(
         )
         penalty = objectives.sampled_entropy(new.logprobs)
         mean = reductions.token_mean(surrogate + entropy_penalty * penalty, batch.mask)
-        metrics = policy_metrics(new, batch, **clips)
+        pg_loss = reductions.token_mean(surrogate, batch.mask)
+        forks = perception.top_share(new.entropy, batch.mask, 0.2)
+        overlap = (forks & batch.extra["kept"]).astype(jnp.float32)
         return mean, {
-            **metrics,
-            "actor/pg_loss": reductions.token_mean(surrogate, batch.mask),
+            **policy_metrics(new, batch, pg_loss, **clips),
+            "perception/kept_of_top_entropy": reductions.token_mean(overlap, forks),
         }
 
     return Recipe(act, scoring.score, credit, loss)
