@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import strategies as st
+from jax.sharding import PartitionSpec as P
 
 from vrl_jax import (
     advantages,
@@ -27,19 +28,19 @@ few = hypothesis.settings(max_examples=6, deadline=None, derandomize=True)
 
 
 @st.composite
-def batches(draw):
+def batches(draw, shape=SHAPE):
     """log-probs, old log-probs, advantages and a mask that may leave rows empty."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     scale = draw(st.sampled_from([0.0, 0.3, 5.0]))
-    old = -rng.exponential(size=SHAPE)
-    lengths = rng.integers(0, SHAPE[1] + 1, SHAPE[0])
-    lengths[rng.integers(SHAPE[0])] = SHAPE[1]
+    old = -rng.exponential(size=shape)
+    lengths = rng.integers(0, shape[1] + 1, shape[0])
+    lengths[rng.integers(shape[0])] = shape[1]
     sign = draw(st.sampled_from([0.0, 1.0]))
     return (
-        jnp.asarray(old + scale * rng.normal(size=SHAPE), jnp.float32),
+        jnp.asarray(old + scale * rng.normal(size=shape), jnp.float32),
         jnp.asarray(old, jnp.float32),
-        jnp.asarray(sign * rng.normal(size=SHAPE), jnp.float32),
-        jnp.asarray(np.arange(SHAPE[1]) < lengths[:, None]),
+        jnp.asarray(sign * rng.normal(size=shape), jnp.float32),
+        jnp.asarray(np.arange(shape[1]) < lengths[:, None]),
     )
 
 
@@ -243,6 +244,42 @@ def test_rules_per_token_of_nothing_and_of_equals(name):
     assert not np.asarray(PER_TOKEN[name](jnp.full(SHAPE, jnp.nan), none)).any()
     level = PER_TOKEN[name](jnp.full(SHAPE, 0.1), jnp.ones(SHAPE, bool))
     assert np.isfinite(level).all()
+
+
+@jax.jit
+def everything(new, old, advantage, mask):
+    """Every rule of this file at once, values and slopes: one program a mesh."""
+    found = {}
+    for name, function in OBJECTIVES.items():
+
+        def loss(new, function=function):
+            return reductions.token_mean(function(new, old, advantage, mask), mask)
+
+        found[name] = loss(new), jax.grad(lambda x, f=loss: f(x).total)(new)
+    for name, function in PER_TOKEN.items():
+        found[f"token {name}"] = function(old, mask)
+    rewards = jnp.round(advantage[:, 0])
+    for name, function in OF_GROUPS.items():
+        found[f"group {name}"] = function(rewards, group_size=GROUP)
+    dependency, rows = masked.mean(new, mask, axis=1), mask.any(axis=1)
+    for weights in (perception.mean_one_weights, perception.median_weights):
+        found[weights.__name__] = weights(dependency, rows)
+    return found
+
+
+@hypothesis.settings(few, max_examples=3)
+@hypothesis.given(batch=batches((24, 5)))
+def test_mesh_shapes_agree(batch):
+    """Law 4: rows on 1, 2 x 4 or 8 devices give what one array gives."""
+    alone = everything(*batch)
+    for shape in ((1, 1), (2, 4), (8, 1)):
+        devices = jax.devices()[: shape[0] * shape[1]]
+        kinds = (jax.sharding.AxisType.Auto,) * 2
+        mesh = jax.make_mesh(shape, ("data", "fsdp"), kinds, devices=devices)
+        rows = jax.sharding.NamedSharding(mesh, P(("data", "fsdp")))
+        spread = [jax.device_put(x, rows) for x in batch]
+        assert len(spread[0].sharding.device_set) == len(devices)
+        equal(everything(*spread), alone, 1e-4)
 
 
 def test_generalized_advantages_by_hand():
