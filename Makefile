@@ -6,6 +6,7 @@
 # make lint    style and format
 # make cases   the golden cases again, on other files: OBJECTIVES=a.json VERIFIERS=b.json
 # make table   three seeds of every digits experiment, as printed in experiments/README.md
+# make study   VPPO, its parts, controls and baselines over five seeds; continues
 
 PYTHON ?= python3
 VENV := .venv
@@ -21,7 +22,7 @@ export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 # It would say that torch is missing; it is not needed.
 export TRANSFORMERS_VERBOSITY ?= error
 
-.PHONY: demo test parity parity-sweep cases bench-load lint table clean
+.PHONY: demo test parity parity-sweep cases bench-load lint table study clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo
@@ -51,6 +52,9 @@ cases: $(VENV)/.test
 
 table: $(VENV)/.demo
 	$(BIN)/python experiments/table_tiny_digits.py
+
+study: $(VENV)/.demo
+	$(BIN)/python experiments/perception_study.py
 
 # Before an install, one line each: what is wrong, and the way out.
 $(VENV)/.demo: pyproject.toml

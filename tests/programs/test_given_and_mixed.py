@@ -11,8 +11,10 @@ from vrl_jax import views
 from vrl_jax.programs.demonstrations import beside_demonstration, preference_pairs
 from vrl_jax.programs.mixed_views import mixed_views
 from vrl_jax.programs.single_turn import single_turn
+from vrl_jax.recipes.noisy_rollout import noisy_rollout
 
 from ..fixtures import small
+from ..fixtures.compilations import compilations
 
 KEY = jax.random.key(5)
 
