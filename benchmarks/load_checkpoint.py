@@ -23,7 +23,8 @@ import jax
 import jax.numpy as jnp
 
 from vrl_jax.models import hub
-from vrl_jax.models.qwen_vl.parameters import init_params, parameter_table
+from vrl_jax.models.parameters import init_params
+from vrl_jax.models.qwen_vl.parameters import parameter_table
 from vrl_jax.models.qwen_vl.released import QWEN3_VL_2B
 
 DTYPE = jnp.bfloat16
@@ -33,7 +34,8 @@ def write(folder: str, layers: int) -> None:
     """A folder of random weights in shards of half a gigabyte."""
     text = dataclasses.replace(QWEN3_VL_2B.text, layers=layers)
     spec = dataclasses.replace(QWEN3_VL_2B, text=text)
-    params = jax.jit(lambda key: init_params(key, spec, DTYPE))(jax.random.key(0))
+    table = parameter_table(spec)
+    params = jax.jit(lambda key: init_params(key, table, DTYPE))(jax.random.key(0))
     hub.save(folder, spec, params, shard_bytes=500_000_000)
 
 

@@ -75,7 +75,7 @@ def test_the_exported_folder_is_the_trained_policy(smoke):
     outcome, out = smoke
     assert outcome.policy == out / "policy"
     spec, params = hub.load(outcome.policy)
-    assert spec == outcome.actor.processor.spec
+    assert spec == outcome.actor.processor.front_end.spec
     jax.tree.map(np.testing.assert_array_equal, params, outcome.actor.params)
 
 

@@ -26,7 +26,9 @@ from vrl_jax.engine.actor import Actor, allowed_ids
 from vrl_jax.engine.processing import Processor, fitting
 from vrl_jax.evals import dependency, held_out
 from vrl_jax.models import hub
-from vrl_jax.models.qwen_vl.parameters import init_params
+from vrl_jax.models.parameters import init_params
+from vrl_jax.models.qwen_vl.front_end import front_end
+from vrl_jax.models.qwen_vl.parameters import parameter_table
 from vrl_jax.models.qwen_vl.policy import policy as qwen_policy
 from vrl_jax.recipes.sft import sft
 from vrl_jax.report.page import write_report
@@ -128,10 +130,10 @@ def tiny_digits(
     policy = out / "policy"
     hub.save(
         policy,
-        actor.processor.spec,
+        actor.processor.front_end.spec,
         actor.params,
         tokenizer=actor.processor.tokenizer,
-        pixel_bounds=(actor.processor.min_pixels, actor.processor.max_pixels),
+        pixel_bounds=actor.processor.front_end.pixel_bounds,
     )
     say("5/5 report")
     report = write_report(out)
@@ -196,15 +198,14 @@ def tiny_actor(samples: Sequence[Sample], reward: Reward, *, seed: int) -> Actor
     demonstrations = [sample.annotations["demonstration"] for sample in samples]
     tokenizer = tiny.tokenizer([s.question for s in samples] + demonstrations)
     spec = tiny.spec(tokenizer)
-    processor = Processor(
-        tokenizer, spec, prompt_tokens=1024, patches=16, min_pixels=28 * 28
-    )
+    pictures = front_end(spec, min_pixels=28 * 28)
+    processor = Processor(tokenizer, pictures, prompt_tokens=1024, patches=16)
     fit = fitting(processor, samples)
     responses = tokenizer(demonstrations, add_special_tokens=False)["input_ids"]
     stops = tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
     return Actor(
         policy=qwen_policy(spec),
-        params=init_params(jax.random.key(seed), spec),
+        params=init_params(jax.random.key(seed), parameter_table(spec)),
         processor=dataclasses.replace(processor, prompt_tokens=fit.longest),
         allowed=allowed_ids(processor, spec.text.vocabulary),
         stop_ids=jnp.array(stops),

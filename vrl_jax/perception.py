@@ -12,6 +12,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
+from vrl_kernels.linear_head import js_divergence, linear_head_pair
 
 from vrl_jax import masked
 
@@ -64,6 +65,49 @@ def absolute_log_ratio(
 ) -> Float[Array, "B T"]:
     """|old - perturbed|; 0 off mask. ToR, https://arxiv.org/abs/2603.25077."""
     return jnp.abs(log_ratio(old_logprobs, perturbed_logprobs, mask))
+
+
+def view_kl(
+    hidden: Float[Array, "N d"],
+    other: Float[Array, "N d"],
+    head: Float[Array, "V d"],
+    *,
+    temperature: Float[Array, " N"],
+    allowed: Bool[Array, " V"],
+) -> Float[Array, " N"]:
+    """KL(p||q), p from the picture's final states, q from the perturbed one's.
+
+    Equation 3 of VPPO's paper, whose code has `sampled_k3` instead. Over the whole
+    vocabulary: `divergences.full_kl` without its logits.
+    """
+    ids = jnp.full(hidden.shape[:1], -1)  # no token in particular
+    return linear_head_pair(
+        hidden, other, head, ids, temperature=temperature, allowed=allowed
+    ).kl
+
+
+def view_reverse_kl(
+    hidden: Float[Array, "N d"],
+    other: Float[Array, "N d"],
+    head: Float[Array, "V d"],
+    *,
+    temperature: Float[Array, " N"],
+    allowed: Bool[Array, " V"],
+) -> Float[Array, " N"]:
+    """KL(q||p), as `view_kl` otherwise."""
+    return view_kl(other, hidden, head, temperature=temperature, allowed=allowed)
+
+
+def view_js(
+    hidden: Float[Array, "N d"],
+    other: Float[Array, "N d"],
+    head: Float[Array, "V d"],
+    *,
+    temperature: Float[Array, " N"],
+    allowed: Bool[Array, " V"],
+) -> Float[Array, " N"]:
+    """JS divergence of p and q, at most log 2: `divergences.full_jensen_shannon`."""
+    return js_divergence(hidden, other, head, temperature=temperature, allowed=allowed)
 
 
 def trajectory_dependency(

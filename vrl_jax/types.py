@@ -3,7 +3,8 @@
 Host side: `Sample` -> `Episode` -> scores. Device side: frozen dataclasses of
 arrays, registered as pytrees. Axis names, everywhere in the library:
 
-    P  distinct prompts            B  responses, B = P * G, a group is consecutive
+    P  distinct prompts            B  responses, B = P * G, those of a prompt together
+    E  episodes                       of one response each, unless they say otherwise
     G  responses of one prompt     T  response tokens (right-padded)
     L  prompt tokens               N  image patches of one prompt's pictures
     M  merged image tokens, N / 4  C  values of one flattened patch
@@ -61,11 +62,17 @@ class ImageSize(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Turn:
-    """One stretch of an episode: what the policy wrote, or what it was told."""
+    """One stretch of an episode: what the policy wrote, or what it was told.
+
+    The first `given` tokens of what it wrote were put into its mouth. `finished` is
+    False where the token budget ended it.
+    """
 
     text: str
     tokens: tuple[int, ...]
     chosen: bool = True
+    given: int = 0
+    finished: bool = True
     images: tuple[ImageRef, ...] = ()
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -76,6 +83,7 @@ class Episode:
 
     `finished` is False where the token budget ended the last turn. `step` counts the
     training steps before this one, of `total_steps`; both are 0 in an evaluation.
+    `facts` are those of the whole episode: numbers that are logged, and why it ended.
     """
 
     sample: Sample
@@ -85,6 +93,7 @@ class Episode:
     image_sizes: tuple[ImageSize, ...] = ()
     step: int = 0
     total_steps: int = 0
+    facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def text(self) -> str:
@@ -121,12 +130,33 @@ class Prompts:
 
 
 @_pytree
+class Shown:
+    """Pictures that stand in the responses, between turns.
+
+    As in `Prompts`, but each response has its own.
+    """
+
+    slots: Int[Array, "B T"]
+    images: Images
+
+
+@_pytree
 class Rollout:
     """Sampled responses with what the sampler and the rewards said of them.
 
-    `mask` is True where the policy chose the token. `temperature` is what the
-    sampler divided the logits by; scoring divides by it again. `views` are other
-    pictures for the same prompts, where a loss looks at them itself.
+    `mask` is True where the policy chose the token; where it is not, before the
+    response's last token, stands what the policy was told between its turns.
+    `temperature` is what the sampler divided the logits by; scoring divides by it
+    again. `log_kept` is the log of the mass that top-k, top-p and a request's allowed
+    ids left of the policy; scoring subtracts it, None is 0. `views` are other pictures
+    for the same prompts, where a loss looks at them itself. `states` are the final
+    hidden states that predicted the tokens, where the actor notes them; `divergences`
+    are of the whole next-token distribution, from another view's.
+
+    Rewards and group are those of E episodes. An episode with several contexts has as
+    many rows: row b belongs to episode `episode[b]`, and is its row number `place[b]`.
+    Where both are None, row b is episode b. `facts` are numbers that the engine and the
+    program noted of an episode: turns, calls, errors.
     """
 
     prompts: Prompts
@@ -136,10 +166,19 @@ class Rollout:
     temperature: Float[Array, " B"]
     old_logprobs: Float[Array, "B T"]
     extra_logprobs: dict[str, Float[Array, "B T"]]
-    rewards: Float[Array, " B"]
-    reward_parts: dict[str, Float[Array, " B"]]
-    group: Int[Array, " B"]
+    rewards: Float[Array, " E"]
+    reward_parts: dict[str, Float[Array, " E"]]
+    group: Int[Array, " E"]
+    log_kept: Float[Array, "B T"] | None = None
+    states: Float[Array, "B T H"] | None = None
+    shown: Shown | None = None
+    episode: Int[Array, " B"] | None = None
+    place: Int[Array, " B"] | None = None
+    facts: dict[str, Float[Array, " E"]] = dataclasses.field(default_factory=dict)
     views: dict[str, Images] = dataclasses.field(default_factory=dict)
+    divergences: dict[str, Float[Array, "B T"]] = dataclasses.field(
+        default_factory=dict
+    )
 
 
 @_pytree
@@ -158,6 +197,8 @@ class Batch:
     old_logprobs: Float[Array, "B T"]
     advantages: Float[Array, "B T"]
     extra: dict[str, Shaped[Array, "B T"]] = dataclasses.field(default_factory=dict)
+    log_kept: Float[Array, "B T"] | None = None
+    shown: Shown | None = None
     views: dict[str, Images] = dataclasses.field(default_factory=dict)
 
 

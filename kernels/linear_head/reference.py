@@ -1,20 +1,15 @@
-"""The obvious form: dense float32 logits. The oracle of the other backends."""
+"""The obvious form: dense float32 logits, differentiated by JAX itself.
 
-from typing import NamedTuple
+What the others are compared with, and what small vocabularies may use.
+"""
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
-MASKED = -1e30  # finite, so that an online maximum never computes inf - inf
-
-
-class HeadStats(NamedTuple):
-    """Per token: log-probability of the id, and the entropy, in nats."""
-
-    logprobs: Float[Array, " N"]
-    entropy: Float[Array, " N"]
+from . import tiles
+from .state import HeadStats, PairStats
 
 
 def linear_head(
@@ -25,9 +20,54 @@ def linear_head(
     allowed: Bool[Array, " V"],
 ) -> HeadStats:
     """See the package; holds `[N, V]` float32 logits."""
-    logits = jnp.einsum("nd,vd->nv", hidden, weight, preferred_element_type=jnp.float32)
-    logits = logits / jax.lax.stop_gradient(temperature)[:, None]
-    logprobs = jax.nn.log_softmax(jnp.where(allowed, logits, MASKED))
-    plogp = jnp.where(allowed, jnp.exp(logprobs) * logprobs, 0.0)
-    chosen = jnp.take_along_axis(logprobs, ids[:, None], axis=1)[:, 0]
-    return HeadStats(chosen, -plogp.sum(axis=1))
+    logp = _log_softmax(hidden, weight, temperature, allowed)
+    return HeadStats(_at(logp, ids), -_mean(logp, logp, allowed))
+
+
+def linear_head_pair(
+    hidden: Float[Array, "N d"],
+    other: Float[Array, "N d"],
+    weight: Float[Array, "V d"],
+    ids: Int[Array, " N"],
+    temperature: Float[Array, " N"],
+    allowed: Bool[Array, " V"],
+) -> PairStats:
+    """See the package; holds the logits of both streams."""
+    logp = _log_softmax(hidden, weight, temperature, allowed)
+    logq = _log_softmax(other, weight, temperature, allowed)
+    return PairStats(
+        _at(logp, ids),
+        -_mean(logp, logp, allowed),
+        _at(logq, ids),
+        _mean(logp, logp - logq, allowed),
+        _mean(logq, logq - logp, allowed),
+    )
+
+
+def jensen_shannon(
+    hidden: Float[Array, "N d"],
+    other: Float[Array, "N d"],
+    weight: Float[Array, "V d"],
+    temperature: Float[Array, " N"],
+    allowed: Bool[Array, " V"],
+) -> Float[Array, " N"]:
+    """See the package; holds the logits of both streams."""
+    logp = _log_softmax(hidden, weight, temperature, allowed)
+    logq = _log_softmax(other, weight, temperature, allowed)
+    middle = jnp.logaddexp(logp, logq) - jnp.log(2.0)
+    apart = _mean(logp, logp - middle, allowed) + _mean(logq, logq - middle, allowed)
+    return apart / 2
+
+
+def _log_softmax(hidden, weight, temperature, allowed):
+    temperature = jax.lax.stop_gradient(temperature)
+    return jax.nn.log_softmax(tiles.logits(hidden, weight, temperature, allowed))
+
+
+def _at(logp, ids):
+    hit = tiles.hits(ids, 0, logp.shape[1])
+    return jnp.where(hit, logp, 0).sum(axis=1)
+
+
+def _mean(logp, values, allowed):
+    return jnp.where(allowed, jnp.exp(logp) * values, 0).sum(axis=1)

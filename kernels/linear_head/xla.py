@@ -1,113 +1,119 @@
-"""Vocabulary tiles in plain JAX, for any platform.
+"""Plain JAX, for any platform: logits of one block at a time, reduced at once.
 
-Forward: one pass with an online maximum. Per token it keeps m (maximum so far),
-S = sum exp(z - m), T = sum exp(z - m) (z - m) and g = z[id]; then
-
-    logprobs = g - m - log S        entropy = log S - T / S
-
-Backward: tiles again, from two residuals per token (logsumexp and entropy):
-
-    dz_v = c1 (1[v = id] - p_v) - c2 p_v (log p_v + entropy)
-
-with c1, c2 the cotangents of logprobs and entropy; dhidden accumulates in float32,
-each tile of dweight is complete when its tile is done and is rounded once.
+A block is some tokens by some ids. On GPU a few hundred tokens by the whole vocabulary:
+it needs no merging, and reducing long rows is what XLA's GPU code is good at. On TPU
+few reads of the weight count; on a CPU little memory.
 """
+
+import functools
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
-from .reference import MASKED, HeadStats
+from . import tiles
+from .state import PairState, State, empty, merge
 
-TILE = 4096  # rows of the weight: [N, TILE] float32 is the largest temporary
+# Tokens and ids of a block.
+CPU = (1024, tiles.TILE)
+OTHER = (4096, tiles.TILE)
+GPU = (512, None)  # tokens of all streams together; 0.3 GB for each 152064 ids
 
 
-@jax.custom_vjp
-def linear_head(
+def obstacle(
+    streams: int, rows: int, width: int, vocabulary: int, dtype: jnp.dtype
+) -> str | None:
+    """None: every platform and every shape."""
+    del streams, rows, width, vocabulary, dtype
+
+
+def states(
     hidden: Float[Array, "N d"],
     weight: Float[Array, "V d"],
     ids: Int[Array, " N"],
     temperature: Float[Array, " N"],
     allowed: Bool[Array, " V"],
-) -> HeadStats:
-    """See the package."""
-    return _forward(hidden, weight, ids, temperature, allowed)[0]
+) -> State:
+    """See `backend`."""
+    return _by_platform((hidden,), weight, ids, temperature, allowed)
 
 
-def _tiles(weight: Array) -> tuple[int, int]:
-    """Rows of a tile and number of tiles; the last one may overlap its neighbour."""
-    rows = min(TILE, weight.shape[0])
-    return rows, -(-weight.shape[0] // rows)
+def pair_states(
+    hidden: Float[Array, "N d"],
+    other: Float[Array, "N d"],
+    weight: Float[Array, "V d"],
+    ids: Int[Array, " N"],
+    temperature: Float[Array, " N"],
+    allowed: Bool[Array, " V"],
+) -> PairState:
+    """See `backend`."""
+    return _by_platform((hidden, other), weight, ids, temperature, allowed)
 
 
-def _tile(hidden, weight, temperature, allowed, index):
-    """Logits [N, rows] of one tile, its first id, its weight, and which ids count."""
-    rows, _ = _tiles(weight)
-    start = jnp.minimum(index * rows, weight.shape[0] - rows)
-    part = jax.lax.dynamic_slice_in_dim(weight, start, rows)
-    logits = jnp.einsum("nd,vd->nv", hidden, part, preferred_element_type=jnp.float32)
-    # The last tile is shifted back to end with the vocabulary: ids that the tile
-    # before has covered must not count twice.
-    fresh = start + jnp.arange(rows) >= index * rows
-    keep = fresh & jax.lax.dynamic_slice_in_dim(allowed, start, rows)
-    return jnp.where(keep, logits / temperature[:, None], MASKED), start, part, keep
-
-
-def _hits(ids, start, rows, index):
-    columns = start + jnp.arange(rows)
-    return (columns == ids[:, None]) & (columns >= index * rows)
-
-
-def _forward(hidden, weight, ids, temperature, allowed):
-    rows, count = _tiles(weight)
-
-    def step(state, index):
-        m, s, t, g = state
-        logits, start, *_ = _tile(hidden, weight, temperature, allowed, index)
-        m_new = jnp.maximum(m, logits.max(axis=1))
-        shift = m - m_new
-        centred = logits - m_new[:, None]
-        weights = jnp.exp(centred)
-        t = jnp.exp(shift) * (t + shift * s) + (weights * centred).sum(axis=1)
-        s = jnp.exp(shift) * s + weights.sum(axis=1)
-        hit = _hits(ids, start, rows, index)
-        return (m_new, s, t, g + jnp.where(hit, logits, 0.0).sum(axis=1)), None
-
-    zero = jnp.zeros(hidden.shape[0], jnp.float32)
-    init = (zero + MASKED, zero, zero, zero)
-    (m, s, t, g), _ = jax.lax.scan(step, init, jnp.arange(count))
-    entropy = jnp.log(s) - t / s
-    lse = m + jnp.log(s)
-    # (g - m) - log s, not g - lse: the offset of the logits cancels exactly.
-    stats = HeadStats((g - m) - jnp.log(s), entropy)
-    return stats, (hidden, weight, ids, temperature, allowed, lse, entropy)
-
-
-def _backward(residuals, cotangents):
-    hidden, weight, ids, temperature, allowed, lse, entropy = residuals
-    rows, count = _tiles(weight)
-    c1, c2 = (c[:, None] for c in cotangents)
-
-    def step(dhidden, index):
-        logits, start, part, keep = _tile(hidden, weight, temperature, allowed, index)
-        logp = logits - lse[:, None]
-        p = jnp.exp(logp)
-        dz = c1 * (_hits(ids, start, rows, index) - p)
-        dz = dz - c2 * p * (logp + entropy[:, None])
-        dz = jnp.where(keep, dz / temperature[:, None], 0).astype(hidden.dtype)
-        dot = {"preferred_element_type": jnp.float32}
-        dhidden = dhidden + jnp.einsum("nv,vd->nd", dz, part, **dot)
-        dpart = jnp.einsum("nv,nd->vd", dz, hidden, **dot)
-        return dhidden, dpart.astype(weight.dtype)
-
-    dhidden, parts = jax.lax.scan(
-        step, jnp.zeros(hidden.shape, jnp.float32), jnp.arange(count)
+def _by_platform(*inputs):
+    streams, weight, *_ = inputs
+    cpu, gpu, other = (
+        functools.partial(_blocks, shape)
+        for shape in (CPU, (GPU[0] // len(streams), weight.shape[0]), OTHER)
     )
-    overlap = count * rows - weight.shape[0]
-    whole = parts[:-1].reshape(-1, weight.shape[1])
-    dweight = jnp.concatenate([whole, parts[-1][overlap:]])
-    return dhidden.astype(hidden.dtype), dweight, None, None, None
+    return jax.lax.platform_dependent(
+        *inputs, cpu=cpu, cuda=gpu, rocm=gpu, default=other
+    )
 
 
-linear_head.defvjp(_forward, _backward)
+def _blocks(shape, streams, weight, ids, temperature, allowed):
+    size, vocabulary = ids.shape[0], weight.shape[0]
+    block, tile = min(shape[0], size), min(shape[1], vocabulary)
+
+    def tokens(whole, start, rows):
+        *some, chosen, divisor = (
+            tiles.columns(start, rows, x) for x in (*streams, ids, temperature)
+        )
+        together, divisors = jnp.concatenate(some), jnp.tile(divisor, len(some))
+
+        def columns(state, start, rows):
+            part, keep = (tiles.columns(start, rows, x) for x in (weight, allowed))
+            # One product for both streams: the weight is read once.
+            z = tiles.logits(together, part, divisors, keep)
+            hit = tiles.hits(chosen, start, rows)
+            new = _sums(*jnp.split(z, len(some)), hit, keep)
+            return merge(jax.tree.map(lambda *x: jnp.stack(x), state, new))
+
+        part = tiles.over_tiles(columns, _none(some), vocabulary, tile)
+        return jax.tree.map(functools.partial(tiles.put, start), part, whole)
+
+    return tiles.over_tiles(tokens, _none(streams), size, block)
+
+
+def _none(streams):
+    kind = State if len(streams) == 1 else PairState
+    dtype = jnp.promote_types(streams[0].dtype, jnp.float32)
+    return empty(kind, streams[0].shape[0], dtype)
+
+
+def _sums(z, *rest):
+    """The sums of one tile from its logits: (z, hit, keep) or (z, z2, hit, keep)."""
+    *others, hit, keep = rest
+    m, c, e = _centred(z, keep)
+    g = jnp.where(hit, z, 0).sum(axis=1)
+    one = State(m, e.sum(axis=1), (e * c).sum(axis=1), g)
+    if not others:
+        return one
+    (z2,) = others
+    m2, c2, e2 = _centred(z2, keep)
+    apart = c - c2
+    return PairState(
+        *one,
+        m2=m2,
+        s2=e2.sum(axis=1),
+        g2=jnp.where(hit, z2, 0).sum(axis=1),
+        u=(e * apart).sum(axis=1),
+        r=-(e2 * apart).sum(axis=1),
+    )
+
+
+def _centred(z, keep):
+    m = z.max(axis=1)
+    c = jnp.where(keep, z - m[:, None], 0)
+    return m, c, jnp.where(keep, jnp.exp(c), 0)

@@ -6,8 +6,12 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from vrl_jax import perception, views
+from vrl_jax import divergences, perception, views
+from vrl_jax.engine import slots
+from vrl_jax.engine.likelihood import final_states
+from vrl_jax.programs.single_turn import single_turn
 from vrl_jax.types import Images
 
 from ..fixtures import small
@@ -79,3 +83,88 @@ def test_allowed_ids_are_the_tokenizer_s_without_the_placeholders():
     wanted = set(range(len(tokenizer))) - set(tokenizer.convert_tokens_to_ids(blocked))
     assert set(np.flatnonzero(allowed).tolist()) == wanted
     assert {tokenizer.eos_token_id, tokenizer.pad_token_id} <= wanted
+
+
+def diverged(measure=perception.view_kl, view=VIEW, rollout=None, **changes):
+    actor = small.actor(**changes)
+    rollout = rollout or noted_rollout()
+    key = jax.random.key(9)
+    return actor.add_divergence(rollout, "view", view, key, measure=measure)
+
+
+@functools.cache
+def noted_rollout():
+    """The same responses, with the states that predicted them."""
+    actor = small.actor(note=slots.states)
+    return single_turn(
+        actor, iter([small.samples()]), jax.random.key(3), group_size=small.GROUP
+    )
+
+
+def test_states_that_the_actor_notes_are_those_that_scoring_sees():
+    rollout, plain = noted_rollout(), small.rollout()
+    np.testing.assert_array_equal(rollout.tokens, plain.tokens)
+    assert plain.states is None
+    recomputed = final_states(
+        small.actor().policy,
+        small.params(),
+        plain.prompts,
+        plain.tokens,
+        plain.positions,
+    )
+    mask = np.asarray(plain.mask)
+    assert rollout.states.shape == (*mask.shape, small.spec().text.width)
+    np.testing.assert_allclose(
+        np.asarray(rollout.states)[mask], np.asarray(recomputed)[mask], atol=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+    ("measure", "dense"),
+    [
+        (perception.view_kl, divergences.full_kl),
+        (perception.view_reverse_kl, lambda z, y: divergences.full_kl(y, z)),
+        (perception.view_js, divergences.full_jensen_shannon),
+    ],
+    ids=["kl", "reverse", "js"],
+)
+def test_add_divergence_is_that_of_the_logits(measure, dense):
+    """From dense logits of both views; and exactly 0 for text alone (law 2)."""
+    rollout, actor = noted_rollout(), small.actor()
+
+    def grey(key, images):
+        return views.solid_grey(images)
+
+    seen = diverged(measure, grey)
+    assert seen.states is None
+    found = np.asarray(seen.divergences["view"])
+
+    def logits(prompts):
+        states = final_states(
+            actor.policy, actor.params, prompts, rollout.tokens, rollout.positions
+        )
+        z = states @ actor.policy.head(actor.params).T / rollout.temperature[0]
+        return jnp.where(actor.allowed, z, -jnp.inf)
+
+    dark = dataclasses.replace(
+        rollout.prompts, images=views.solid_grey(rollout.prompts.images)
+    )
+    wanted = np.where(rollout.mask, dense(logits(rollout.prompts), logits(dark)), 0)
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=2e-6)
+    by_prompt = found.reshape(4, small.GROUP, -1)
+    np.testing.assert_array_equal(by_prompt[2], 0)
+    assert (by_prompt[[0, 1, 3]].max(axis=(1, 2)) > 1e-3).all()
+
+
+def test_add_divergence_without_states_reads_the_picture_again():
+    plain = dataclasses.replace(noted_rollout(), states=None)
+    for other in (
+        diverged(rollout=plain, prompts_per_pass=2),
+        diverged(prompts_per_pass=2),
+    ):
+        np.testing.assert_allclose(
+            other.divergences["view"],
+            diverged().divergences["view"],
+            rtol=1e-4,
+            atol=2e-6,
+        )

@@ -10,6 +10,7 @@ import pytest
 from vrl_jax import views
 from vrl_jax.engine.processing import encode
 from vrl_jax.models.qwen_vl.families import QWEN2_VL, QWEN3_VL
+from vrl_jax.models.qwen_vl.front_end import front_end
 from vrl_jax.models.qwen_vl.policy import policy
 from vrl_jax.models.qwen_vl.spec import QwenSpec, VisionSpec
 from vrl_jax.programs.single_turn import single_turn
@@ -48,7 +49,10 @@ def actor(request):
         },
     )
     changed = dataclasses.replace(
-        small.actor().processor, spec=spec, patches=36, prompt_tokens=64
+        small.actor().processor,
+        front_end=front_end(spec, min_pixels=28 * 28),
+        patches=36,
+        prompt_tokens=64,
     )
     return small.actor(
         policy=policy(spec), params=random_params(spec, 0), processor=changed
@@ -70,7 +74,7 @@ def test_scoring_equals_sampling_and_pictures_count(actor):
 
 
 def test_black_is_the_familys_black(actor):
-    family = actor.processor.spec.family
+    family = actor.processor.front_end.spec.family
     images = encode(actor.processor, small.samples()[:1]).prompts.images
     view = actor.painting(functools.partial(views.blacken_patches, share=1.0))
     black = view(jax.random.key(0), images)

@@ -59,7 +59,7 @@ def test_chat_text_puts_pictures_where_the_question_says():
         (0, {"question": "What?"}, {}, "row-0: 0 <image> in the question and 1 pic"),
         (0, {"question": "<image><|image_pad|>"}, {}, "row-0: .*spells out the image"),
         (2, {}, {"prompt_tokens": 9}, "row-2: The prompt has 23 tokens, .* is 9"),
-        (3, {}, {"patches": 8}, "row-3: .*16"),
+        (1, {}, {"patches": 16}, "row-1: 2 pictures need 32 patches.* is 16"),
         (0, {"images": (b"no picture",)}, {}, "row-0: .*10 bytes"),
     ],
 )
@@ -67,6 +67,11 @@ def test_encode_names_the_sample_that_does_not_fit(row, changes, budgets, said):
     sample = dataclasses.replace(small.samples()[row], **changes)
     with pytest.raises(ValueError, match=said):
         encode_one(processor(**budgets), sample)
+
+
+def test_a_patch_budget_holds_whole_windows():
+    with pytest.raises(ValueError, match=r"a multiple of 16, .*, got 24"):
+        processor(patches=24)
 
 
 def test_fitting_counts_what_cannot_be_used():

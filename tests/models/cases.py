@@ -8,9 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
+from vrl_jax.models import front_end
+from vrl_jax.models.policy import Params
 from vrl_jax.models.qwen_vl.families import QWEN2_VL, QWEN3_VL
-from vrl_jax.models.qwen_vl.images import merged_grid, pack_images, packed_patches
-from vrl_jax.models.qwen_vl.parameters import Params, parameter_table
+from vrl_jax.models.qwen_vl.images import lay_out, merged_grid, packed_patches
+from vrl_jax.models.qwen_vl.parameters import parameter_table
 from vrl_jax.models.qwen_vl.policy import policy
 from vrl_jax.models.qwen_vl.positions import image_prompt_positions
 from vrl_jax.models.qwen_vl.spec import QwenSpec, TextSpec, VisionSpec
@@ -116,6 +118,17 @@ def budget_of(spec: QwenSpec, rows: list[Row]) -> int:
         sum(packed_patches(p.height, p.width, spec) for p in r.pictures) for r in rows
     )
     return max(need, spec.vision.window_patches)
+
+
+def pack_images(
+    pictures: list[Image.Image], spec: QwenSpec, *, budget: int
+) -> front_end.PackedImages:
+    return front_end.pack(
+        [lay_out(picture, spec) for picture in pictures],
+        budget=budget,
+        group=spec.vision.group,
+        patch_values=spec.vision.patch_values,
+    )
 
 
 class Packed(NamedTuple):

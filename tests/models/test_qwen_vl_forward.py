@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vrl_jax.models.qwen_vl.images import pack_images
 from vrl_jax.models.qwen_vl.policy import policy
 from vrl_jax.models.qwen_vl.released import QWEN3_VL_2B
 from vrl_jax.models.qwen_vl.vision import interpolation
@@ -19,6 +18,7 @@ from .cases import (
     Packed,
     outputs,
     pack,
+    pack_images,
     picture,
     random_params,
     responses,

@@ -9,16 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vrl_jax.models.qwen_vl import released
-from vrl_jax.models.qwen_vl.config import config_from_spec, spec_from_config
-from vrl_jax.models.qwen_vl.families import QWEN2_5_VL, QWEN2_VL
-from vrl_jax.models.qwen_vl.parameters import (
+from vrl_jax.models.parameters import (
     abstract_params,
     from_checkpoint,
     init_params,
     logical_axes,
     to_checkpoint,
 )
+from vrl_jax.models.qwen_vl import released
+from vrl_jax.models.qwen_vl.config import config_from_spec, spec_from_config
+from vrl_jax.models.qwen_vl.families import QWEN2_5_VL, QWEN2_VL
+from vrl_jax.models.qwen_vl.parameters import parameter_table
 
 from .cases import SPECS, random_params, small_spec
 
@@ -40,7 +41,7 @@ from .cases import SPECS, random_params, small_spec
     ],
 )
 def test_released_specs_have_the_released_sizes(name, billions):
-    shapes = abstract_params(getattr(released, name))
+    shapes = abstract_params(parameter_table(getattr(released, name)))
     count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
     assert count / 1e9 == pytest.approx(billions, rel=3e-4)
 
@@ -171,8 +172,9 @@ def test_a_family_has_its_own_parts_alone():
 @pytest.mark.parametrize("name", ["tied", "qwen2", "qwen3"])
 def test_views_of_the_table_agree(name):
     spec = SPECS[name]
-    abstract, axes = abstract_params(spec), logical_axes(spec)
-    params = jax.jit(lambda key: init_params(key, spec, jnp.bfloat16))(
+    table = parameter_table(spec)
+    abstract, axes = abstract_params(table), logical_axes(table)
+    params = jax.jit(lambda key: init_params(key, table, jnp.bfloat16))(
         jax.random.key(0)
     )
     jax.tree.map(
@@ -183,19 +185,19 @@ def test_views_of_the_table_agree(name):
     assert lengths == jax.tree.map(lambda a: len(a.shape), abstract)
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("bfloat16")}
     assert ("head" in params["text"]) == (not spec.tied)
-    assert "head" in abstract_params(SPECS["untied"])["text"]
+    assert "head" in abstract_params(parameter_table(SPECS["untied"]))["text"]
 
 
 @pytest.fixture
 def checkpoint():
     spec = SPECS["untied"]
-    return spec, dict(to_checkpoint(random_params(spec, 0), spec))
+    return spec, dict(to_checkpoint(random_params(spec, 0), parameter_table(spec)))
 
 
 @pytest.mark.parametrize("name", ["untied", "qwen2", "qwen3"])
 def test_checkpoint_round_trip_under_both_namings(name):
     spec = SPECS[name]
-    tensors = dict(to_checkpoint(random_params(spec, 0), spec))
+    tensors = dict(to_checkpoint(random_params(spec, 0), parameter_table(spec)))
     short = {
         n.replace("model.visual.", "visual.").replace(
             "model.language_model.", "model."
@@ -212,7 +214,7 @@ def test_checkpoint_round_trip_under_both_namings(name):
     for named in (tensors, short, long):
         jax.tree.map(
             np.testing.assert_array_equal,
-            from_checkpoint(named, spec),
+            from_checkpoint(named, parameter_table(spec)),
             random_params(spec, 0),
         )
 
@@ -224,7 +226,7 @@ def test_checkpoint_problems_are_named(checkpoint):
     spoiled["model.layers.9.mlp.up_proj.weight"] = tensors[key]
     spoiled["model.norm.weight"] = np.ones(7)
     with pytest.raises(ValueError, match="does not fit its config") as error:
-        from_checkpoint(spoiled, spec)
+        from_checkpoint(spoiled, parameter_table(spec))
     assert f"missing: {key}" in str(error.value)
     assert "unknown: model.layers.9.mlp.up_proj.weight" in str(error.value)
     assert "another shape: model.norm.weight (7,), not (96,)" in str(error.value)
@@ -232,8 +234,9 @@ def test_checkpoint_problems_are_named(checkpoint):
 
 def test_a_tied_head_may_be_repeated_but_not_differ():
     spec = small_spec()
-    tensors = dict(to_checkpoint(random_params(spec, 0), spec))
+    tensors = dict(to_checkpoint(random_params(spec, 0), parameter_table(spec)))
     embedding = tensors["model.embed_tokens.weight"]
-    from_checkpoint(tensors | {"lm_head.weight": embedding}, spec)
+    table = parameter_table(spec)
+    from_checkpoint(tensors | {"lm_head.weight": embedding}, table)
     with pytest.raises(ValueError, match=r"lm_head.weight .the config ties it"):
-        from_checkpoint(tensors | {"lm_head.weight": embedding + 1}, spec)
+        from_checkpoint(tensors | {"lm_head.weight": embedding + 1}, table)

@@ -57,7 +57,8 @@ import sys
 import jax, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from vrl_jax.models import hub, streaming
-from vrl_jax.models.qwen_vl.parameters import logical_axes
+from vrl_jax.models.parameters import logical_axes
+from vrl_jax.models.qwen_vl.parameters import parameter_table
 from tests.models.cases import SPECS, random_params
 
 streaming.PIECE_BYTES = 1000
@@ -68,7 +69,7 @@ rules = {"embed": "fsdp", "vision_embed": "fsdp", "heads": "tensor", "mlp": "ten
          "kv_heads": "tensor", "vocabulary": "tensor", "vision_heads": "tensor"}
 shardings = jax.tree.map(
     lambda axes: NamedSharding(mesh, PartitionSpec(*map(rules.get, axes))),
-    logical_axes(spec), is_leaf=lambda node: isinstance(node, tuple))
+    logical_axes(parameter_table(spec)), is_leaf=lambda node: isinstance(node, tuple))
 _, params = hub.load(sys.argv[1], shardings=shardings)
 jax.tree.map(np.testing.assert_array_equal, params, random_params(spec, 1))
 placed = lambda p, s: p.sharding.is_equivalent_to(s, p.ndim)

@@ -16,7 +16,8 @@ import torch
 from vrl_jax.engine.likelihood import first_positions, likelihood
 from vrl_jax.engine.sampling import response_positions
 from vrl_jax.models import hub
-from vrl_jax.models.qwen_vl.parameters import short_name, to_checkpoint
+from vrl_jax.models.families import family_of
+from vrl_jax.models.parameters import current_name, to_checkpoint
 from vrl_jax.models.qwen_vl.policy import policy
 
 from ..models.cases import Outputs, Packed, budget_of, outputs, pack
@@ -194,8 +195,10 @@ def gradient(setting: Setting) -> float:
     reference.torch_weighted_logprobs(
         model, setting.spec, setting.rows, setting.tokens, setting.weights
     ).backward()
-    theirs = {short_name(n): p.grad.numpy() for n, p in model.named_parameters()}
-    ours = {short_name(n): g for n, g in to_checkpoint(setting.scored[1], setting.spec)}
+    theirs = {current_name(n): p.grad.numpy() for n, p in model.named_parameters()}
+    table = family_of(setting.spec).parameter_table(setting.spec)
+    given = to_checkpoint(setting.scored[1], table)
+    ours = {current_name(name): gradient for name, gradient in given}
     assert ours.keys() == theirs.keys()
     norms = {name: np.linalg.norm(g) for name, g in theirs.items()}
     # A key's bias moves all logits of a query alike where positions do not turn it:

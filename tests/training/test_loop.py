@@ -143,7 +143,7 @@ def test_a_killed_run_resumes_to_the_same_bits(tmp_path, unbroken, moment, capsy
     assert_same(tmp_path, resumed.params, unbroken)
     assert f"resuming {tmp_path} after step" in capsys.readouterr().out
     programs = {
-        "jit(generate)",
+        "jit(run)",
         "jit(_score_view)",
         "jit(credit)",
         "jit(update_moving)",

@@ -7,10 +7,17 @@ from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
-from vrl_jax import views
-from vrl_jax.engine.likelihood import in_pieces, likelihood
+from vrl_jax import perception, views
+from vrl_jax.engine import slots as decoding_slots
+from vrl_jax.engine.decoding import Model
+from vrl_jax.engine.likelihood import (
+    divergence,
+    final_states,
+    in_pieces,
+    likelihood,
+)
 from vrl_jax.engine.processing import Processor
 from vrl_jax.models.policy import Params, Policy
 from vrl_jax.types import Batch, Episode, Images, Likelihood, Prompts, Rollout
@@ -27,11 +34,13 @@ def ignore(episodes: Sequence[Episode], scores: Sequence[Mapping[str, float]]) -
 class Actor:
     """A policy that plays, with what playing depends on.
 
-    `allowed` ids may be sampled, the others have probability 0; a response ends at
-    one of `stop_ids` or after `max_new_tokens`. `reward` sees one group at a time.
-    `observe` is told of every group that was played, kept or not; rewards see `step`
-    and `total_steps`. Passes without gradient take at most `prompts_per_pass` prompts
-    at a time.
+    `allowed` ids may be sampled, the others have probability 0; `top_k` (0: all) and
+    `top_p` narrow them further, see `engine.sampling`. A response ends at one of
+    `stop_ids` or after `max_new_tokens`; `slots` are written at a time. `reward` sees
+    one group at a time. `observe` is told of every group that was played, kept or not;
+    rewards see `step` and `total_steps`. Passes without gradient take at most
+    `prompts_per_pass` prompts at a time. `note` says which of the final hidden states
+    are kept beside the tokens: `slots.nothing` of them, or all, `slots.states`.
     """
 
     policy: Policy
@@ -42,10 +51,26 @@ class Actor:
     reward: Reward
     max_new_tokens: int
     temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    slots: int = 64
     prompts_per_pass: int = 64
     step: int = 0
     total_steps: int = 0
     observe: Callable[[Sequence[Episode], Sequence[Mapping[str, float]]], None] = ignore
+    note: Callable = decoding_slots.nothing
+
+    def model(self) -> Model:
+        """What decoding reads of it."""
+        return Model(
+            self.policy,
+            self.params,
+            self.allowed,
+            self.max_new_tokens,
+            self.slots,
+            self.processor.tokenizer,
+            self.note,
+        )
 
     def likelihood(self, rollout: Rollout) -> Likelihood:
         """log pi and entropy of the rollout's tokens, given its prompts as they are.
@@ -59,8 +84,8 @@ class Actor:
 
     def painting(self, view: Callable) -> View:
         """One of `views`, with the black and grey of this model's pixels."""
-        family = self.processor.spec.family
-        return views.with_statistics(view, family.pixel_mean, family.pixel_std)
+        front_end = self.processor.front_end
+        return views.with_statistics(view, front_end.pixel_mean, front_end.pixel_std)
 
     def add_logprobs(
         self, rollout: Rollout, name: str, view: View, key: Key[Array, ""]
@@ -70,17 +95,47 @@ class Actor:
         Every response is scored under a draw of its own, view(fold_in(key, row), its
         prompt's pictures), whatever the size of a pass.
         """
-        scored = _score_view(
-            self.policy,
-            view,
-            self.prompts_per_pass,
-            self.params,
-            self.allowed,
-            rollout,
-            key,
-        )
+        scored = self._under(view, _likelihood, rollout, key, rollout.log_kept)
         extra = {**rollout.extra_logprobs, name: scored.logprobs}
         return dataclasses.replace(rollout, extra_logprobs=extra)
+
+    def add_shared_logprobs(
+        self, rollout: Rollout, name: str, view: View, key: Key[Array, ""]
+    ) -> Rollout:
+        """As `add_logprobs`, under one draw for each prompt, which its responses share.
+
+        A prompt is then read once, and not once for each of its responses.
+        """
+        images = look(view, key, rollout.prompts.images)
+        seen = self.likelihood(seeing(rollout, images)).logprobs
+        extra = {**rollout.extra_logprobs, name: seen}
+        return dataclasses.replace(rollout, extra_logprobs=extra)
+
+    def add_divergence(
+        self,
+        rollout: Rollout,
+        name: str,
+        view: View,
+        key: Key[Array, ""],
+        *,
+        measure: Callable = perception.view_kl,
+    ) -> Rollout:
+        """`measure` of the rollout's view and another one, as `divergences[name]`.
+
+        Drawn as in `add_logprobs`, and exactly 0 where the view shows the same. Costs
+        as much, and a second stream in the head, if the rollout has its `states`; they
+        are computed first if it has not, and dropped.
+        """
+        states = rollout.states
+        if states is None:
+            states = _states(self.policy, self.prompts_per_pass, self.params, rollout)
+        found = self._under(view, _divergence(measure), rollout, key, states)
+        divergences = {**rollout.divergences, name: found}
+        return dataclasses.replace(rollout, divergences=divergences, states=None)
+
+    def _under(self, view, read, rollout, key, noted):
+        fixed = (self.policy, view, read, self.prompts_per_pass)
+        return _score_view(*fixed, self.params, self.allowed, rollout, key, noted)
 
 
 Scored = TypeVar("Scored", Rollout, Batch)
@@ -107,13 +162,14 @@ def _score(
     allowed: Bool[Array, " V"],
     rollout: Rollout,
 ) -> Likelihood:
-    def score(prompts: Prompts, *rows):
-        return likelihood(policy, params, prompts, *rows, allowed)
+    def score(prompts: Prompts, noted, *rows):
+        return likelihood(policy, params, prompts, *rows, allowed, *noted)
 
     return in_pieces(
         score,
         prompts_per_pass,
         rollout.prompts,
+        (rollout.log_kept, rollout.shown),
         rollout.tokens,
         rollout.positions,
         rollout.mask,
@@ -121,16 +177,52 @@ def _score(
     )
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _states(
+    policy: Policy, prompts_per_pass: int, params: Params, rollout: Rollout
+) -> Float[Array, "B T H"]:
+    def read(prompts: Prompts, shown, *rows):
+        return final_states(policy, params, prompts, *rows, shown)
+
+    return in_pieces(
+        read,
+        prompts_per_pass,
+        rollout.prompts,
+        rollout.shown,
+        rollout.tokens,
+        rollout.positions,
+    )
+
+
+def _likelihood(policy, params, prompts, responses, allowed, log_kept, shown, moved):
+    return likelihood(policy, params, prompts, *responses, allowed, log_kept, shown)
+
+
+@functools.cache
+def _divergence(measure: Callable) -> Callable:
+    """One function for each measure, so that jit finds what it compiled."""
+
+    def read(policy, params, prompts, responses, allowed, states, shown, moved):
+        found = divergence(
+            measure, policy, params, prompts, states, *responses, allowed, shown
+        )
+        return jnp.where(moved[:, None], found, 0)
+
+    return read
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _score_view(
     policy: Policy,
     view: View,
+    read: Callable,
     prompts_per_pass: int,
     params: Params,
     allowed: Bool[Array, " V"],
     rollout: Rollout,
     key: Key[Array, ""],
-) -> Likelihood:
+    noted: Array | None,
+) -> Likelihood | Float[Array, "B T"]:
     batch = rollout.tokens.shape[0]
     group = batch // rollout.prompts.tokens.shape[0]
 
@@ -138,26 +230,34 @@ def _score_view(
         one = jax.tree.map(lambda x: x[None], images)
         return jax.tree.map(lambda x: x[0], view(key, one))
 
-    def score(prompts: Prompts, tokens, positions, mask, temperature, rows):
+    def score(prompts: Prompts, noted, rows, *responses):
         # Each response has pictures of its own: no prompt is shared any more.
         prompts = jax.tree.map(lambda x: jnp.repeat(x, group, axis=0), prompts)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, rows)
         images = jax.vmap(look)(keys, prompts.images)
+        moved = _differ(images, prompts.images)
         prompts = dataclasses.replace(prompts, images=images)
-        return likelihood(
-            policy, params, prompts, tokens, positions, mask, temperature, allowed
-        )
+        return read(policy, params, prompts, responses, allowed, *noted, moved)
 
     return in_pieces(
         score,
         prompts_per_pass,
         rollout.prompts,
+        (noted, rollout.shown),
+        jnp.arange(batch),
         rollout.tokens,
         rollout.positions,
         rollout.mask,
         rollout.temperature,
-        jnp.arange(batch),
     )
+
+
+def _differ(images: Images, others: Images) -> Bool[Array, " P"]:
+    """Which prompts' pictures are not the same."""
+    unequal = jax.tree.map(
+        lambda x, y: (x != y).reshape(len(x), -1).any(axis=1), images, others
+    )
+    return jnp.stack(jax.tree.leaves(unequal)).any(axis=0)
 
 
 def allowed_ids(processor: Processor, rows: int) -> Bool[Array, " V"]:
@@ -166,12 +266,5 @@ def allowed_ids(processor: Processor, rows: int) -> Bool[Array, " V"]:
     Not those beyond the tokenizer, and not the vision placeholders: a sampled image
     token would break the next forward pass.
     """
-    spec = processor.spec
     allowed = jnp.arange(rows) < len(processor.tokenizer)
-    blocked = [
-        spec.image_token,
-        spec.video_token,
-        spec.vision_start_token,
-        spec.vision_end_token,
-    ]
-    return allowed.at[jnp.array(blocked)].set(False)
+    return allowed.at[jnp.array(processor.front_end.unsampled)].set(False)

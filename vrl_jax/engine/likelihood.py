@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 from vrl_kernels.linear_head import linear_head
 
 from vrl_jax.models.policy import Params, Policy
-from vrl_jax.types import Likelihood, Prompts
+from vrl_jax.types import Likelihood, Prompts, Shown
 
 
 def first_positions(prompts: Prompts) -> Int[Array, " P"]:
@@ -25,21 +25,18 @@ def last_hidden(
     return hidden[jnp.arange(hidden.shape[0]), mask.sum(axis=1) - 1]
 
 
-def likelihood(
+def final_states(
     policy: Policy,
     params: Params,
     prompts: Prompts,
     tokens: Int[Array, "B T"],
     positions: Int[Array, "B T 3"],
-    mask: Bool[Array, "B T"],
-    temperature: Float[Array, " B"],
-    allowed: Bool[Array, " V"],
-) -> Likelihood:
-    """log pi(y_t | prompt, y_<t) and H(pi(. | prompt, y_<t)) in nats, 0 where ~mask.
+    shown: Shown | None = None,
+) -> Float[Array, "B T H"]:
+    """The hidden states that predict the tokens, after the final norm.
 
     Each prompt and its pictures are processed once, and its B / P consecutive
-    responses attend to it. Logits are divided by `temperature` and ids that are not
-    `allowed` have probability 0, as in sampling.
+    responses attend to it. `shown` are the pictures between the turns of responses.
     """
     batch, length = tokens.shape
     count = prompts.tokens.shape[0]
@@ -49,6 +46,10 @@ def likelihood(
     states = last_hidden(prompt_hidden, prompts.mask)
     states = jnp.repeat(states[:, None], group, axis=1)[:, :, None]
     if length > 1:  # the last token predicts nothing that is scored
+        pictures = None
+        if shown is not None:
+            slots = shown.slots.reshape(count, group, length)[:, :, :-1]
+            pictures = slots, policy.encode_images(params, shown.images)
         cache = policy.init_cache(count, group, length - 1, states.dtype)
         hidden, _ = policy.extend(
             params,
@@ -58,8 +59,32 @@ def likelihood(
             0,
             tokens.reshape(count, group, length)[:, :, :-1],
             positions.reshape(count, group, length, 3)[:, :, :-1],
+            pictures,
         )
         states = jnp.concatenate([states, hidden], axis=2)
+    return states.reshape(batch, length, -1)
+
+
+def likelihood(
+    policy: Policy,
+    params: Params,
+    prompts: Prompts,
+    tokens: Int[Array, "B T"],
+    positions: Int[Array, "B T 3"],
+    mask: Bool[Array, "B T"],
+    temperature: Float[Array, " B"],
+    allowed: Bool[Array, " V"],
+    log_kept: Float[Array, "B T"] | None = None,
+    shown: Shown | None = None,
+) -> Likelihood:
+    """log pi(y_t | prompt, y_<t) and H(pi(. | prompt, y_<t)) in nats, 0 where ~mask.
+
+    Of `final_states`. Logits are divided by `temperature` and ids that are not
+    `allowed` have probability 0, as in sampling. `log_kept` is subtracted from the
+    log-probs (not from what the entropy is of): what `engine.sampling` left out.
+    """
+    batch, length = tokens.shape
+    states = final_states(policy, params, prompts, tokens, positions, shown)
     stats = linear_head(
         states.reshape(batch * length, -1),
         policy.head(params),
@@ -68,7 +93,39 @@ def likelihood(
         allowed=allowed,
     )
     logprobs, entropy = (x.reshape(batch, length) for x in stats)
+    if log_kept is not None:
+        logprobs = logprobs - log_kept
     return Likelihood(jnp.where(mask, logprobs, 0.0), jnp.where(mask, entropy, 0.0))
+
+
+def divergence(
+    measure: Callable,
+    policy: Policy,
+    params: Params,
+    prompts: Prompts,
+    states: Float[Array, "B T H"],
+    tokens: Int[Array, "B T"],
+    positions: Int[Array, "B T 3"],
+    mask: Bool[Array, "B T"],
+    temperature: Float[Array, " B"],
+    allowed: Bool[Array, " V"],
+    shown: Shown | None = None,
+) -> Float[Array, "B T"]:
+    """How far pi(. | prompt, y_<t) is from the distribution of `states`; 0 off mask.
+
+    `measure(states, other states, head, temperature=, allowed=)` is one of
+    `perception`'s, per token and over the whole vocabulary.
+    """
+    batch, length = tokens.shape
+    other = final_states(policy, params, prompts, tokens, positions, shown)
+    found = measure(
+        states.reshape(batch * length, -1),
+        other.reshape(batch * length, -1),
+        policy.head(params),
+        temperature=jnp.repeat(temperature, length),
+        allowed=allowed,
+    )
+    return jnp.where(mask, found.reshape(batch, length), 0.0)
 
 
 def in_pieces(

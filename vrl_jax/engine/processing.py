@@ -14,15 +14,7 @@ import numpy as np
 from jaxtyping import Int
 from transformers import PreTrainedTokenizerBase
 
-from vrl_jax.models.qwen_vl.images import (
-    PackedImages,
-    load_image,
-    merged_grid,
-    pack_images,
-    resize_image,
-)
-from vrl_jax.models.qwen_vl.positions import image_prompt_positions
-from vrl_jax.models.qwen_vl.spec import QwenSpec
+from vrl_jax.models.front_end import FrontEnd, PackedImages, pack
 from vrl_jax.types import (
     PLACEHOLDER,
     Images,
@@ -37,16 +29,22 @@ from vrl_jax.types import (
 class Processor:
     """What turning samples into tables depends on.
 
-    `prompt_tokens` and `patches` are the budgets of one prompt; `min_pixels` and
-    `max_pixels` bound the area of one picture after resizing.
+    `front_end` is what the model's family provides; `prompt_tokens` and `patches` are
+    the budgets of one prompt.
     """
 
     tokenizer: PreTrainedTokenizerBase
-    spec: QwenSpec
+    front_end: FrontEnd
     prompt_tokens: int
     patches: int
-    min_pixels: int = 56 * 56
-    max_pixels: int = 1280 * 28 * 28
+
+    def __post_init__(self) -> None:
+        unit = self.front_end.granularity
+        if self.patches % unit:
+            raise ValueError(
+                f"The patch budget must be a multiple of {unit}, what pictures are "
+                f"laid out in, got {self.patches}."
+            )
 
 
 class EncodedPrompt(NamedTuple):
@@ -101,42 +99,54 @@ def encode_one(processor: Processor, sample: Sample) -> EncodedPrompt:
 
 
 def _encode_one(processor: Processor, sample: Sample) -> EncodedPrompt:
-    spec = processor.spec
-    bounds = {
-        "min_pixels": processor.min_pixels,
-        "max_pixels": processor.max_pixels,
-    }
-    originals = [load_image(image) for image in sample.images]
-    pictures = [resize_image(picture, spec, **bounds) for picture in originals]
-    images = pack_images(pictures, spec, budget=processor.patches)
-    grids = [merged_grid(picture.height, picture.width, spec) for picture in pictures]
-
-    text = chat_text(processor, sample)
-    once = np.array(
-        processor.tokenizer(text, add_special_tokens=False)["input_ids"], np.int32
+    front_end = processor.front_end
+    originals = [front_end.load(image) for image in sample.images]
+    pictures = [front_end.resize(picture) for picture in originals]
+    laid_out = [front_end.lay_out(picture) for picture in pictures]
+    images = pack(
+        laid_out,
+        budget=processor.patches,
+        group=front_end.group,
+        patch_values=front_end.patch_values,
     )
-    if (once == spec.image_token).sum() != len(pictures):
-        raise ValueError(
-            f"The question spells out the image token itself: {sample.question[:80]!r}."
-            f" Write {PLACEHOLDER} where a picture belongs."
-        )
-    repeats = np.ones(len(once), int)
-    repeats[once == spec.image_token] = [height * width for height, width in grids]
-    tokens = np.repeat(once, repeats)
+    text = chat_text(processor, sample)
+    tokens = _tokens(processor, text, [len(p.merged_index) for p in laid_out])
     if len(tokens) > processor.prompt_tokens:
         raise ValueError(
             f"The prompt has {len(tokens)} tokens, the budget is "
             f"{processor.prompt_tokens}. Raise prompt_tokens or lower max_pixels."
         )
-    positions, _ = image_prompt_positions(tokens, grids, spec.image_token)
     slots = np.zeros(len(tokens), np.int32)
     if pictures:
-        slots[tokens == spec.image_token] = np.concatenate(images.merged_index) + 1
+        places = np.concatenate(images.merged_index)
+        slots[tokens == front_end.image_token] = places + 1
     sizes = tuple(
         ImageSize(before.height, before.width, after.height, after.width)
         for before, after in zip(originals, pictures, strict=True)
     )
+    positions = front_end.positions(tokens, [picture.grid for picture in laid_out])
     return EncodedPrompt(text, tokens, positions, slots, images, sizes)
+
+
+def _tokens(
+    processor: Processor, text: str, counts: Sequence[int]
+) -> Int[np.ndarray, " tokens"]:
+    """The chat text as ids, with an image token for each merged token."""
+    spelled = processor.tokenizer.convert_ids_to_tokens
+    front_end = processor.front_end
+    first, *rest = text.split(spelled(front_end.placeholder))
+    image = spelled(front_end.image_token)
+    if len(rest) != len(counts) or any(image in piece for piece in (first, *rest)):
+        raise ValueError(
+            "The question spells out the image token itself. Write "
+            f"{PLACEHOLDER} where a picture belongs."
+        )
+    whole = first + "".join(
+        front_end.written(count, spelled) + piece
+        for count, piece in zip(counts, rest, strict=True)
+    )
+    ids = processor.tokenizer(whole, add_special_tokens=False)["input_ids"]
+    return np.array(ids, np.int32)
 
 
 def encode(processor: Processor, samples: Sequence[Sample]) -> Encoded:

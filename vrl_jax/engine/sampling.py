@@ -1,113 +1,97 @@
-"""Sampling: prompts are prefilled once, responses are decoded in one loop."""
+"""Drawing a token: temperature, top-k, top-p, allowed ids, and what was kept.
+
+A request narrows the policy's distribution, softmax(logits / temperature) over the ids
+that the actor allows: to its own allowed ids, to the top k, to the top p of mass. The
+token is drawn from what is kept, renormalised,
+
+    log q(y) = log pi(y) - log sum_{v kept} pi(v),
+
+and the second term is recorded as `log_kept`, 0 where nothing was left out. Scoring
+subtracts it again: the ratio is exactly 1 before an update, and stays the ratio of pi
+for the same token after it. To choose the kept ids anew from the updated policy would
+give some sampled tokens probability 0; to remember them would take [T, V].
+"""
 
 import functools
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
-from vrl_kernels.linear_head.reference import MASKED
-
-from vrl_jax.engine.likelihood import first_positions, last_hidden
-from vrl_jax.models.policy import Params, Policy
-from vrl_jax.types import Prompts
-
-Choose = Callable[[Key[Array, ""], Float[Array, " V"]], Int[Array, ""]]
+from vrl_kernels.linear_head.state import MASKED
 
 
-class Sampled(NamedTuple):
-    """Responses of a group lie together; `mask` includes the stop token.
+class Drawn(NamedTuple):
+    """A token a row, with its log q and what q's normaliser was under the policy."""
 
-    `finished` is False where the token budget ended the response.
-    """
-
-    tokens: Int[Array, "B T"]
-    positions: Int[Array, "B T 3"]
-    mask: Bool[Array, "B T"]
-    logprobs: Float[Array, "B T"]
-    finished: Bool[Array, " B"]
+    tokens: Int[Array, " B"]
+    logprobs: Float[Array, " B"]
+    log_kept: Float[Array, " B"]
 
 
-def greedy(key: Key[Array, ""], logits: Float[Array, " V"]) -> Int[Array, ""]:
-    """The most likely token; the key is not used."""
-    del key
-    return jnp.argmax(logits)
-
-
-def generate(
-    policy: Policy,
-    params: Params,
-    prompts: Prompts,
+def draw(
     keys: Key[Array, " B"],
-    temperature: Float[Array, " B"],
-    allowed: Bool[Array, " V"],
-    stop_ids: Int[Array, " S"],
+    logits: Float[Array, "B V"],
     *,
-    max_new_tokens: int,
-    choose: Choose = jax.random.categorical,
-) -> Sampled:
-    """y_t ~ softmax(logits / temperature) over the allowed ids, until a stop id.
+    base: Bool[Array, " V"],
+    allowed: Bool[Array, "B V"],
+    temperature: Float[Array, " B"],
+    top_k: Int[Array, " B"],
+    top_p: Float[Array, " B"],
+) -> Drawn:
+    """y ~ softmax(logits / temperature) over `base`, narrowed as above.
 
-    B / P responses are sampled for each prompt. Token t of row i is drawn with
-    fold_in(keys[i], t), so it does not depend on the other rows. The loop ends when
-    every response has ended. `logprobs` are those of the sampled distribution.
+    One uniform number a row, and the first id at which the cumulated probability
+    exceeds it: for a vocabulary of 150 000, as many numbers less than Gumbel noise.
     """
-    count = prompts.tokens.shape[0]
-    batch = keys.shape[0]
-    group = batch // count
-    features = policy.encode_images(params, prompts.images)
-    hidden, prompt_cache = policy.prefill(params, prompts, features)
-    states = jnp.repeat(last_hidden(hidden, prompts.mask), group, axis=0)
-    start = jnp.repeat(first_positions(prompts), group)
-    positions = response_positions(start, max_new_tokens)
-    head = policy.head(params)
+    scaled = jnp.where(base, logits.astype(jnp.float32) / temperature[:, None], MASKED)
+    top = scaled.max(axis=1, keepdims=True)
+    odds = jnp.exp(scaled - top)
+    narrowed = jnp.where(allowed, scaled, MASKED)
+    kept = base & allowed & (narrowed >= threshold(narrowed, top_k, top_p)[:, None])
+    # The largest that is kept is 1: what is kept may all be unlikely.
+    best = narrowed.max(axis=1, keepdims=True)
+    cumulated = jnp.cumsum(jnp.where(kept, jnp.exp(narrowed - best), 0), axis=1)
+    total = cumulated[:, -1:]
+    point = jax.vmap(jax.random.uniform)(keys)[:, None] * total
+    beyond = kept & (cumulated > point)
+    # Rounding may leave nothing beyond the point; then it is the likeliest.
+    tokens = jnp.where(
+        beyond.any(axis=1), beyond.argmax(axis=1), narrowed.argmax(axis=1)
+    ).astype(jnp.int32)
+    log_all = jnp.log(odds.sum(axis=1)) + top[:, 0]
+    log_some = jnp.log(total[:, 0]) + best[:, 0]
+    everything = (kept == base).all(axis=1)
+    normaliser = jnp.where(everything, log_all, log_some)
+    chosen = jnp.take_along_axis(scaled, tokens[:, None], axis=1)[:, 0]
+    return Drawn(tokens, chosen - normaliser, normaliser - log_all)
 
-    def sample(carry, states):
-        step, cache, done, tokens, mask, logprobs = carry
-        logits = jnp.einsum(
-            "bh,vh->bv", states, head, preferred_element_type=jnp.float32
-        )
-        logits = jnp.where(allowed, logits / temperature[:, None], MASKED)
-        step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, step)
-        token = jax.vmap(choose)(step_keys, logits).astype(jnp.int32)
-        chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), token[:, None], axis=1)
-        tokens = tokens.at[:, step].set(jnp.where(done, stop_ids[0], token))
-        mask = mask.at[:, step].set(~done)
-        logprobs = logprobs.at[:, step].set(jnp.where(done, 0.0, chosen[:, 0]))
-        done = done | jnp.isin(token, stop_ids)
-        return step + 1, cache, done, tokens, mask, logprobs
 
-    def running(carry):
-        step, _, done, *_ = carry
-        return (step < max_new_tokens) & ~done.all()
+def threshold(
+    logits: Float[Array, "B V"], top_k: Int[Array, " B"], top_p: Float[Array, " B"]
+) -> Float[Array, " B"]:
+    """The smallest logit of a row that is kept.
 
-    def decode(carry):
-        step, cache, done, tokens, mask, logprobs = carry
-        hidden, cache = policy.extend(
-            params,
-            prompt_cache,
-            prompts.mask,
-            cache,
-            step - 1,
-            tokens[:, step - 1].reshape(count, group, 1),
-            positions[:, step - 1].reshape(count, group, 1, 3),
-        )
-        carry = (step, cache, done, tokens, mask, logprobs)
-        return sample(carry, hidden.reshape(batch, -1))
+    First the `top_k` largest (0: all), then, of their renormalised probabilities, the
+    largest whose sum reaches `top_p`, at least one (https://arxiv.org/abs/1904.09751).
+    Ties with the smallest are kept. Sorts only where it must.
+    """
 
-    shape = (batch, max_new_tokens)
-    empty = (
-        jnp.int32(0),
-        policy.init_cache(count, group, max_new_tokens, states.dtype),
-        jnp.zeros(batch, bool),
-        jnp.full(shape, stop_ids[0], jnp.int32),
-        jnp.zeros(shape, bool),
-        jnp.zeros(shape, jnp.float32),
-    )
-    carry = jax.lax.while_loop(running, decode, sample(empty, states))
-    _, _, done, tokens, mask, logprobs = carry
-    return Sampled(tokens, positions, mask, logprobs, done)
+    def sort() -> Float[Array, " B"]:
+        ordered = -jnp.sort(-logits, axis=1)
+        size = logits.shape[1]
+        count = jnp.where(top_k > 0, jnp.minimum(top_k, size), size)
+        inside = jnp.arange(size) < count[:, None]
+        odds = jnp.where(inside, jnp.exp(ordered - ordered[:, :1]), 0)
+        before = jnp.cumsum(odds, axis=1) - odds
+        kept = inside & (before < top_p[:, None] * odds.sum(axis=1, keepdims=True))
+        last = jnp.maximum(kept.sum(axis=1), 1) - 1
+        return jnp.take_along_axis(ordered, last[:, None], axis=1)[:, 0]
+
+    def largest() -> Float[Array, " B"]:
+        return jnp.where(top_k == 1, logits.max(axis=1), -jnp.inf)
+
+    return jax.lax.cond(((top_k > 1) | (top_p < 1)).any(), sort, largest)
 
 
 def response_positions(start: Int[Array, " B"], length: int) -> Int[Array, "B T 3"]:

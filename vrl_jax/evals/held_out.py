@@ -8,7 +8,6 @@ import numpy as np
 from jaxtyping import Array, Key
 
 from vrl_jax.engine.actor import Actor
-from vrl_jax.engine.sampling import Choose, greedy
 from vrl_jax.programs.single_turn import single_turn
 from vrl_jax.types import Sample
 
@@ -18,17 +17,16 @@ def accuracy(
     samples: Sequence[Sample],
     key: Key[Array, ""],
     *,
-    choose: Choose = greedy,
+    greedy: bool = True,
 ) -> float:
-    """Mean reward of one response a sample, unscored left out; greedy by default."""
+    """Mean reward of one response a sample, unscored left out."""
+    actor = dataclasses.replace(actor, top_k=1) if greedy else actor
     size = min(actor.prompts_per_pass, len(samples))
     rewards: list[float] = []
     for start in range(0, len(samples), size):
         batch = samples[start : start + size]
         filler = samples[: size - len(batch)]  # keeps one shape; not counted
-        rollout = single_turn(
-            actor, iter([[*batch, *filler]]), key, group_size=1, choose=choose
-        )
+        rollout = single_turn(actor, iter([[*batch, *filler]]), key, group_size=1)
         rewards += np.asarray(rollout.rewards)[: len(batch)].tolist()
     return float(np.nanmean(rewards)) if not np.isnan(rewards).all() else math.nan
 

@@ -30,7 +30,7 @@ import jax.numpy as jnp
 from flax import linen, nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from vrl_jax.models.policy import Params, Policy
+from vrl_jax.models.policy import Params, Policy, SlotCache
 from vrl_jax.types import Images, Prompts
 
 Hidden = Callable[..., Float[Array, "B S H"]]
@@ -49,6 +49,14 @@ class Written(NamedTuple):
 
     tokens: Int[Array, "P G T"]
     positions: Int[Array, "P G T 3"]
+
+
+class Columns(NamedTuple):
+    """In the place of the slots' keys and values: what stands in each column."""
+
+    tokens: Int[Array, "B 1 C"]
+    positions: Int[Array, "B 1 C 3"]
+    slots: Int[Array, "B 1 C"]
 
 
 def as_they_are(params: Any, images: Images) -> Images:
@@ -132,7 +140,13 @@ def uncached_policy(
         offset: Int[Array, ""] | int,
         tokens: Int[Array, "P G S"],
         positions: Int[Array, "P G S 3"],
+        shown: Any = None,
     ) -> tuple[Float[Array, "P G S H"], Written]:
+        if shown is not None:
+            raise NotImplementedError(
+                "a model without a cache cannot score pictures between turns; give it "
+                "a policy of its own, with `extend`."
+            )
         count, group, new = tokens.shape
         written = Written(
             jax.lax.dynamic_update_slice_in_dim(written.tokens, tokens, offset, 2),
@@ -162,7 +176,45 @@ def uncached_policy(
         shape = (P, G, T)
         return Written(jnp.zeros(shape, jnp.int32), jnp.zeros((*shape, 3), jnp.int32))
 
-    return Policy(encode, prefill, extend, init_cache, head)
+    def as_slots(read: Read) -> SlotCache:
+        prompts = read.prompts
+        slots = jnp.where(prompts.mask, prompts.slots, 0)
+        columns = (prompts.tokens, prompts.positions, slots)
+        return SlotCache(Columns(*(x[:, None] for x in columns)), read.features)
+
+    def decode(
+        params: Params,
+        cache: SlotCache,
+        column: Int[Array, ""],
+        index: Int[Array, "B C"],
+        tokens: Int[Array, " B"],
+        positions: Int[Array, "B 3"],
+    ) -> tuple[Float[Array, "B H"], SlotCache]:
+        new = Columns(tokens, positions, jnp.zeros_like(tokens))
+        columns = jax.tree.map(
+            lambda old, x: old.at[:, 0, column].set(x), cache.columns, new
+        )
+        # The columns that hold a token, in the order of the sequence.
+        there = index >= 0
+        order = jnp.argsort(jnp.where(there, index, index.shape[1]), axis=1)
+        parts = jax.tree.map(
+            lambda x: jax.vmap(jnp.take, (0, 0, None))(x[:, 0], order, 0), columns
+        )
+        lengths = there.sum(axis=1)
+        states = hidden(params, *_sequences(parts, lengths), cache.rows)
+        last = jnp.take_along_axis(states, lengths[:, None, None] - 1, axis=1)
+        return last[:, 0], SlotCache(columns, cache.rows)
+
+    return Policy(
+        encode,
+        prefill,
+        extend,
+        init_cache,
+        head,
+        as_slots,
+        lambda params: params,
+        decode,
+    )
 
 
 def _followed(

@@ -14,15 +14,13 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from vrl_jax.models.families import Spec, family_of
+from vrl_jax.models.parameters import from_checkpoint, to_checkpoint
 from vrl_jax.models.policy import Params
-from vrl_jax.models.qwen_vl.config import config_from_spec, spec_from_config
-from vrl_jax.models.qwen_vl.parameters import from_checkpoint, to_checkpoint
-from vrl_jax.models.qwen_vl.spec import QwenSpec
 from vrl_jax.models.streaming import FileTensor
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-PROCESSOR = "preprocessor_config.json"
 GENERATION = "generation_config.json"
 ENDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 # What surrounds the weights; config, weights and generation settings are ours.
@@ -31,7 +29,7 @@ COMPANIONS = (
     "chat_template.jinja",
     "chat_template.json",
     "merges.txt",
-    PROCESSOR,
+    "preprocessor_config.json",
     "processor_config.json",
     "special_tokens_map.json",
     "tokenizer.json",
@@ -56,7 +54,7 @@ def load(
     *,
     dtype: jnp.dtype = jnp.float32,
     shardings: Params | None = None,
-) -> tuple[QwenSpec, Params]:
+) -> tuple[Spec, Params]:
     """The model of a folder, its params on the devices.
 
     `shardings` is a tree like the params (`parameters.logical_axes` gives the axes);
@@ -68,8 +66,10 @@ def load(
         raise ValueError(f"There is no model folder {str(folder)!r}.")
     config = _json(folder / "config.json")
     try:
-        spec = spec_from_config(config)
-        return spec, from_checkpoint(_tensors(folder), spec, dtype, shardings)
+        family = family_of(config)
+        spec = family.spec_from_config(config)
+        table = family.parameter_table(spec)
+        return spec, from_checkpoint(_tensors(folder), table, dtype, shardings)
     except ValueError as error:
         raise ValueError(f"Cannot load {str(folder)!r}: {error}") from error
 
@@ -115,7 +115,7 @@ def _tensors(folder: Path) -> dict[str, FileTensor]:
 
 def save(
     folder: str | Path,
-    spec: QwenSpec,
+    spec: Spec,
     params: Params,
     *,
     tokenizer: Tokenizer | None = None,
@@ -128,7 +128,7 @@ def save(
     Tokenizer, template and processor files come from `copy_from`, those of `tokenizer`
     over them. Sampling settings are neutral: the released ones (repetition penalty,
     nearly greedy) would hide the policy that was trained. Weights keep their dtype.
-    `pixel_bounds` bound a picture's area; the family's released ones if not given.
+    `pixel_bounds` bound a picture's area; the released ones if not given.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -139,31 +139,19 @@ def save(
             shutil.copyfile(source, folder / name)
     if tokenizer is not None:
         tokenizer.save_pretrained(str(folder))
-    if not (copy_from and Path(copy_from, PROCESSOR).is_file()):
-        _write_json(folder / PROCESSOR, _processor(spec, pixel_bounds))
+    family = family_of(spec)
+    for name, content in family.processor_settings(spec, pixel_bounds).items():
+        if not (copy_from and Path(copy_from, name).is_file()):
+            _write_json(folder / name, content)
     generation = _generation(tokenizer, copy_from)
     _write_json(folder / GENERATION, generation)
-    config = config_from_spec(spec) | {name: generation.get(name) for name in ENDS}
+    config = family.config_from_spec(spec) | {
+        name: generation.get(name) for name in ENDS
+    }
     config["torch_dtype"] = str(params["text"]["embedding"].dtype)
     _write_json(folder / "config.json", config)
-    _write_weights(folder, to_checkpoint(params, spec), shard_bytes)
-
-
-def _processor(spec: QwenSpec, pixel_bounds: tuple[int, int] | None) -> dict[str, Any]:
-    """The settings under which transformers makes the patches that we make."""
-    least, most = pixel_bounds or spec.family.pixel_bounds
-    return {
-        "image_processor_type": "Qwen2VLImageProcessor",
-        "processor_class": spec.family.processor,
-        "min_pixels": least,
-        "max_pixels": most,
-        "size": {"shortest_edge": least, "longest_edge": most},
-        "patch_size": spec.vision.patch,
-        "merge_size": spec.vision.merge,
-        "temporal_patch_size": spec.vision.temporal,
-        "image_mean": list(spec.family.pixel_mean),
-        "image_std": list(spec.family.pixel_std),
-    }
+    tensors = to_checkpoint(params, family.parameter_table(spec))
+    _write_weights(folder, tensors, shard_bytes)
 
 
 def _generation(

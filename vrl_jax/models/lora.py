@@ -22,8 +22,8 @@ from jaxtyping import Array, Float, Key
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
+from vrl_jax.models.parameters import Parameter, current_name
 from vrl_jax.models.policy import Params
-from vrl_jax.models.qwen_vl.parameters import Parameter
 from vrl_jax.models.trained import Rule, Split, Trains, overlay
 
 CONFIG = "adapter_config.json"
@@ -238,10 +238,5 @@ def _names(row: Parameter) -> list[tuple[str, str]]:
 
 
 def _module(row: Parameter) -> str:
-    """The module that owns a matrix: checkpoints have older names than the classes."""
-    name = row.name.removesuffix(".weight")
-    if name.startswith(("model.visual.", "model.language_model.")):
-        return name
-    if name.startswith("visual."):
-        return f"model.{name}"
-    return f"model.language_model.{name.removeprefix('model.')}"
+    """The module that owns a matrix."""
+    return current_name(row.name).removesuffix(".weight")

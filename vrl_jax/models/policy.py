@@ -7,19 +7,42 @@ Params = dict[str, Any]
 """A nested dict of arrays; those of layers are stacked on axis 0."""
 
 
+class SlotCache(NamedTuple):
+    """What decoding remembers of B sequences, one a slot.
+
+    Leaves of `columns` are [B K C ...]: C columns, one a token. Leaves of `rows` are
+    [B ...]. The engine moves slots and columns about; what they hold is the family's.
+    """
+
+    columns: Any
+    rows: Any = ()
+
+
 class Policy(NamedTuple):
     """Pure functions of `params`; the family's spec is already applied.
 
+    Scoring reads whole sequences:
     encode_images(params, images)          -> features, a pytree of [P ...]
     prefill(params, prompts, features)     -> hidden [P L H], prompt cache
-    extend(params, prompt_cache, prompt_mask, cache, offset, tokens, positions)
+    extend(params, prompt_cache, prompt_mask, cache, offset, tokens, positions, shown)
                                            -> hidden [P G S H], cache
     init_cache(P, G, T, dtype)             -> cache for T tokens of P * G responses
     head(params)                           -> [V H]
 
-    What the features are is the family's own business; the engine hands them from the
-    one function to the other, or repeats them along P. `hidden` is after the final
-    norm: logits are hidden @ head.T.
+    Sampling writes one token in every slot at a time:
+    as_slots(prompt_cache)                 -> SlotCache with B = P, C = L
+    unstack(params)                        -> weights, as decode reads them
+    decode(weights, cache, column, index, tokens [B], positions [B 3])
+                                           -> hidden [B H], cache
+
+    decode stores what is to be remembered of the tokens in `column`, the same for all
+    slots. `index` [B C] says which token of its sequence (0, 1, ...) a column holds, -1
+    for none; the new tokens are in it. A token sees the tokens that are there.
+
+    `shown` is None, or slots [P G S] as in `Prompts` and the features of the pictures
+    in the responses. What features are is the family's own business; the engine hands
+    them from the one function to the other, or repeats them along P. `hidden` is after
+    the final norm: logits are hidden @ head.T.
     """
 
     encode_images: Callable
@@ -27,3 +50,6 @@ class Policy(NamedTuple):
     extend: Callable
     init_cache: Callable
     head: Callable
+    as_slots: Callable
+    unstack: Callable
+    decode: Callable

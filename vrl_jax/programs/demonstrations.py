@@ -3,15 +3,15 @@
 import itertools
 from collections.abc import Iterator, Sequence
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key
 
 from vrl_jax.engine.actor import Actor
+from vrl_jax.engine.decoding import Sampled
 from vrl_jax.engine.likelihood import first_positions
 from vrl_jax.engine.processing import encode
-from vrl_jax.engine.sampling import Choose, Sampled, response_positions
+from vrl_jax.engine.sampling import response_positions
 from vrl_jax.programs.single_turn import as_rollout, beside, response_keys, sample
 from vrl_jax.types import Prompts, Rollout, Sample
 
@@ -51,7 +51,6 @@ def beside_demonstration(
     key: Key[Array, ""],
     *,
     group_size: int,
-    choose: Choose = jax.random.categorical,
 ) -> Rollout:
     """group_size - 1 sampled responses and, last in each group, the demonstration.
 
@@ -60,7 +59,7 @@ def beside_demonstration(
     samples = next(batches)
     encoded = encode(actor.processor, samples)
     keys = response_keys(samples, key, group_size - 1)
-    sampled = sample(actor, encoded.prompts, keys, choose)
+    sampled = sample(actor, encoded.prompts, keys)
     given = written(actor, samples, encoded.prompts, ("demonstration",))
     both = beside(len(samples), sampled, given)
     return as_rollout(actor, samples, encoded, both)
@@ -98,6 +97,8 @@ def written(
         positions=response_positions(start, length),
         mask=jnp.asarray(mask),
         logprobs=jnp.zeros((rows, length)),
+        log_kept=jnp.zeros((rows, length)),
+        noted=jnp.zeros((rows, length, 0)),
         finished=jnp.ones(rows, bool),
     )
 

@@ -8,7 +8,6 @@ from jaxtyping import Array, Key
 
 from vrl_jax.engine.actor import Actor
 from vrl_jax.engine.processing import encode
-from vrl_jax.engine.sampling import Choose
 from vrl_jax.programs.single_turn import as_rollout, beside, response_keys, sample
 from vrl_jax.types import Images, Rollout, Sample
 
@@ -23,13 +22,13 @@ def mixed_views(
     group_size: int,
     pictures: Pictures,
     perturbed: int,
-    choose: Choose = jax.random.categorical,
 ) -> Rollout:
     """The last `perturbed` responses of each group are sampled from other pictures.
 
     `pictures` makes them of the clean ones, and may ask the actor for its step. Every
     response is scored as an answer to the clean picture: the prompts are the clean
-    ones, and the old log-probs are computed again under them.
+    ones, and the old log-probs are computed again under them. States that were noted
+    while sampling are of either view, and are dropped.
     """
     samples = next(batches)
     encoded = encode(actor.processor, samples)
@@ -40,8 +39,9 @@ def mixed_views(
     seen = dataclasses.replace(encoded.prompts, images=images)
     sampled = beside(
         len(samples),
-        sample(actor, encoded.prompts, clean.reshape(-1), choose),
-        sample(actor, seen, other.reshape(-1), choose),
+        sample(actor, encoded.prompts, clean.reshape(-1)),
+        sample(actor, seen, other.reshape(-1)),
     )
     rollout = as_rollout(actor, samples, encoded, sampled)
-    return dataclasses.replace(rollout, old_logprobs=actor.likelihood(rollout).logprobs)
+    logprobs = actor.likelihood(rollout).logprobs
+    return dataclasses.replace(rollout, old_logprobs=logprobs, states=None)

@@ -8,15 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
+from vrl_jax.engine import decoding
 from vrl_jax.engine.actor import Actor
+from vrl_jax.engine.decoding import Sampled
 from vrl_jax.engine.processing import Encoded, encode
-from vrl_jax.engine.sampling import Choose, Sampled, generate, row_keys
+from vrl_jax.engine.sampling import row_keys
 from vrl_jax.rewards.combine import call_safely
 from vrl_jax.types import Episode, Prompts, Rollout, Sample, Turn
-
-_generate = jax.jit(
-    generate, static_argnums=0, static_argnames=("max_new_tokens", "choose")
-)
 
 
 def single_turn(
@@ -25,13 +23,12 @@ def single_turn(
     key: Key[Array, ""],
     *,
     group_size: int,
-    choose: Choose = jax.random.categorical,
 ) -> Rollout:
     """y_1..y_G ~ pi(. | images, question) for the next batch; R_i = reward(y_i)."""
     samples = next(batches)
     encoded = encode(actor.processor, samples)
     keys = response_keys(samples, key, group_size)
-    sampled = sample(actor, encoded.prompts, keys, choose)
+    sampled = sample(actor, encoded.prompts, keys)
     return as_rollout(actor, samples, encoded, sampled)
 
 
@@ -43,23 +40,16 @@ def response_keys(
     return row_keys(key, jnp.asarray(numbers), group_size)
 
 
-def sample(
-    actor: Actor,
-    prompts: Prompts,
-    keys: Key[Array, " B"],
-    choose: Choose = jax.random.categorical,
-) -> Sampled:
+def sample(actor: Actor, prompts: Prompts, keys: Key[Array, " B"]) -> Sampled:
     """One response a key, as many for each prompt."""
-    return _generate(
-        actor.policy,
-        actor.params,
+    return decoding.sample(
+        actor.model(),
         prompts,
         keys,
-        _temperature(actor, len(keys)),
-        actor.allowed,
         actor.stop_ids,
-        max_new_tokens=actor.max_new_tokens,
-        choose=choose,
+        temperature=actor.temperature,
+        top_k=actor.top_k,
+        top_p=actor.top_p,
     )
 
 
@@ -101,7 +91,14 @@ def as_rollout(
         rewards=column("overall"),
         reward_parts={name: column(name) for name in parts},
         group=jnp.repeat(jnp.arange(len(samples)), group_size),
+        log_kept=sampled.log_kept if narrowed(actor) else None,
+        states=sampled.noted if sampled.noted.shape[-1] else None,
     )
+
+
+def narrowed(actor: Actor) -> bool:
+    """Whether it samples from less than its whole distribution."""
+    return actor.top_k > 0 or actor.top_p < 1
 
 
 def _temperature(actor: Actor, rows: int) -> Float[Array, " B"]:

@@ -52,9 +52,7 @@ class Second(NamedTuple):
 
 
 def _scored(actor: Actor, rollout: Rollout, view: View, key: Key[Array, ""]) -> Rollout:
-    images = look(view, key, rollout.prompts.images)
-    seen = actor.likelihood(seeing(rollout, images)).logprobs
-    return dataclasses.replace(rollout, extra_logprobs={"blackened": seen})
+    return actor.add_shared_logprobs(rollout, "blackened", view, key)
 
 
 def _drawn(actor: Actor, rollout: Rollout, view: View, key: Key[Array, ""]) -> Rollout:

@@ -5,7 +5,8 @@
 
     act     DAPO's: play until enough groups are mixed
     score   l'_it = log pi_old(y_it | blackened image), one draw per response
-    credit  S_it = k3(l_it, l'_it);  M_it = 1 on the top 40 % of each response by S
+    credit  S_it = k3(l_it, l'_it), or KL(pi_old(. | image) || pi_old(. | blackened));
+            M_it = 1 on the top 40 % of each response by S
             alpha_i = 0.9 + 0.1 n_i / mean(n),  n_i = min-max normalised mean_t S_it
             A_it = M_it alpha_i (R_i - mean(R)) / (std(R) + 1e-6)
     loss    dual-clipped surrogate (0.2, 0.28, 3) - 0.06 l_it, mean over all tokens
@@ -28,6 +29,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key, Shaped
 
 from vrl_jax import advantages, masked, objectives, perception, reductions, views
+from vrl_jax.engine import slots
 from vrl_jax.engine.actor import Actor
 from vrl_jax.programs.dynamic_sampling import (
     Keep,
@@ -47,10 +49,14 @@ Compare = Callable[
 
 
 class Scoring(NamedTuple):
-    """What tokens are ranked by: what `score` adds, how `credit` reads and logs it."""
+    """What tokens are ranked by: what `score` adds, how `credit` reads and logs it.
+
+    `note` says what the actor must keep of the hidden states while it plays.
+    """
 
     score: Callable[[Actor, Rollout, Key[Array, ""]], Rollout]
     scores: Callable[[Rollout], Float[Array, "B T"]]
+    note: Callable = slots.nothing
     metrics: Callable[[Rollout], Metrics] = lambda rollout: {}
 
 
@@ -60,6 +66,25 @@ def dependency(view: Callable, compare: Compare = perception.sampled_k3) -> Scor
     def score(actor, rollout, key):
         return actor.add_logprobs(rollout, "blackened", actor.painting(view), key)
 
+    return _blackened(score, compare)
+
+
+def shared_dependency(
+    view: Callable, compare: Compare = perception.sampled_k3
+) -> Scoring:
+    """`dependency` under one draw for each prompt, which its responses share.
+
+    PAPO draws so. Cheaper: a perturbed prompt is read once, not `group_size` times.
+    """
+
+    def score(actor, rollout, key):
+        painted = actor.painting(view)
+        return actor.add_shared_logprobs(rollout, "blackened", painted, key)
+
+    return _blackened(score, compare)
+
+
+def _blackened(score: Callable, compare: Compare) -> Scoring:
     def scores(rollout):
         seen = rollout.extra_logprobs["blackened"]
         return compare(rollout.old_logprobs, seen, rollout.mask)
@@ -74,7 +99,24 @@ def dependency(view: Callable, compare: Compare = perception.sampled_k3) -> Scor
             for name, part in kept.items()
         }
 
-    return Scoring(score, scores, metrics)
+    return Scoring(score, scores, metrics=metrics)
+
+
+def divergence(view: Callable, measure: Callable = perception.view_kl) -> Scoring:
+    """`measure` of the whole next-token distributions: equation 3, to the letter.
+
+    With `perception.view_reverse_kl` or `perception.view_js`, its relatives. The
+    sampler keeps [B, T, hidden] for it, so that the real picture is not read again.
+    """
+
+    def score(actor, rollout, key):
+        painted = actor.painting(view)
+        return actor.add_divergence(rollout, "blackened", painted, key, measure=measure)
+
+    def scores(rollout):
+        return rollout.divergences["blackened"]
+
+    return Scoring(score, scores, slots.states)
 
 
 def _add_entropy(actor: Actor, rollout: Rollout, key: Key[Array, ""]) -> Rollout:
@@ -90,7 +132,10 @@ def _add_random(actor: Actor, rollout: Rollout, key: Key[Array, ""]) -> Rollout:
 
 
 top_40 = functools.partial(perception.top_share, share=0.4)
-blackened = dependency(functools.partial(views.blacken_patches, share=0.5))
+half_black = functools.partial(views.blacken_patches, share=0.5)
+blackened = dependency(half_black)
+blackened_once = shared_dependency(half_black)
+full_kl = divergence(half_black)
 entropy = Scoring(_add_entropy, lambda rollout: -rollout.extra_logprobs["expected"])
 at_random = Scoring(_add_random, lambda rollout: -rollout.extra_logprobs["random"])
 
@@ -119,13 +164,20 @@ def vppo(
         soft filter             select=partial(perception.soft_share, share=0.4)
         fixed range             shape=perception.fixed_range_weights
         other scores, views     scoring=dependency(view, perception.probability_drop)
+        one draw for a prompt   scoring=blackened_once
+        the paper's KL          scoring=full_kl
+        its reverse, JS         scoring=divergence(view, perception.view_reverse_kl)
     """
-    act = functools.partial(
-        dynamic_sampling,
-        act=functools.partial(single_turn, group_size=group_size),
-        keep=keep,
-        max_rounds=max_rounds,
-    )
+
+    def act(actor, batches, key):
+        return dynamic_sampling(
+            dataclasses.replace(actor, note=scoring.note),
+            batches,
+            key,
+            act=functools.partial(single_turn, group_size=group_size),
+            keep=keep,
+            max_rounds=max_rounds,
+        )
 
     def credit(rollout):
         mask = rollout.mask

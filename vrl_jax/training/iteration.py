@@ -46,10 +46,15 @@ class Recipe(NamedTuple):
 
 def as_batch(
     rollout: Rollout,
-    advantages: Float[Array, "B #T"],
+    advantages: Float[Array, "E #T"] | Float[Array, "B #T"],
     extra: Mapping[str, Array] | None = None,
 ) -> Batch:
-    """The rollout's tokens with an advantage for each; [B, 1] is one per response."""
+    """The rollout's tokens with an advantage for each; [B, 1] is one per response.
+
+    An episode's advantage goes to all its rows.
+    """
+    if rollout.episode is not None and len(advantages) != len(rollout.tokens):
+        advantages = advantages[rollout.episode]
     return Batch(
         prompts=rollout.prompts,
         tokens=rollout.tokens,
@@ -59,6 +64,8 @@ def as_batch(
         old_logprobs=rollout.old_logprobs,
         advantages=jnp.broadcast_to(advantages, rollout.mask.shape),
         extra=dict(extra or {}),
+        log_kept=rollout.log_kept,
+        shown=rollout.shown,
         views=rollout.views,
     )
 

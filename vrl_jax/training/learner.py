@@ -143,6 +143,8 @@ def update_moving(
                 batch.mask,
                 batch.temperature,
                 learner.allowed,
+                batch.log_kept,
+                batch.shown,
             )
 
         mean, metrics = loss(policy, batch)

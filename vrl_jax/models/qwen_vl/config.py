@@ -162,4 +162,27 @@ def config_from_spec(spec: QwenSpec) -> dict[str, Any]:
     }
 
 
+def processor_settings(
+    spec: QwenSpec, pixel_bounds: tuple[int, int] | None = None
+) -> dict[str, dict[str, Any]]:
+    """The files of the processor: under them transformers makes our patches.
+
+    `pixel_bounds` bound a picture's area; the family's released ones if not given.
+    """
+    least, most = pixel_bounds or spec.family.pixel_bounds
+    settings = {
+        "image_processor_type": "Qwen2VLImageProcessor",
+        "processor_class": spec.family.processor,
+        "min_pixels": least,
+        "max_pixels": most,
+        "size": {"shortest_edge": least, "longest_edge": most},
+        "patch_size": spec.vision.patch,
+        "merge_size": spec.vision.merge,
+        "temporal_patch_size": spec.vision.temporal,
+        "image_mean": list(spec.family.pixel_mean),
+        "image_std": list(spec.family.pixel_std),
+    }
+    return {"preprocessor_config.json": settings}
+
+
 _BLOCKS = {"full_blocks", "deepstack"}

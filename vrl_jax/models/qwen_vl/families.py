@@ -8,14 +8,11 @@ Qwen3-VL, https://arxiv.org/abs/2511.21631.
 import dataclasses
 from collections.abc import Callable
 
+from vrl_jax.models.layers import layer_norm, rms_norm, swiglu, tanh_gelu_mlp
 from vrl_jax.models.qwen_vl.layers import (
     contiguous_sections,
     interleaved_sections,
-    layer_norm,
     quick_gelu_mlp,
-    rms_norm,
-    swiglu,
-    tanh_gelu_mlp,
 )
 from vrl_jax.views import CLIP_MEAN, CLIP_STD, RGB
 

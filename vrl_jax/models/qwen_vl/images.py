@@ -2,36 +2,22 @@
 
 The size rule, pixel statistics and patch order are those of the released processors;
 pictures are turned as their EXIF tag says and resized once, by Pillow's bicubic.
-Packing is ours: every window of the tower owns a block of consecutive rows, so that
+The layout is ours: every window of the tower owns a block of consecutive rows, so that
 shapes never depend on the pictures and the device gathers nothing. A tower without
-windows is one whose windows are single merged tokens: pictures follow each other in
-reading order, and nothing is padded but the end.
+windows is one whose windows are single merged tokens: patches follow each other in
+reading order, and nothing is padded.
 """
 
-import io
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
+from vrl_jax.models import front_end
+from vrl_jax.models.front_end import LaidOut
 from vrl_jax.models.qwen_vl.spec import QwenSpec
 from vrl_jax.types import ImageRef
-
-
-class PackedImages(NamedTuple):
-    """The pictures of one prompt, as in `Images` without the prompt axis.
-
-    `merged_index[i][j]` is the place of picture i's merged token j (row by row, as the
-    prompt's placeholders run) among the merged tokens of the layout.
-    """
-
-    patches: Float[np.ndarray, "N C"]
-    coordinates: Int[np.ndarray, "N 2"]
-    frames: Int[np.ndarray, " N"]
-    merged_index: tuple[Int[np.ndarray, " tokens"], ...]
 
 
 def smart_resize(
@@ -62,34 +48,8 @@ def smart_resize(
 
 
 def load_image(ref: ImageRef) -> Image.Image:
-    """Decodes a picture and turns it as its EXIF tag says, in RGB.
-
-    What is transparent shows white paper, as in the released processors.
-    """
-    shown = f"{len(ref)} bytes" if isinstance(ref, bytes) else repr(ref)
-    try:
-        with Image.open(io.BytesIO(ref) if isinstance(ref, bytes) else ref) as picture:
-            return _opaque(ImageOps.exif_transpose(picture))
-    except FileNotFoundError:
-        raise ValueError(f"There is no picture at {shown}. Check the path.") from None
-    except (
-        UnidentifiedImageError,
-        Image.DecompressionBombError,
-        OSError,
-        SyntaxError,  # what Pillow raises for a broken PNG chunk
-        ValueError,
-    ) as error:
-        raise ValueError(
-            f"A picture ({shown}) cannot be decoded: {error}. Replace it or drop its "
-            "row."
-        ) from error
-
-
-def _opaque(picture: Image.Image) -> Image.Image:
-    if "A" not in picture.getbands() and picture.info.get("transparency") is None:
-        return picture.convert("RGB")
-    paper = Image.new("RGBA", picture.size, "white")
-    return Image.alpha_composite(paper, picture.convert("RGBA")).convert("RGB")
+    """Decodes a picture; transparent parts show white: the released processors do."""
+    return front_end.load_image(ref, front_end.on_white)
 
 
 def resize_image(
@@ -141,45 +101,28 @@ def patchify(picture: Image.Image, spec: QwenSpec) -> Float[np.ndarray, "tokens 
     return twice.reshape(rows * columns, spec.vision.group, spec.vision.patch_values)
 
 
-def pack_images(
-    pictures: Sequence[Image.Image], spec: QwenSpec, *, budget: int
-) -> PackedImages:
-    """The pictures of one prompt in `budget` rows, window by window.
+def lay_out(picture: Image.Image, spec: QwenSpec) -> LaidOut:
+    """The patches of a picture that has its final size, window by window.
 
     Windows come in reading order, each with its merged tokens in reading order; a
     window that the picture's edge cuts is padded inside its block.
     """
     vision = spec.vision
-    if budget % vision.window_patches:
-        raise ValueError(
-            "The patch budget must hold whole windows of "
-            f"{vision.window_patches}, got {budget}. Without windows these are merged "
-            "tokens."
-        )
-    need = sum(packed_patches(p.height, p.width, spec) for p in pictures)
-    if need > budget:
-        raise ValueError(
-            f"{len(pictures)} pictures need {need} patches, the budget is {budget}. "
-            "Raise the budget or lower max_pixels."
-        )
-    group = vision.group
-    patches = np.zeros((budget // group, group, vision.patch_values), np.float32)
-    coordinates = np.zeros((budget // group, group, 2), np.int32)
-    frames = np.zeros((budget // group, group), np.int32)
-    merged_index, start = [], 0
-    for number, picture in enumerate(pictures, start=1):
-        grid = merged_grid(picture.height, picture.width, spec)
-        index = start + _window_order(*grid, vision.window_side)
-        patches[index] = patchify(picture, spec)
-        coordinates[index] = _coordinates(*grid, vision.merge)
-        frames[index] = number
-        merged_index.append(index)
-        start += packed_patches(picture.height, picture.width, spec) // group
-    return PackedImages(
-        patches.reshape(budget, -1),
-        coordinates.reshape(budget, 2),
-        frames.reshape(budget),
-        tuple(merged_index),
+    grid = merged_grid(picture.height, picture.width, spec)
+    need = packed_patches(picture.height, picture.width, spec)
+    group, index = vision.group, _window_order(*grid, vision.window_side)
+    patches = np.zeros((need // group, group, vision.patch_values), np.float32)
+    coordinates = np.zeros((need // group, group, 2), np.int32)
+    real = np.zeros((need // group, group), bool)
+    patches[index] = patchify(picture, spec)
+    coordinates[index] = _coordinates(*grid, vision.merge)
+    real[index] = True
+    return LaidOut(
+        patches.reshape(need, -1),
+        coordinates.reshape(need, 2),
+        real.reshape(need),
+        index,
+        grid,
     )
 
 

@@ -1,105 +1,15 @@
-"""The one table of parameters: every other view of them is read from it.
-
-A row says where an array lives in the nested dict, its shape, its logical axes, how it
-starts, and its name and shape in a checkpoint. Layers are stacked on axis 0, so that
-the model scans over them. Matrices are stored [in, out] (checkpoints: [out, in]); the
-embedding and the head stay [vocabulary, width].
-"""
+"""The one table of Qwen-VL's parameters."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Key
-
-from vrl_jax.models.policy import Params
+from vrl_jax.models.parameters import (
+    EMBEDDING,
+    HEAD,
+    Parameter,
+    linear_rows,
+    norm_rows,
+)
 from vrl_jax.models.qwen_vl.spec import CHANNELS, QwenSpec
-from vrl_jax.models.streaming import Layout, Stored, place
-
-HEAD = "lm_head.weight"
-
-
-class Parameter(NamedTuple):
-    """One row. `layers` is 0 for an array that is not stacked.
-
-    `shape`, `axes` and `stored` (the checkpoint's shape) are those of one layer.
-    `scale` is the standard deviation at the start; a constant for vectors, see `fill`.
-    """
-
-    path: str
-    shape: tuple[int, ...]
-    axes: tuple[str | None, ...]
-    name: str
-    stored: tuple[int, ...]
-    layers: int = 0
-    scale: float = 0.0
-    fill: float = 0.0
-    transposed: bool = False
-
-    @property
-    def stacked_shape(self) -> tuple[int, ...]:
-        """Shape with the layers in front."""
-        return (self.layers, *self.shape) if self.layers else self.shape
-
-    @property
-    def layout(self) -> Layout:
-        """How one layer's array in a checkpoint becomes ours."""
-        plain = len(self.shape) == len(self.stored)
-        return Layout(self.stored, self.shape, self.transposed, plain)
-
-    def write(self, array: np.ndarray) -> np.ndarray:
-        """From our layout to the checkpoint's, for one layer."""
-        if self.transposed:
-            array = array.reshape(self.shape[0], -1).T
-        return np.ascontiguousarray(array.reshape(self.stored))
-
-
-def _norm(
-    path: str,
-    name: str,
-    width: int,
-    axis: str | None,
-    layers: int = 0,
-    *,
-    bias: bool = False,
-) -> list[Parameter]:
-    scale = Parameter(
-        f"{path}/scale", (width,), (axis,), f"{name}.weight", (width,), layers, fill=1.0
-    )
-    shift = scale._replace(path=f"{path}/bias", name=f"{name}.bias", fill=0.0)
-    return [scale, shift] if bias else [scale]
-
-
-def _linear(
-    path: str,
-    name: str,
-    shape: tuple[int, ...],
-    axes: tuple[str | None, ...],
-    layers: int = 0,
-    *,
-    bias: bool = True,
-    damping: float = 1.0,
-) -> list[Parameter]:
-    """A matrix [in, *out] with standard deviation damping / sqrt(in), and a bias."""
-    rows, out = shape[0], math.prod(shape[1:])
-    scale = damping / math.sqrt(rows)
-    matrix = Parameter(
-        f"{path}/kernel",
-        shape,
-        axes,
-        f"{name}.weight",
-        (out, rows),
-        layers,
-        scale,
-        transposed=True,
-    )
-    vector = Parameter(
-        f"{path}/bias", shape[1:], axes[1:], f"{name}.bias", (out,), layers
-    )
-    return [matrix, vector] if bias else [matrix]
 
 
 def _vision_table(spec: QwenSpec) -> list[Parameter]:
@@ -109,7 +19,7 @@ def _vision_table(spec: QwenSpec) -> list[Parameter]:
     block, name = "vision/blocks", visual + "blocks.{layer}"
     damping = 1 / math.sqrt(2 * depth)
     embed, inner = "vision_embed", "vision_mlp"
-    embedding, *bias = _linear(
+    embedding, *bias = linear_rows(
         "vision/patch_embed",
         visual + "patch_embed.proj",
         (vision.patch_values, width),
@@ -129,7 +39,7 @@ def _vision_table(spec: QwenSpec) -> list[Parameter]:
     mlp = [
         row
         for part, theirs in family.vision_mlp_names
-        for row in _linear(
+        for row in linear_rows(
             f"{block}/{part}",
             f"{name}.mlp.{theirs}",
             (vision.mlp, width) if part == "down" else (width, vision.mlp),
@@ -142,16 +52,20 @@ def _vision_table(spec: QwenSpec) -> list[Parameter]:
         embedding._replace(stored=volume),
         *bias,
         *([table] if vision.table_side else []),
-        *_norm(f"{block}/norm1", f"{name}.norm1", width, embed, depth, bias=centred),
-        *_norm(f"{block}/norm2", f"{name}.norm2", width, embed, depth, bias=centred),
-        *_linear(
+        *norm_rows(
+            f"{block}/norm1", f"{name}.norm1", width, embed, depth, bias=centred
+        ),
+        *norm_rows(
+            f"{block}/norm2", f"{name}.norm2", width, embed, depth, bias=centred
+        ),
+        *linear_rows(
             f"{block}/qkv",
             f"{name}.attn.qkv",
             (width, 3, width),
             (embed, None, "vision_heads"),
             depth,
         ),
-        *_linear(
+        *linear_rows(
             f"{block}/out",
             f"{name}.attn.proj",
             (width, width),
@@ -185,7 +99,7 @@ def _merger_rows(
     down = ((merged, spec.text.width), (inner, "embed"))
     up = ((merged, merged), ("vision_embed", inner))
     return [
-        *_norm(
+        *norm_rows(
             f"{path}/norm",
             f"{name}.{names['norm']}",
             norm_width,
@@ -193,8 +107,8 @@ def _merger_rows(
             count,
             bias=spec.family.vision_norm_bias,
         ),
-        *_linear(f"{path}/up", f"{name}.{names['up']}", *up, count),
-        *_linear(f"{path}/down", f"{name}.{names['down']}", *down, count),
+        *linear_rows(f"{path}/up", f"{name}.{names['up']}", *up, count),
+        *linear_rows(f"{path}/down", f"{name}.{names['down']}", *down, count),
     ]
 
 
@@ -206,7 +120,7 @@ def _text_table(spec: QwenSpec) -> list[Parameter]:
     damping = 1 / math.sqrt(2 * layers)
     table = (text.vocabulary, width)
     rows = Parameter(
-        "text/embedding",
+        EMBEDDING,
         table,
         ("vocabulary", "embed"),
         model + "embed_tokens.weight",
@@ -218,7 +132,7 @@ def _text_table(spec: QwenSpec) -> list[Parameter]:
     head_norms = [
         row
         for part in ("query", "key")
-        for row in _norm(
+        for row in norm_rows(
             f"{block}/{part}_norm",
             f"{name}.self_attn.{part[0]}_norm",
             text.head_dim,
@@ -229,9 +143,9 @@ def _text_table(spec: QwenSpec) -> list[Parameter]:
     return [
         rows,
         *([] if spec.tied else [head]),
-        *_norm("text/norm", model + "norm", width, "embed"),
-        *_norm(f"{block}/norm1", f"{name}.{before}", width, "embed", layers),
-        *_norm(f"{block}/norm2", f"{name}.{after}", width, "embed", layers),
+        *norm_rows("text/norm", model + "norm", width, "embed"),
+        *norm_rows(f"{block}/norm1", f"{name}.{before}", width, "embed", layers),
+        *norm_rows(f"{block}/norm2", f"{name}.{after}", width, "embed", layers),
         *(
             row
             for part, size, axis in (
@@ -239,7 +153,7 @@ def _text_table(spec: QwenSpec) -> list[Parameter]:
                 ("key", pairs, "kv_heads"),
                 ("value", pairs, "kv_heads"),
             )
-            for row in _linear(
+            for row in linear_rows(
                 f"{block}/{part}",
                 f"{name}.self_attn.{part[0]}_proj",
                 (width, size),
@@ -249,7 +163,7 @@ def _text_table(spec: QwenSpec) -> list[Parameter]:
             )
         ),
         *(head_norms if spec.family.qk_norm else []),
-        *_linear(
+        *linear_rows(
             f"{block}/out",
             f"{name}.self_attn.o_proj",
             (queries, width),
@@ -261,7 +175,7 @@ def _text_table(spec: QwenSpec) -> list[Parameter]:
         *(
             row
             for part in ("gate", "up", "down")
-            for row in _linear(
+            for row in linear_rows(
                 f"{block}/{part}",
                 f"{name}.mlp.{part}_proj",
                 (text.mlp, width) if part == "down" else (width, text.mlp),
@@ -277,155 +191,3 @@ def _text_table(spec: QwenSpec) -> list[Parameter]:
 def parameter_table(spec: QwenSpec) -> list[Parameter]:
     """All rows of a model."""
     return _vision_table(spec) + _text_table(spec)
-
-
-def _nest(items: Iterable[tuple[str, Any]]) -> Params:
-    tree: Params = {}
-    for path, leaf in items:
-        *folders, last = path.split("/")
-        node = tree
-        for folder in folders:
-            node = node.setdefault(folder, {})
-        node[last] = leaf
-    return tree
-
-
-def _leaf(tree: Params, path: str) -> Any:
-    for part in path.split("/"):
-        tree = tree[part]
-    return tree
-
-
-def init_params(
-    key: Key[Array, ""], spec: QwenSpec, dtype: jnp.dtype = jnp.float32
-) -> Params:
-    """Normal matrices with variance 1 / in, unit norms, zero biases.
-
-    What returns to the residual stream is divided by sqrt(2 layers), as in GPT-2.
-    """
-
-    def start(row: Parameter, row_key: Array) -> Array:
-        if not row.scale:
-            return jnp.full(row.stacked_shape, row.fill, dtype)
-        return row.scale * jax.random.normal(row_key, row.stacked_shape, dtype)
-
-    table = parameter_table(spec)
-    keys = jax.random.split(key, len(table))
-    return _nest(
-        (row.path, start(row, row_key))
-        for row, row_key in zip(table, keys, strict=True)
-    )
-
-
-def abstract_params(spec: QwenSpec, dtype: jnp.dtype = jnp.float32) -> Params:
-    """Shapes alone: for planning, sharding and restoring."""
-    return _nest(
-        (row.path, jax.ShapeDtypeStruct(row.stacked_shape, dtype))
-        for row in parameter_table(spec)
-    )
-
-
-def logical_axes(spec: QwenSpec) -> Params:
-    """The same tree with a tuple of axis names (or None) for each array."""
-    return _nest(
-        (row.path, ("layers", *row.axes) if row.layers else row.axes)
-        for row in parameter_table(spec)
-    )
-
-
-def to_checkpoint(params: Params, spec: QwenSpec) -> Iterator[tuple[str, np.ndarray]]:
-    """Named arrays as on the hub, one at a time (the names that older readers know)."""
-    for row in parameter_table(spec):
-        array = np.asarray(_leaf(params, row.path))
-        for layer in range(row.layers):
-            yield row.name.format(layer=layer), row.write(array[layer])
-        if not row.layers:
-            yield row.name, row.write(array)
-
-
-def short_name(name: str) -> str:
-    """A tensor's name in the shorter of the two namings, on disk and in memory (v5)."""
-    for prefix, short in {
-        "model.visual.": "visual.",
-        "model.language_model.": "model.",
-    }.items():
-        if name.startswith(prefix):
-            return short + name.removeprefix(prefix)
-    return name
-
-
-def from_checkpoint(
-    tensors: Mapping[str, Stored],
-    spec: QwenSpec,
-    dtype: jnp.dtype = jnp.float32,
-    shardings: Params | None = None,
-) -> Params:
-    """Device params from named arrays, which are read one at a time, where needed.
-
-    `shardings` is a tree like the params; without it they go to the default device.
-    """
-    table = parameter_table(spec)
-    given = {short_name(name): name for name in tensors}
-    _check_fit(tensors, given, table, spec)
-    default = jnp.zeros(()).sharding
-
-    def filled(row: Parameter) -> Array:
-        sharding = _leaf(shardings, row.path) if shardings else default
-        names = [
-            given[short_name(row.name.format(layer=layer))]
-            for layer in range(max(row.layers, 1))
-        ]
-        parts = (tensors[name] for name in names)
-        return place(parts, row.stacked_shape, dtype, sharding, row.layout)
-
-    return _nest((row.path, filled(row)) for row in table)
-
-
-def _check_fit(
-    tensors: Mapping[str, Stored],
-    given: Mapping[str, str],
-    table: list[Parameter],
-    spec: QwenSpec,
-) -> None:
-    """Raises `ValueError` with the names of all tensors that do not fit the table."""
-    shapes = {
-        row.name.format(layer=layer): row.stored
-        for row in table
-        for layer in range(max(row.layers, 1))
-    }
-    needed = {short_name(name): name for name in shapes}
-    misshaped = [
-        f"{given[name]} {tuple(tensors[given[name]].shape)}, not {shapes[full]}"
-        for name, full in needed.items()
-        if name in given and tuple(tensors[given[name]].shape) != shapes[full]
-    ]
-    missing = sorted(full for name, full in needed.items() if name not in given)
-    extra = [full for name, full in given.items() if name not in needed]
-    if spec.tied and HEAD in extra and not missing and not misshaped:
-        # Some writers repeat a tied head; another matrix means that it is not tied.
-        extra.remove(HEAD)
-        embedding = given[short_name(spec.family.prefixes[1] + "embed_tokens.weight")]
-        if not _same(tensors[HEAD], tensors[embedding]):
-            extra.append(f"{HEAD} (the config ties it to the embedding, it differs)")
-    problems = [
-        f"{kind}: {', '.join(names[:8])}{' ...' if len(names) > 8 else ''}"
-        for kind, names in (
-            ("missing", missing),
-            ("unknown", extra),
-            ("of another shape", misshaped),
-        )
-        if names
-    ]
-    if problems:
-        raise ValueError(
-            "The checkpoint does not fit its config.json. Tensors "
-            f"{'; '.join(problems)}."
-        )
-
-
-def _same(one: Stored, other: Stored, rows: int = 4096) -> bool:
-    """Equal values, compared some rows at a time."""
-    return one.shape == other.shape and all(
-        np.array_equal(one[start : start + rows], other[start : start + rows])
-        for start in range(0, one.shape[0], rows)
-    )

@@ -4,10 +4,10 @@ import functools
 
 from jaxtyping import Array, Bool, Float, Int
 
-from vrl_jax.models.policy import Params, Policy
+from vrl_jax.models.attention import KVCache
+from vrl_jax.models.policy import Params, Policy, SlotCache
 from vrl_jax.models.qwen_vl import text, vision
 from vrl_jax.models.qwen_vl.spec import QwenSpec
-from vrl_jax.models.qwen_vl.text import KVCache
 from vrl_jax.models.qwen_vl.vision import Features
 from vrl_jax.types import Images, Prompts
 
@@ -35,10 +35,20 @@ def policy(spec: QwenSpec) -> Policy:
         offset: Int[Array, ""] | int,
         tokens: Int[Array, "P G S"],
         positions: Int[Array, "P G S 3"],
+        shown: tuple[Int[Array, "P G S"], Features] | None = None,
     ) -> tuple[Float[Array, "P G S H"], KVCache]:
-        return text.extend(
-            params, spec, prompt_cache, prompt_mask, cache, offset, tokens, positions
-        )
+        read = (prompt_cache, prompt_mask, cache, offset, tokens, positions, shown)
+        return text.extend(params, spec, *read)
+
+    def decode(
+        weights: Params,
+        cache: SlotCache,
+        column: Int[Array, ""],
+        index: Int[Array, "B C"],
+        tokens: Int[Array, " B"],
+        positions: Int[Array, "B 3"],
+    ) -> tuple[Float[Array, "B H"], SlotCache]:
+        return text.decode(weights, spec, cache, column, index, tokens, positions)
 
     return Policy(
         encode_images=encode_images,
@@ -46,4 +56,7 @@ def policy(spec: QwenSpec) -> Policy:
         extend=extend,
         init_cache=functools.partial(text.init_cache, spec),
         head=functools.partial(text.head, spec=spec),
+        as_slots=text.as_slots,
+        unstack=functools.partial(text.unstack, spec=spec),
+        decode=decode,
     )

@@ -106,6 +106,11 @@ class QwenSpec:
     vision_end_token: int = 151_653
     family: Family = QWEN2_5_VL
 
+    @property
+    def model_type(self) -> str:
+        """Its name in `config.json`."""
+        return self.family.model_type
+
     def __post_init__(self) -> None:
         vision, text = self.vision, self.text
         owned = np.bincount(self.family.sections(text.rope_sections), minlength=3)

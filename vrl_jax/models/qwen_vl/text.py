@@ -5,26 +5,19 @@ with multimodal rotary positions: section 2.1 of https://arxiv.org/abs/2409.1219
 responses share the keys and values of their prompt; nothing is repeated in memory.
 """
 
-import functools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from vrl_jax.models.policy import Params
-from vrl_jax.models.qwen_vl.layers import linear, rms_norm, rotate, swiglu
+from vrl_jax.models import slots as slot_caches
+from vrl_jax.models.attention import KVCache, attend, empty_cache, in_slots, written
+from vrl_jax.models.layers import linear, rms_norm, rotate, swiglu
+from vrl_jax.models.policy import Params, SlotCache
 from vrl_jax.models.qwen_vl.spec import QwenSpec
 from vrl_jax.models.qwen_vl.vision import Features
 from vrl_jax.types import Prompts
-
-
-class KVCache(NamedTuple):
-    """Keys and values of all layers: [layers P L K D] or [layers P G T K D]."""
-
-    keys: Float[Array, "layers ..."]
-    values: Float[Array, "layers ..."]
 
 
 def init_cache(
@@ -32,8 +25,7 @@ def init_cache(
 ) -> KVCache:
     """Room for T tokens of each of P * G responses."""
     text = spec.text
-    shape = (text.layers, P, G, T, text.kv_heads, text.head_dim)
-    return KVCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+    return empty_cache(text.layers, text.kv_heads, text.head_dim, P, G, T, dtype)
 
 
 def head(params: Params, spec: QwenSpec) -> Float[Array, "V H"]:
@@ -54,30 +46,16 @@ def prefill(
     tokens = jnp.where(prompts.mask, prompts.tokens, 0)
     slots = jnp.where(prompts.mask, prompts.slots, 0)
     embedded = params["text"]["embedding"][tokens]
-    levels = features.levels.shape[1]
-
-    def in_slots(features: Float[Array, "P M H"]) -> Float[Array, "P L H"]:
-        table = jnp.pad(features, ((0, 0), (1, 0), (0, 0)))  # slot 0: text
-        spliced = jnp.take_along_axis(table, slots[..., None], axis=1)
-        return spliced.astype(embedded.dtype)
-
-    def add_level(number: Int[Array, ""], x: Array) -> Array:
-        return jax.lax.cond(
-            number < levels,
-            lambda: x + in_slots(features.levels[:, number])[:, None],
-            lambda: x,
-        )
-
-    x = jnp.where((slots > 0)[..., None], in_slots(features.main), embedded)
     # As the only response of a group, with no prompt before it.
+    x, after_layer = _spliced(embedded[:, None], slots[:, None], features)
     hidden, new = _decoder(
         params["text"],
         spec,
-        x[:, None],
+        x,
         prompts.positions[:, None],
         prompts.mask[:, None, None],
         (),
-        add_level if levels else _nothing,
+        after_layer,
     )
     return hidden[:, 0], KVCache(new.keys[:, :, 0], new.values[:, :, 0])
 
@@ -91,28 +69,87 @@ def extend(
     offset: Int[Array, ""] | int,
     tokens: Int[Array, "P G S"],
     positions: Int[Array, "P G S 3"],
+    shown: tuple[Int[Array, "P G S"], Features] | None = None,
 ) -> tuple[Float[Array, "P G S H"], KVCache]:
     """Reads S more tokens of every response, in slots offset ... offset + S - 1.
 
     A token sees its prompt, and the slots of its response up to its own. S = T reads
-    whole responses (`offset` is 0 then); S = 1 is a step of sampling.
+    whole responses (`offset` is 0 then). `shown` are slots as in `Prompts`, and the
+    features [P * G M H] of the pictures that stand in the responses themselves.
     """
     before: list[tuple[KVCache, Array]] = [
         (prompt_cache, prompt_mask[:, None, None, :])
     ]
-    slots = cache.keys.shape[3]
-    if tokens.shape[2] < slots:  # else every slot is new
-        before.append((cache, jnp.arange(slots) < offset))
-    embedded = params["text"]["embedding"][tokens]
+    room = cache.keys.shape[3]
+    if tokens.shape[2] < room:  # else every slot is new
+        before.append((cache, jnp.arange(room) < offset))
+    x, after_layer = params["text"]["embedding"][tokens], _nothing
+    if shown is not None:
+        x, after_layer = _spliced(x, *shown)
     hidden, new = _decoder(
-        params["text"], spec, embedded, positions, jnp.array(True), before
+        params["text"], spec, x, positions, jnp.array(True), before, after_layer
     )
-    start = (0, 0, 0, offset, 0, 0)
-    written = [
-        jax.lax.dynamic_update_slice(old, part.astype(old.dtype), start)
-        for old, part in zip(cache, new, strict=True)
-    ]
-    return hidden, KVCache(*written)
+    return hidden, written(cache, new, offset)
+
+
+def as_slots(prompt_cache: KVCache) -> SlotCache:
+    """The prompts' keys and values as decoding reads them."""
+    return slot_caches.as_slots(prompt_cache.keys, prompt_cache.values)
+
+
+def unstack(params: Params, spec: QwenSpec) -> Params:
+    """The decoder's weights with its layers apart."""
+    text = params["text"]
+    return {**text, "layers": slot_caches.unstack(text["layers"], spec.text.layers)}
+
+
+def decode(
+    weights: Params,
+    spec: QwenSpec,
+    cache: SlotCache,
+    column: Int[Array, ""],
+    index: Int[Array, "B C"],
+    tokens: Int[Array, " B"],
+    positions: Int[Array, "B 3"],
+) -> tuple[Float[Array, "B H"], SlotCache]:
+    """Reads one token in every slot, and keeps its keys and values in `column`.
+
+    What `extend` computes of one token, over caches that are written in place.
+    """
+    x = weights["embedding"][tokens]
+    angles = _angles(positions, spec)
+    now = []
+    for layer, before in zip(weights["layers"], cache.columns, strict=True):
+        normed = rms_norm(layer["norm1"], x, spec.text.eps)
+        queries, keys, values = _projected(layer, spec, normed, angles)
+        now.append(slot_caches.write(before, column, keys, values))
+        scale = spec.text.head_dim**-0.5
+        attended = slot_caches.attend(queries, now[-1], index >= 0, scale=scale)
+        x = _rest_of_layer(layer, spec, x, attended)
+    hidden = rms_norm(weights["norm"], x, spec.text.eps)
+    return hidden, SlotCache(tuple(now))
+
+
+def _spliced(
+    embedded: Float[Array, "P G S H"], slots: Int[Array, "P G S"], features: Features
+) -> tuple[Float[Array, "P G S H"], Callable[[Int[Array, ""], Array], Array]]:
+    """Features in the place of embeddings, and what is added after layers."""
+
+    def placed(values: Float[Array, "B M H"]) -> Float[Array, "P G S H"]:
+        flat = slots.reshape(-1, slots.shape[-1])
+        return in_slots(values, flat, embedded.dtype).reshape(embedded.shape)
+
+    levels = features.levels.shape[1]
+
+    def add_level(number: Int[Array, ""], x: Array) -> Array:
+        return jax.lax.cond(
+            number < levels,
+            lambda: x + placed(features.levels[:, number]),
+            lambda: x,
+        )
+
+    x = jnp.where((slots > 0)[..., None], placed(features.main), embedded)
+    return x, add_level if levels else _nothing
 
 
 def _nothing(number: Int[Array, ""], x: Array) -> Array:
@@ -138,24 +175,13 @@ def _decoder(
     angles = _angles(positions, spec)
     masks = [jnp.tri(x.shape[2], dtype=bool) & mask, *(mask for _, mask in before)]
 
-    def heads(weights: Params, part: str, normed: Array) -> Array:
-        return linear(weights[part], normed).reshape(*x.shape[:3], -1, text.head_dim)
-
-    def turned(weights: Params, part: str, normed: Array) -> Array:
-        states = heads(weights, part, normed)
-        if spec.family.qk_norm:
-            states = rms_norm(weights[f"{part}_norm"], states, text.eps)
-        return rotate(states, angles)
-
     def layer(x: Array, scanned: tuple) -> tuple[Array, KVCache]:
         number, weights, caches = scanned
         normed = rms_norm(weights["norm1"], x, text.eps)
-        queries = turned(weights, "query", normed)
-        new = KVCache(turned(weights, "key", normed), heads(weights, "value", normed))
-        attended = _attend(queries, [new, *caches], masks)
-        x = x + linear(weights["out"], attended.reshape(*x.shape[:3], -1))
-        x = x + swiglu(weights, rms_norm(weights["norm2"], x, text.eps))
-        return after_layer(number, x), new
+        queries, *new = _projected(weights, spec, normed, angles)
+        new = KVCache(*new)
+        attended = attend(queries, [new, *caches], masks, scale=text.head_dim**-0.5)
+        return after_layer(number, _rest_of_layer(weights, spec, x, attended)), new
 
     caches = [cache for cache, _ in before]
     scanned = jnp.arange(text.layers), params["layers"], caches
@@ -163,65 +189,41 @@ def _decoder(
     return rms_norm(params["norm"], x, text.eps), new
 
 
-def _angles(
-    positions: Int[Array, "P G S 3"], spec: QwenSpec
-) -> Float[Array, "P G S half"]:
+def _projected(
+    weights: Params,
+    spec: QwenSpec,
+    normed: Float[Array, "*B H"],
+    angles: Float[Array, "*B half"],
+) -> tuple[Array, Array, Array]:
+    """Queries, keys and values of every head, turned to their positions."""
+
+    def heads(part: str) -> Array:
+        states = linear(weights[part], normed)
+        return states.reshape(*normed.shape[:-1], -1, spec.text.head_dim)
+
+    def turned(part: str) -> Array:
+        states = heads(part)
+        if spec.family.qk_norm:
+            states = rms_norm(weights[f"{part}_norm"], states, spec.text.eps)
+        return rotate(states, angles)
+
+    return turned("query"), turned("key"), heads("value")
+
+
+def _rest_of_layer(
+    weights: Params,
+    spec: QwenSpec,
+    x: Float[Array, "*B H"],
+    attended: Float[Array, "*B heads D"],
+) -> Float[Array, "*B H"]:
+    """What a layer does once its heads have looked."""
+    x = x + linear(weights["out"], attended.reshape(*x.shape[:-1], -1))
+    return x + swiglu(weights, rms_norm(weights["norm2"], x, spec.text.eps))
+
+
+def _angles(positions: Int[Array, "*B 3"], spec: QwenSpec) -> Float[Array, "*B half"]:
     """theta^(-2k / head_dim) times the position of the axis that owns frequency k."""
     half = spec.text.head_dim // 2
     frequencies = spec.text.rope_theta ** (-jnp.arange(half) / half)
     owner = spec.family.sections(spec.text.rope_sections)
     return positions[..., owner].astype(jnp.float32) * frequencies
-
-
-def _attend(
-    queries: Float[Array, "P G S heads D"],
-    caches: Sequence[KVCache],
-    masks: Sequence[Bool[Array, "..."]],
-) -> Float[Array, "P G S heads D"]:
-    """softmax(q [k_1 k_2 ...]^T / sqrt(D)) [v_1 v_2 ...], in float32, heads grouped.
-
-    Keys are [P keys K D] (shared by the G responses) or [P G keys K D]; each serves
-    heads / K consecutive query heads.
-    """
-    pairs = caches[0].keys.shape[-2]
-    grouped = queries.reshape(*queries.shape[:3], pairs, -1, queries.shape[-1])
-
-    def letters(cache: KVCache) -> str:
-        return "pgtkd" if cache.keys.ndim == 5 else "ptkd"
-
-    # A finite floor: a padding token may see no key, and must not become NaN.
-    logits = [
-        jnp.where(
-            _over_heads(mask),
-            jnp.einsum(
-                f"pgskrd,{letters(cache)}->pgkrst",
-                grouped,
-                cache.keys,
-                preferred_element_type=jnp.float32,
-            )
-            * queries.shape[-1] ** -0.5,
-            -1e30,
-        )
-        for cache, mask in zip(caches, masks, strict=True)
-    ]
-    tops = [part.max(-1, keepdims=True) for part in logits]
-    top = jax.lax.stop_gradient(functools.reduce(jnp.maximum, tops))
-    weights = [jnp.exp(part - top) for part in logits]
-    total = sum(part.sum(-1) for part in weights)
-    mixed = sum(
-        jnp.einsum(
-            f"pgkrst,{letters(cache)}->pgskrd",
-            part.astype(cache.values.dtype),
-            cache.values,
-            preferred_element_type=jnp.float32,
-        )
-        for part, cache in zip(weights, caches, strict=True)
-    )
-    normed = mixed / jnp.einsum("pgkrs->pgskr", total)[..., None]
-    return normed.reshape(queries.shape).astype(queries.dtype)
-
-
-def _over_heads(mask: Bool[Array, "..."]) -> Bool[Array, "..."]:
-    """[P G S keys], or what broadcasts to it, as [P G 1 1 S keys]."""
-    full = mask.reshape((1,) * (4 - mask.ndim) + mask.shape)
-    return full[:, :, None, None]

@@ -14,8 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from vrl_jax.models.attention import attend_within
+from vrl_jax.models.layers import linear, rotate
 from vrl_jax.models.policy import Params
-from vrl_jax.models.qwen_vl.layers import exact_gelu_mlp, linear, rotate
+from vrl_jax.models.qwen_vl.layers import exact_gelu_mlp
 from vrl_jax.models.qwen_vl.spec import QwenSpec, VisionSpec
 from vrl_jax.types import Images
 
@@ -154,13 +156,13 @@ def _attention(
     # in every block's residuals.
     @jax.checkpoint
     def within_picture(q: Array, k: Array, v: Array) -> Array:
-        return _attend(q, k, v, frames)
+        return attend_within(q, k, v, frames)
 
     @jax.checkpoint
     def within_window(q: Array, k: Array, v: Array) -> Array:
         windows = frames.reshape(-1, vision.window_patches)
         tiled = (a.reshape(*windows.shape, *a.shape[2:]) for a in (q, k, v))
-        return _attend(*tiled, windows).reshape(q.shape)
+        return attend_within(*tiled, windows).reshape(q.shape)
 
     if vision.window:
         attended = jax.lax.cond(
@@ -169,20 +171,3 @@ def _attention(
     else:
         attended = within_picture(queries, keys, values)
     return attended.reshape(x.shape)
-
-
-def _attend(
-    queries: Float[Array, "B S heads D"],
-    keys: Float[Array, "B S heads D"],
-    values: Float[Array, "B S heads D"],
-    frames: Int[Array, "B S"],
-) -> Float[Array, "B S heads D"]:
-    """softmax(q k^T / sqrt(D)) v over keys of the same picture, softmax in float32."""
-    logits = jnp.einsum(
-        "bqhd,bkhd->bhqk", queries, keys, preferred_element_type=jnp.float32
-    )
-    same = (frames[:, :, None] == frames[:, None, :]) & (frames > 0)[:, None, :]
-    # A finite floor: padding has no key at all, and its softmax must not be NaN.
-    logits = jnp.where(same[:, None], logits * queries.shape[-1] ** -0.5, -1e30)
-    weights = jax.nn.softmax(logits, axis=-1).astype(values.dtype)
-    return jnp.einsum("bhqk,bkhd->bqhd", weights, values)

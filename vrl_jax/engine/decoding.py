@@ -1,0 +1,432 @@
+"""The host side of sampling: which request is in which slot, and when slots move.
+
+Between runs of the device, slots whose response has ended take the next requests. When
+no request waits, the live slots move together into fewer; the window grows with the
+age of the oldest. All sizes come from short lists, so that few programs are compiled:
+at most `len(row_sizes) * len(window_sizes)` for each width of contexts.
+"""
+
+import dataclasses
+import functools
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Key, UInt32
+
+from vrl_jax.engine import slots as device
+from vrl_jax.engine.likelihood import first_positions
+from vrl_jax.engine.sampling import response_positions
+from vrl_jax.engine.slots import Orders, Read, Slots, Tables
+from vrl_jax.models.policy import Params, Policy
+from vrl_jax.types import Prompts
+
+STEPS = 32
+"""Steps between two looks of the host, at most."""
+STEPS_WITH_STRINGS = 8
+"""The same where a stop string must be looked for."""
+
+
+@dataclasses.dataclass(eq=False)
+class Contexts:
+    """Prompts that are read together, when one of them is needed for the first time."""
+
+    prompts: Prompts
+    read: Read | None = None
+
+
+class Rule(NamedTuple):
+    """Which ids may be drawn (None: all of the actor's), and which end a response."""
+
+    stops: tuple[int, ...]
+    allowed: tuple[int, ...] | None = None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Request:
+    """One response to be written: to row `row` of `contexts`.
+
+    `top_k` 0 and `top_p` 1 leave nothing out. `tag` is the caller's.
+    """
+
+    contexts: Contexts
+    row: int
+    key: UInt32[np.ndarray, " 2"]
+    limit: int
+    rule: Rule
+    turn: int = 0
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    stop_strings: tuple[str, ...] = ()
+    tag: Any = None
+
+
+class Response(NamedTuple):
+    """What was written. `finished` is False where the limit ended it."""
+
+    request: Request
+    tokens: Int[np.ndarray, " n"]
+    logprobs: Float[np.ndarray, " n"]
+    log_kept: Float[np.ndarray, " n"]
+    noted: Float[np.ndarray, "n K"]
+    finished: bool
+
+
+class Model(NamedTuple):
+    """What decoding depends on: `limit` bounds every request's.
+
+    `note` says what is kept of the final hidden states.
+    """
+
+    policy: Policy
+    params: Params
+    base: Bool[Array, " V"]
+    limit: int
+    slots: int
+    tokenizer: Any = None
+    note: Callable = device.nothing
+
+
+def row_sizes(slots: int) -> list[int]:
+    """Numbers of slots: all, half, a quarter, an eighth, but no fewer than 8."""
+    sizes = {max(slots >> halvings, min(slots, 8)) for halvings in range(4)}
+    return sorted(sizes)
+
+
+def window_sizes(limit: int) -> list[int]:
+    """Columns of a window: STEPS doubled and doubled, up to the limit."""
+    sizes = [limit]
+    while sizes[0] > STEPS:
+        sizes.insert(0, -(-sizes[0] // 2))
+    return sizes
+
+
+class Sampled(NamedTuple):
+    """Responses of a group lie together; `mask` includes the stop token.
+
+    `finished` is False where the token budget ended the response. `noted` is what the
+    model notes of the states that predicted the tokens.
+    """
+
+    tokens: Int[Array, "B T"]
+    positions: Int[Array, "B T 3"]
+    mask: Bool[Array, "B T"]
+    logprobs: Float[Array, "B T"]
+    log_kept: Float[Array, "B T"]
+    noted: Float[Array, "B T K"]
+    finished: Bool[Array, " B"]
+
+
+def sample(
+    model: Model,
+    prompts: Prompts,
+    keys: Key[Array, " B"],
+    stops: Sequence[int],
+    *,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+) -> Sampled:
+    """y_t ~ softmax(logits / temperature) over the model's ids, until a stop id.
+
+    B / P responses are sampled for each prompt, as `sampling.draw` says. Token t of row
+    i depends on keys[i] and t, not on the other rows or on the number of slots.
+    """
+    count, batch = len(prompts.tokens), len(keys)
+    group = batch // count
+    contexts = pieces(prompts, max(1, model.slots // group))
+    size = count // len(contexts)
+    data = np.asarray(jax.random.key_data(keys))
+    rule = Rule(tuple(map(int, stops)))
+    queue = deque(
+        Request(
+            contexts=contexts[row // group // size],
+            row=row // group % size,
+            key=data[row],
+            limit=model.limit,
+            rule=rule,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            tag=row,
+        )
+        for row in range(batch)
+    )
+    shape = (batch, model.limit)
+    tokens = np.full(shape, stops[0], np.int32)
+    mask = np.zeros(shape, bool)
+    logprobs, log_kept = np.zeros((2, *shape), np.float32)
+    noted = None
+    finished = np.zeros(batch, bool)
+    left = batch
+    for ended in decode(model, queue):
+        for response in ended:
+            row, written = response.request.tag, slice(len(response.tokens))
+            tokens[row, written] = response.tokens
+            mask[row, written] = True
+            logprobs[row, written] = response.logprobs
+            log_kept[row, written] = response.log_kept
+            if noted is None:
+                one = response.noted
+                noted = np.zeros((*shape, one.shape[1]), one.dtype)
+            noted[row, written] = response.noted
+            finished[row] = response.finished
+        left -= len(ended)
+        if not left:
+            break
+    positions = _response_positions(prompts, group, model.limit)
+    arrays = map(jnp.asarray, (tokens, mask, logprobs, log_kept, noted, finished))
+    first, *rest = arrays
+    return Sampled(first, positions, *rest)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _response_positions(
+    prompts: Prompts, group: int, length: int
+) -> Int[Array, "B T 3"]:
+    return response_positions(jnp.repeat(first_positions(prompts), group), length)
+
+
+def pieces(prompts: Prompts, most: int) -> list[Contexts]:
+    """The prompts in equal parts of at most `most`, in order."""
+    count = len(prompts.tokens)
+    fewest = -(-count // most)
+    parts = next(n for n in range(fewest, count + 1) if count % n == 0)
+    if parts == 1:
+        return [Contexts(prompts)]
+    return [Contexts(_piece(prompts, number, parts)) for number in range(parts)]
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _piece(prompts: Prompts, number: Int[Array, ""], parts: int) -> Prompts:
+    return jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:])[number], prompts)
+
+
+@dataclasses.dataclass(eq=False)
+class _Writer:
+    """A request in a slot, since the window was `begun` columns full."""
+
+    request: Request
+    begun: int
+    parts: list[tuple[np.ndarray, ...]] = dataclasses.field(default_factory=list)
+    count: int = 0
+
+
+def decode(model: Model, queue: deque[Request]) -> Iterator[list[Response]]:
+    """Yields the responses that ended, run after run, and for ever: [] when idle.
+
+    The caller may add to the queue between two of them.
+    """
+    slots, context, window, column = None, 0, 0, 0
+    writers: list[_Writer | None] = []
+    rules = _Rules(model)
+    while True:
+        live = [row for row, writer in enumerate(writers) if writer]
+        wanted = min(model.slots, len(live) + len(queue))
+        if not wanted:
+            slots = None  # frees the memory
+            yield []
+            continue
+        size = _at_least(row_sizes(model.slots), wanted)
+        new = [queue.popleft() for _ in range(max(0, wanted - len(live)))]
+        for request in new:
+            if request.contexts.read is None:
+                request.contexts.read = device.read(
+                    model.policy, model.params, request.contexts.prompts
+                )
+        left = [writers[row].request.limit - writers[row].count for row in live]
+        steps = min(STEPS, max([*left, *(request.limit for request in new)]))
+        if live:
+            shift = min(writers[row].begun for row in live)
+        else:
+            shift, context = column, 0
+        age = column - shift
+        widths = [request.contexts.prompts.tokens.shape[1] for request in new]
+        wider = max([context, *widths])
+        if slots is None or not live:
+            window = _at_least(window_sizes(model.limit), steps)
+            slots = device.empty(new[0].contexts.read, size, wider + window)
+            writers, column = [None] * size, 0
+        elif size != len(writers) or wider != context or column + steps > window:
+            sizes = window_sizes(model.limit)
+            window = _at_least(sizes, min(age + steps, sizes[-1]))
+            rows = np.resize(live, size)
+            slots = device.move(
+                slots,
+                rows,
+                np.arange(size) < len(live),
+                shift,
+                context,
+                wider,
+                window,
+            )
+            writers = [writers[row] for row in live] + [None] * (size - len(live))
+            for writer in writers[: len(live)]:
+                writer.begun -= shift
+            column = age
+        context = wider
+        steps = min(steps, window - column)
+        free = iter([row for row, writer in enumerate(writers) if not writer])
+        placed = [(next(free), request) for request in new]
+        for row, request in placed:
+            writers[row] = _Writer(request, column)
+        slots = _filled(slots, placed, rules, size)
+        waiting = {id(request.contexts) for request in queue}
+        for request in new:
+            if id(request.contexts) not in waiting:
+                request.contexts.read = None  # frees the memory
+        strings = any(w and w.request.stop_strings for w in writers)
+        if strings:
+            steps = min(steps, STEPS_WITH_STRINGS)
+        slots, writing = device.run(
+            model.policy,
+            model.params,
+            rules.tables,
+            slots,
+            context + column,
+            STEPS,
+            steps,
+            _patience(row_sizes(model.slots), size, len(live) + len(new), len(queue)),
+            model.note,
+        )
+        *parts, counts, stopped, remaining = jax.device_get(
+            (*writing, slots.stopped, slots.orders.left)
+        )
+        column += int(counts.max())
+        ended = []
+        cut = np.zeros(size, bool)
+        for row, writer in enumerate(writers):
+            if writer is None:
+                continue
+            count = int(counts[row])
+            writer.parts.append(tuple(part[row, :count] for part in parts))
+            writer.count += count
+            response = _response(writer, bool(stopped[row]), int(remaining[row]), model)
+            if response is not None:
+                ended.append(response)
+                cut[row] = remaining[row] > 0
+                writers[row] = None
+        if cut.any():
+            slots = device.end(slots, cut)
+        yield ended
+
+
+def _response(
+    writer: _Writer, stopped: bool, remaining: int, model: Model
+) -> Response | None:
+    """The response, if it has ended: by a stop id, a stop string, or its limit."""
+    strings = writer.request.stop_strings
+    if remaining and not strings:
+        return None
+    columns = [np.concatenate(part) for part in zip(*writer.parts, strict=True)]
+    tokens = columns[0]
+    cut = _string_end(model.tokenizer, tokens, strings) if strings else None
+    if cut is not None:
+        return Response(writer.request, *(x[:cut] for x in columns), finished=True)
+    if remaining:
+        return None
+    return Response(writer.request, *columns, finished=stopped)
+
+
+def _string_end(
+    tokenizer: Any, tokens: Int[np.ndarray, " n"], strings: Sequence[str]
+) -> int | None:
+    """The fewest first tokens whose text holds one of the strings."""
+
+    def holds(count: int) -> bool:
+        text = tokenizer.decode(tokens[:count])
+        return any(string in text for string in strings)
+
+    if not holds(len(tokens)):
+        return None
+    return next(count for count in range(1, len(tokens) + 1) if holds(count))
+
+
+def _filled(
+    slots: Slots,
+    placed: Sequence[tuple[int, Request]],
+    rules: "_Rules",
+    size: int,
+) -> Slots:
+    """The requests begin in their slots, those of the same prompts at once."""
+    batches: dict[int, list[tuple[int, Request]]] = {}
+    for row, request in placed:
+        batches.setdefault(id(request.contexts), []).append((row, request))
+    for batch in batches.values():
+        prompts = np.zeros(size, np.int32)
+        taken = np.zeros(size, bool)
+        orders = Orders(
+            key=np.zeros((size, 2), np.uint32),
+            turn=np.zeros(size, np.int32),
+            left=np.zeros(size, np.int32),
+            temperature=np.ones(size, np.float32),
+            top_k=np.zeros(size, np.int32),
+            top_p=np.ones(size, np.float32),
+            number=np.zeros(size, np.int32),
+        )
+        for row, request in batch:
+            prompts[row], taken[row] = request.row, True
+            orders.key[row] = request.key
+            orders.turn[row] = request.turn
+            orders.left[row] = request.limit
+            orders.temperature[row] = request.temperature
+            orders.top_k[row] = request.top_k
+            orders.top_p[row] = request.top_p
+            orders.number[row] = rules.number(request.rule)
+        new = batch[0][1].contexts.read
+        slots = device.fill(slots, new, prompts, taken, orders)
+    return slots
+
+
+def _patience(sizes: Sequence[int], size: int, live: int, waiting: int) -> int:
+    """How many responses end before the host looks again.
+
+    While requests wait, an eighth of the slots; then, as many as make the next smaller
+    size do.
+    """
+    if waiting:
+        return max(1, size // 8)
+    smaller = [other for other in sizes if other < size]
+    return max(1, live - smaller[-1]) if smaller else size + 1
+
+
+def _at_least(sizes: Sequence[int], wanted: int) -> int:
+    return next(size for size in sizes if size >= wanted)
+
+
+class _Rules:
+    """Numbers the rules as they come, and keeps their tables on the device."""
+
+    def __init__(self, model: Model) -> None:
+        self.base = np.asarray(model.base)
+        self.numbers: dict[Rule, int] = {}
+        self.tables = Tables(model.base, *(jnp.zeros((1, len(self.base)), bool),) * 2)
+
+    def number(self, rule: Rule) -> int:
+        """The rule's row of the tables."""
+        if rule not in self.numbers:
+            self.numbers[rule] = len(self.numbers)
+            self.tables = self._tables()
+        return self.numbers[rule]
+
+    def _tables(self) -> Tables:
+        room = 1 << (len(self.numbers) - 1).bit_length()
+        allowed = np.zeros((room, len(self.base)), bool)
+        stops = np.zeros((room, len(self.base)), bool)
+        for rule, number in self.numbers.items():
+            stops[number, list(rule.stops)] = True
+            if rule.allowed is None:
+                allowed[number] = self.base
+            else:
+                allowed[number, list(rule.allowed)] = True
+                allowed[number] &= self.base
+            if not allowed[number].any():
+                raise ValueError(
+                    f"none of the allowed ids {rule.allowed} may be sampled: the "
+                    "policy blocks vision placeholders and ids beyond its tokenizer."
+                )
+        return Tables(*map(jnp.asarray, (self.base, allowed, stops)))

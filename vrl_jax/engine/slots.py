@@ -1,0 +1,326 @@
+"""The device side of sampling: slots that are filled, written in, moved, and read.
+
+B slots are written side by side, all in the same physical column at a time, so that a
+step stores its keys and values by one slice. The columns of a slot are L for what it
+was given (its context) and W for what it writes (the window). Slots begin at different
+times: `index` says which token of its own sequence a column holds, -1 for none, and
+attention needs nothing else. The host fills slots between runs, and moves them to
+another number of slots or columns; all shapes come from a few sizes.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key, UInt32
+
+from vrl_jax.engine.likelihood import first_positions, last_hidden
+from vrl_jax.engine.sampling import draw
+from vrl_jax.models.policy import Params, Policy, SlotCache
+from vrl_jax.types import Prompts
+
+
+def _pytree(cls: type) -> type:
+    return jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True)(cls))
+
+
+class Read(NamedTuple):
+    """Prompts after prefill: what slots take over, and where they go on."""
+
+    cache: SlotCache
+    states: Float[Array, "P H"]
+    lengths: Int[Array, " P"]
+    positions: Int[Array, " P"]
+
+
+class Orders(NamedTuple):
+    """How a response is to be drawn, a row each.
+
+    `number` is its row of the tables of allowed and stop ids; token t is drawn with
+    fold_in(fold_in(key, turn), t), the key as its data.
+    """
+
+    key: UInt32[Array, "B 2"]
+    turn: Int[Array, " B"]
+    left: Int[Array, " B"]
+    temperature: Float[Array, " B"]
+    top_k: Int[Array, " B"]
+    top_p: Float[Array, " B"]
+    number: Int[Array, " B"]
+
+
+class Tables(NamedTuple):
+    """Allowed and stop ids: of the actor, and of each kind of request."""
+
+    base: Bool[Array, " V"]
+    allowed: Bool[Array, "A V"]
+    stops: Bool[Array, "A V"]
+
+
+@_pytree
+class Slots:
+    """B sequences being written. A slot is live while `orders.left` > 0.
+
+    `states` predict the next token, which is number `written` of the response, `length`
+    of the sequence, and stands at `position` on all three axes.
+    """
+
+    cache: SlotCache
+    index: Int[Array, "B C"]
+    states: Float[Array, "B H"]
+    written: Int[Array, " B"]
+    length: Int[Array, " B"]
+    position: Int[Array, " B"]
+    stopped: Bool[Array, " B"]
+    orders: Orders
+
+
+class Writing(NamedTuple):
+    """What a run wrote: `count` tokens in each slot, from the left.
+
+    `noted` is what was kept of the states that predicted them.
+    """
+
+    tokens: Int[Array, "B S"]
+    logprobs: Float[Array, "B S"]
+    log_kept: Float[Array, "B S"]
+    noted: Float[Array, "B S K"]
+    count: Int[Array, " B"]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def read(policy: Policy, params: Params, prompts: Prompts) -> Read:
+    """Encodes pictures and reads prompts, once for all that will be asked of them."""
+    features = policy.encode_images(params, prompts.images)
+    hidden, cache = policy.prefill(params, prompts, features)
+    return Read(
+        policy.as_slots(cache),
+        last_hidden(hidden, prompts.mask),
+        prompts.mask.sum(axis=1),
+        first_positions(prompts),
+    )
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def empty(like: Read, count: int, columns: int) -> Slots:
+    """Slots that hold nothing, for prompts such as these."""
+
+    def room(x: Array) -> Array:
+        return jnp.zeros((count, x.shape[1], columns, *x.shape[3:]), x.dtype)
+
+    def row(x: Array) -> Array:
+        return jnp.zeros((count, *x.shape[1:]), x.dtype)
+
+    numbers = jnp.zeros(count, jnp.int32)
+    return Slots(
+        cache=SlotCache(
+            jax.tree.map(room, like.cache.columns), jax.tree.map(row, like.cache.rows)
+        ),
+        index=jnp.full((count, columns), -1, jnp.int32),
+        states=row(like.states),
+        written=numbers,
+        length=numbers,
+        position=numbers,
+        stopped=jnp.zeros(count, bool),
+        orders=Orders(
+            key=jnp.zeros((count, 2), jnp.uint32),
+            turn=numbers,
+            left=numbers,
+            temperature=jnp.ones(count),
+            top_k=numbers,
+            top_p=jnp.ones(count),
+            number=numbers,
+        ),
+    )
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def fill(
+    slots: Slots,
+    new: Read,
+    prompts: Int[Array, " B"],
+    taken: Bool[Array, " B"],
+    orders: Orders,
+) -> Slots:
+    """The slots that are `taken` begin after prompt `prompts[slot]` of `new`.
+
+    Their columns hold the prompt and nothing else.
+    """
+    length = new.lengths[prompts]
+    columns = jnp.arange(slots.index.shape[1])
+
+    def pick(now: Array, old: Array) -> Array:
+        return jnp.where(taken.reshape(-1, *[1] * (old.ndim - 1)), now, old)
+
+    def row(old: Array, found: Array) -> Array:
+        return pick(found[prompts].astype(old.dtype), old)
+
+    def column(old: Array, found: Array) -> Array:
+        size = found.shape[2]
+        return old.at[:, :, :size].set(row(old[:, :, :size], found))
+
+    index = jnp.where(columns < length[:, None], columns, -1)
+    return Slots(
+        cache=SlotCache(
+            jax.tree.map(column, slots.cache.columns, new.cache.columns),
+            jax.tree.map(row, slots.cache.rows, new.cache.rows),
+        ),
+        index=pick(index, slots.index),
+        states=row(slots.states, new.states),
+        written=pick(jnp.zeros_like(slots.written), slots.written),
+        length=pick(length, slots.length),
+        position=row(slots.position, new.positions),
+        stopped=slots.stopped & ~taken,
+        orders=Orders(*(pick(n, o) for n, o in zip(orders, slots.orders, strict=True))),
+    )
+
+
+@functools.partial(jax.jit, static_argnums=(4, 5, 6))
+def move(
+    slots: Slots,
+    rows: Int[Array, " B"],
+    live: Bool[Array, " B"],
+    shift: Int[Array, ""],
+    context: int,
+    new_context: int,
+    window: int,
+) -> Slots:
+    """Slots `rows`, in this order, with other room for contexts and windows.
+
+    The window loses its first `shift` columns. Of copies, at most one may be `live`.
+    """
+
+    def column(x: Array, axis: int, empty: int) -> Array:
+        def padded(part: Array, size: int) -> Array:
+            wide = [(0, 0)] * x.ndim
+            wide[axis] = (0, max(0, size - part.shape[axis]))
+            return jnp.pad(part, wide, constant_values=empty)
+
+        x = x[rows]
+        old, rest = jnp.split(x, [context], axis=axis)
+        rest = padded(rest, rest.shape[axis] + window)
+        rest = jax.lax.dynamic_slice_in_dim(rest, shift, window, axis)
+        return jnp.concatenate([padded(old, new_context), rest], axis=axis)
+
+    def row(x: Array) -> Array:
+        return x[rows]
+
+    cache = SlotCache(
+        jax.tree.map(lambda x: column(x, 2, 0), slots.cache.columns),
+        jax.tree.map(row, slots.cache.rows),
+    )
+    index = column(slots.index, 1, -1)
+    rest = jax.tree.map(row, dataclasses.replace(slots, cache=(), index=()))
+    return end(dataclasses.replace(rest, cache=cache, index=index), ~live)
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def end(slots: Slots, these: Bool[Array, " B"]) -> Slots:
+    """Nothing more is written in these."""
+    left = jnp.where(these, 0, slots.orders.left)
+    return dataclasses.replace(slots, orders=slots.orders._replace(left=left))
+
+
+def nothing(states: Float[Array, "B H"]) -> Float[Array, "B 0"]:
+    """Of the states that predict tokens, none is kept."""
+    return states[:, :0]
+
+
+def states(states: Float[Array, "B H"]) -> Float[Array, "B H"]:
+    """They are kept as they are."""
+    return states
+
+
+@functools.partial(jax.jit, static_argnums=(0, 5, 8), donate_argnums=3)
+def run(
+    policy: Policy,
+    params: Params,
+    tables: Tables,
+    slots: Slots,
+    column: Int[Array, ""],
+    most: int,
+    steps: Int[Array, ""],
+    patience: Int[Array, ""],
+    note: Callable = nothing,
+) -> tuple[Slots, Writing]:
+    """Writes up to `steps` tokens in every live slot, from `column` on.
+
+    Ends sooner when `patience` responses have ended, or all. `most` bounds `steps`.
+    `note` says what is kept of the final hidden states, [B H] -> [B K].
+    """
+    weights = policy.unstack(params)
+    head = policy.head(params)
+    alive = (slots.orders.left > 0).sum()
+    count = slots.written.shape[0]
+    rows = jnp.arange(count)
+
+    def running(carry: tuple[Array, Slots, Writing]) -> Bool[Array, ""]:
+        step, slots, _ = carry
+        left = (slots.orders.left > 0).sum()
+        return (step < steps) & (left > 0) & (alive - left < patience)
+
+    def write(carry: tuple[Array, Slots, Writing]) -> tuple[Array, Slots, Writing]:
+        step, slots, writing = carry
+        orders = slots.orders
+        logits = jnp.einsum(
+            "bh,vh->bv", slots.states, head, preferred_element_type=jnp.float32
+        )
+        drawn = draw(
+            jax.vmap(_token_key)(orders.key, orders.turn, slots.written),
+            logits,
+            base=tables.base,
+            allowed=tables.allowed[orders.number],
+            temperature=orders.temperature,
+            top_k=orders.top_k,
+            top_p=orders.top_p,
+        )
+        live = orders.left > 0
+        ended = live & tables.stops[orders.number, drawn.tokens]
+        here = column + step
+        index = slots.index.at[:, here].set(slots.length)
+        positions = jnp.broadcast_to(slots.position[:, None], (count, 3))
+        states, cache = policy.decode(
+            weights, slots.cache, here, index, drawn.tokens, positions
+        )
+        writing = Writing(
+            *(
+                kept.at[rows, step].set(jnp.where(live, new, 0))
+                for kept, new in zip(writing[:3], drawn, strict=True)
+            ),
+            writing.noted.at[rows, step].set(note(slots.states)),
+            writing.count + live,
+        )
+        slots = Slots(
+            cache=cache,
+            index=index,
+            states=states,
+            written=slots.written + live,
+            length=slots.length + live,
+            position=slots.position + live,
+            stopped=slots.stopped | ended,
+            orders=orders._replace(
+                left=jnp.where(ended, 0, orders.left - live.astype(jnp.int32))
+            ),
+        )
+        return step + 1, slots, writing
+
+    noted = jax.eval_shape(note, slots.states)
+    blank = Writing(
+        jnp.zeros((count, most), jnp.int32),
+        jnp.zeros((count, most)),
+        jnp.zeros((count, most)),
+        jnp.zeros((count, most, *noted.shape[1:]), noted.dtype),
+        jnp.zeros(count, jnp.int32),
+    )
+    _, slots, writing = jax.lax.while_loop(running, write, (jnp.int32(0), slots, blank))
+    return slots, writing
+
+
+def _token_key(
+    data: UInt32[Array, " 2"], turn: Int[Array, ""], number: Int[Array, ""]
+) -> Key[Array, ""]:
+    key = jax.random.fold_in(jax.random.wrap_key_data(data), turn)
+    return jax.random.fold_in(key, number)

@@ -1,0 +1,74 @@
+"""What towers and decoders of several families are made of."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from vrl_jax.models.policy import Params
+
+
+def rms_norm(
+    params: Params, x: Float[Array, "... D"], eps: float
+) -> Float[Array, "... D"]:
+    """scale * x / sqrt(mean(x^2) + eps), the mean and division in float32.
+
+    https://arxiv.org/abs/1910.07467
+    """
+    wide = x.astype(jnp.float32)
+    factor = jax.lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + eps)
+    return params["scale"] * (wide * factor).astype(x.dtype)
+
+
+def layer_norm(
+    params: Params, x: Float[Array, "... D"], eps: float
+) -> Float[Array, "... D"]:
+    """scale * (x - mean(x)) / sqrt(var(x) + eps) + bias, in float32.
+
+    https://arxiv.org/abs/1607.06450
+    """
+    wide = x.astype(jnp.float32)
+    centred = wide - wide.mean(-1, keepdims=True)
+    factor = jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + eps)
+    return (params["scale"] * (centred * factor) + params["bias"]).astype(x.dtype)
+
+
+def linear(params: Params, x: Float[Array, "*B I"]) -> Float[Array, "*B O"]:
+    """X W (+ b)."""
+    # As one plain matrix: XLA on CPU takes twice as long for W's gradient otherwise.
+    out = (x.reshape(-1, x.shape[-1]) @ params["kernel"]).reshape(*x.shape[:-1], -1)
+    return out + params["bias"] if "bias" in params else out
+
+
+def swiglu(params: Params, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+    """W_down (silu(W_gate x) * W_up x). https://arxiv.org/abs/2002.05202."""
+    gated = jax.nn.silu(linear(params["gate"], x)) * linear(params["up"], x)
+    return linear(params["down"], gated)
+
+
+def tanh_gelu_mlp(params: Params, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+    """W_down gelu(W_up x), GELU by its tanh formula."""
+    return two_layers(params, x, lambda h: jax.nn.gelu(h, approximate=True))
+
+
+def two_layers(
+    params: Params, x: Float[Array, "... D"], activation: Callable[[Array], Array]
+) -> Float[Array, "... D"]:
+    """W_down activation(W_up x)."""
+    return linear(params["down"], activation(linear(params["up"], x)))
+
+
+def rotate(
+    x: Float[Array, "*B heads D"], angles: Float[Array, "*B half"]
+) -> Float[Array, "*B heads D"]:
+    """Turns the pairs (x_k, x_{k + D/2}) by angle k, in float32.
+
+    Rotary positions, https://arxiv.org/abs/2104.09864, with pairs half a head apart.
+    """
+    cos, sin = jnp.cos(angles)[..., None, :], jnp.sin(angles)[..., None, :]
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    turned = jnp.concatenate(
+        [first * cos - second * sin, second * cos + first * sin], axis=-1
+    )
+    return turned.astype(x.dtype)

@@ -1,0 +1,272 @@
+"""Tables of parameters: what every view of a family's parameters is read from.
+
+A row says where an array lives in the nested dict, its shape, its logical axes, how it
+starts, and its name and shape in a checkpoint. Layers are stacked on axis 0, so that
+the model scans over them. Matrices are stored [in, out] (checkpoints: [out, in]); the
+embedding and the head stay [vocabulary, width].
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Key
+
+from vrl_jax.models.policy import Params
+from vrl_jax.models.streaming import Layout, Stored, place
+
+HEAD = "lm_head.weight"
+EMBEDDING = "text/embedding"
+
+
+class Parameter(NamedTuple):
+    """One row. `layers` is 0 for an array that is not stacked.
+
+    `shape`, `axes` and `stored` (the checkpoint's shape) are those of one layer.
+    `scale` is the standard deviation at the start; a constant for vectors, see `fill`.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    axes: tuple[str | None, ...]
+    name: str
+    stored: tuple[int, ...]
+    layers: int = 0
+    scale: float = 0.0
+    fill: float = 0.0
+    transposed: bool = False
+
+    @property
+    def stacked_shape(self) -> tuple[int, ...]:
+        """Shape with the layers in front."""
+        return (self.layers, *self.shape) if self.layers else self.shape
+
+    @property
+    def layout(self) -> Layout:
+        """How one layer's array in a checkpoint becomes ours."""
+        plain = len(self.shape) == len(self.stored)
+        return Layout(self.stored, self.shape, self.transposed, plain)
+
+    def write(self, array: np.ndarray) -> np.ndarray:
+        """From our layout to the checkpoint's, for one layer."""
+        if self.transposed:
+            array = array.reshape(self.shape[0], -1).T
+        return np.ascontiguousarray(array.reshape(self.stored))
+
+
+def norm_rows(
+    path: str,
+    name: str,
+    width: int,
+    axis: str | None,
+    layers: int = 0,
+    *,
+    bias: bool = False,
+    fill: float = 1.0,
+) -> list[Parameter]:
+    """The scale of a norm, which starts as `fill`, and its bias."""
+    scale = Parameter(
+        f"{path}/scale", (width,), (axis,), f"{name}.weight", (width,), layers, 0, fill
+    )
+    shift = scale._replace(path=f"{path}/bias", name=f"{name}.bias", fill=0.0)
+    return [scale, shift] if bias else [scale]
+
+
+def linear_rows(
+    path: str,
+    name: str,
+    shape: tuple[int, ...],
+    axes: tuple[str | None, ...],
+    layers: int = 0,
+    *,
+    bias: bool = True,
+    damping: float = 1.0,
+) -> list[Parameter]:
+    """A matrix [in, *out] with standard deviation damping / sqrt(in), and a bias."""
+    rows, out = shape[0], math.prod(shape[1:])
+    scale = damping / math.sqrt(rows)
+    matrix = Parameter(
+        f"{path}/kernel",
+        shape,
+        axes,
+        f"{name}.weight",
+        (out, rows),
+        layers,
+        scale,
+        transposed=True,
+    )
+    vector = Parameter(
+        f"{path}/bias", shape[1:], axes[1:], f"{name}.bias", (out,), layers
+    )
+    return [matrix, vector] if bias else [matrix]
+
+
+def _nest(items: Iterable[tuple[str, Any]]) -> Params:
+    tree: Params = {}
+    for path, leaf in items:
+        *folders, last = path.split("/")
+        node = tree
+        for folder in folders:
+            node = node.setdefault(folder, {})
+        node[last] = leaf
+    return tree
+
+
+def _leaf(tree: Params, path: str) -> Any:
+    for part in path.split("/"):
+        tree = tree[part]
+    return tree
+
+
+def init_params(
+    key: Key[Array, ""], table: Sequence[Parameter], dtype: jnp.dtype = jnp.float32
+) -> Params:
+    """Normal matrices with variance 1 / in, unit norms, zero biases.
+
+    What returns to the residual stream is divided by sqrt(2 layers), as in GPT-2.
+    """
+
+    def start(row: Parameter, row_key: Array) -> Array:
+        if not row.scale:
+            return jnp.full(row.stacked_shape, row.fill, dtype)
+        return row.scale * jax.random.normal(row_key, row.stacked_shape, dtype)
+
+    keys = jax.random.split(key, len(table))
+    return _nest(
+        (row.path, start(row, row_key))
+        for row, row_key in zip(table, keys, strict=True)
+    )
+
+
+def abstract_params(
+    table: Sequence[Parameter], dtype: jnp.dtype = jnp.float32
+) -> Params:
+    """Shapes alone: for planning, sharding and restoring."""
+    return _nest(
+        (row.path, jax.ShapeDtypeStruct(row.stacked_shape, dtype)) for row in table
+    )
+
+
+def logical_axes(table: Sequence[Parameter]) -> Params:
+    """The same tree with a tuple of axis names (or None) for each array."""
+    return _nest(
+        (row.path, ("layers", *row.axes) if row.layers else row.axes) for row in table
+    )
+
+
+def to_checkpoint(
+    params: Params, table: Sequence[Parameter]
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Named arrays as on the hub, one at a time (the names that older readers know)."""
+    for row in table:
+        array = np.asarray(_leaf(params, row.path))
+        for layer in range(row.layers):
+            yield row.name.format(layer=layer), row.write(array[layer])
+        if not row.layers:
+            yield row.name, row.write(array)
+
+
+# Prefixes in checkpoints and in the classes of transformers 5; the first that fits.
+RENAMED = {
+    # On the hub: Gemma 3, as LLaVA.
+    "language_model.lm_head.": "lm_head.",
+    "language_model.model.": "model.language_model.",
+    "vision_tower.vision_model.": "model.vision_tower.",
+    "vision_tower.": "model.vision_tower.",
+    "multi_modal_projector.": "model.multi_modal_projector.",
+    "model.vision_tower.vision_model.": "model.vision_tower.",
+    # On the hub: Qwen2-VL and Qwen2.5-VL, where the decoder is the model.
+    "visual.": "model.visual.",
+    "model.visual.": "model.visual.",
+    "model.language_model.": "model.language_model.",
+    "model.vision_tower.": "model.vision_tower.",
+    "model.multi_modal_projector.": "model.multi_modal_projector.",
+    "model.": "model.language_model.",
+}
+
+
+def current_name(name: str) -> str:
+    """A tensor's name in the classes of transformers 5; checkpoints have older ones."""
+    for prefix, now in RENAMED.items():
+        if name.startswith(prefix):
+            return now + name.removeprefix(prefix)
+    return name
+
+
+def from_checkpoint(
+    tensors: Mapping[str, Stored],
+    table: Sequence[Parameter],
+    dtype: jnp.dtype = jnp.float32,
+    shardings: Params | None = None,
+) -> Params:
+    """Device params from named arrays, which are read one at a time, where needed.
+
+    `shardings` is a tree like the params; without it they go to the default device.
+    """
+    given = {current_name(name): name for name in tensors}
+    _check_fit(tensors, given, table)
+    default = jnp.zeros(()).sharding
+
+    def filled(row: Parameter) -> Array:
+        sharding = _leaf(shardings, row.path) if shardings else default
+        names = [
+            given[current_name(row.name.format(layer=layer))]
+            for layer in range(max(row.layers, 1))
+        ]
+        parts = (tensors[name] for name in names)
+        return place(parts, row.stacked_shape, dtype, sharding, row.layout)
+
+    return _nest((row.path, filled(row)) for row in table)
+
+
+def _check_fit(
+    tensors: Mapping[str, Stored],
+    given: Mapping[str, str],
+    table: Sequence[Parameter],
+) -> None:
+    """Raises `ValueError` with the names of all tensors that do not fit the table."""
+    shapes = {
+        row.name.format(layer=layer): row.stored
+        for row in table
+        for layer in range(max(row.layers, 1))
+    }
+    needed = {current_name(name): name for name in shapes}
+    misshaped = [
+        f"{given[name]} {tuple(tensors[given[name]].shape)}, not {shapes[full]}"
+        for name, full in needed.items()
+        if name in given and tuple(tensors[given[name]].shape) != shapes[full]
+    ]
+    missing = sorted(full for name, full in needed.items() if name not in given)
+    extra = [full for name, full in given.items() if name not in needed]
+    head = given.get(HEAD)
+    if head in extra and not missing and not misshaped:
+        # Some writers repeat a tied head; another matrix means that it is not tied.
+        extra.remove(head)
+        embedding = next(row.name for row in table if row.path == EMBEDDING)
+        if not _same(tensors[head], tensors[given[current_name(embedding)]]):
+            extra.append(f"{head} (the config ties it to the embedding, it differs)")
+    problems = [
+        f"{kind}: {', '.join(names[:8])}{' ...' if len(names) > 8 else ''}"
+        for kind, names in (
+            ("missing", missing),
+            ("unknown", extra),
+            ("of another shape", misshaped),
+        )
+        if names
+    ]
+    if problems:
+        raise ValueError(
+            "The checkpoint does not fit its config.json. Tensors "
+            f"{'; '.join(problems)}."
+        )
+
+
+def _same(one: Stored, other: Stored, rows: int = 4096) -> bool:
+    """Equal values, compared some rows at a time."""
+    return one.shape == other.shape and all(
+        np.array_equal(one[start : start + rows], other[start : start + rows])
+        for start in range(0, one.shape[0], rows)
+    )
