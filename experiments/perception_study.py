@@ -368,9 +368,10 @@ def cost_table(spent: Mapping[str, Mapping[str, float]]) -> list[str]:
         "|---" * (len(spent) + 1) + "|",
     ]
     first = next(iter(spent.values()))
+    whole = first["step"] / 100
     for part in first:
         cells = [
-            f"{one[part]:.0f} ({100 * (one[part] - first[part]) / first['step']:+.1f} %)"
+            f"{one[part]:.0f} ({(one[part] - first[part]) / whole:+.1f} %)"
             for one in spent.values()
         ]
         lines.append(f"| {part} | " + " | ".join(cells) + " |")
