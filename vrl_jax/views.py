@@ -4,7 +4,9 @@ Each acts on patches as the vision tower gets them: normalised, a row flattened 
 (channel, frame-in-pair, y, x). Padding rows stay as they are, so a prompt without
 pictures is its own view. Row p draws from `fold_in(key, p)` and a patch by its place,
 so that neither a larger patch budget nor further rows change what is drawn. For a
-fresh draw per response, repeat the prompts first.
+fresh draw per response, repeat the prompts first. Patch blackening, noise, blur and
+grey are VPPO's, https://arxiv.org/abs/2510.09285, which perturbs 8-bit pixels before
+the last resize, where these act on normalised patches after it.
 """
 
 import dataclasses
