@@ -330,7 +330,7 @@ def main(
             run(world, stages[name], folders[seed, name])
     if {"dapo", "vppo"} <= stages.keys() and not (out / "cost.json").exists():
         world = make_world(out / f"seed-{seeds[0]}", cold, seed=seeds[0], sizes=sizes)
-        once = vppo(group_size=8, keep=keep, scoring=blackened_once)
+        once = stages["vppo"].recipe._replace(score=blackened_once.score)
         timed = {
             "dapo": stages["dapo"],
             "vppo": stages["vppo"],
