@@ -93,7 +93,8 @@ class Actor:
         """log pi of the same tokens under another view, as `extra_logprobs[name]`.
 
         Every response is scored under a draw of its own, view(fold_in(key, row), its
-        prompt's pictures), whatever the size of a pass.
+        prompt's pictures), whatever the size of a pass, and reads a prompt of its own:
+        a pass takes `prompts_per_pass` of those.
         """
         scored = self._under(view, _likelihood, rollout, key, rollout.log_kept)
         extra = {**rollout.extra_logprobs, name: scored.logprobs}
@@ -241,7 +242,7 @@ def _score_view(
 
     return in_pieces(
         score,
-        prompts_per_pass,
+        max(prompts_per_pass // group, 1),  # copies count
         rollout.prompts,
         (noted, rollout.shown),
         jnp.arange(batch),
