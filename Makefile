@@ -5,6 +5,7 @@
 # make bench-load  seconds and memory of loading a checkpoint, for BENCHMARKS.md
 # make lint    style and format
 # make cases   the golden cases again, on other files: OBJECTIVES=a.json VERIFIERS=b.json
+# make fuzz EXAMPLES=1000   every reward and parser on so many arbitrary inputs, counted
 # make table   three seeds of every digits experiment, as printed in experiments/README.md
 # make study   VPPO, its parts, controls and baselines over five seeds; continues
 
@@ -14,6 +15,7 @@ BIN := $(VENV)/bin
 RUN ?= runs/vppo_tiny_digits
 OBJECTIVES ?= tests/golden/objectives_cases.json
 VERIFIERS ?= tests/golden/verifiers_cases.json
+EXAMPLES ?= 1000
 SEEDS ?= 20
 FIRST ?= 1000
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
@@ -22,7 +24,7 @@ export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 # It would say that torch is missing; it is not needed.
 export TRANSFORMERS_VERBOSITY ?= error
 
-.PHONY: demo test parity parity-sweep cases bench-load lint table study clean
+.PHONY: demo test parity parity-sweep cases fuzz bench-load lint table study clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo
@@ -49,6 +51,10 @@ cases: export OBJECTIVES := $(abspath $(OBJECTIVES))
 cases: export VERIFIERS := $(abspath $(VERIFIERS))
 cases: $(VENV)/.test
 	$(PYTEST) tests/test_cases.py tests/rewards/test_verifier_cases.py
+
+fuzz: export FUZZ_EXAMPLES := $(EXAMPLES)
+fuzz: $(VENV)/.test
+	$(PYTEST) tests/rewards/test_fuzz.py
 
 table: $(VENV)/.demo
 	$(BIN)/python experiments/table_tiny_digits.py

@@ -56,6 +56,26 @@ def rgb(images):
     return np.asarray(images.patches).reshape(*FRAMES.shape, 3, 2, -1) * std + mean
 
 
+def one_frame(images):
+    """Patches of a model whose pictures are not pairs of frames."""
+    patches = images.patches.reshape(*FRAMES.shape, 3, 2, -1)[..., 0, :]
+    return dataclasses.replace(images, patches=patches.reshape(*FRAMES.shape, -1))
+
+
+@pytest.mark.parametrize("number", range(len(VIEWS)))
+def test_one_frame_is_seen_as_each_of_two(number):
+    seen = VIEWS[number](pictures())
+    one = VIEWS[number](one_frame(pictures()))
+    np.testing.assert_allclose(one.patches, one_frame(seen).patches, atol=1e-6)
+
+
+def test_patches_of_another_shape_are_refused():
+    """27 = 3 * 3 * 3 is one frame; 3 * 8 is neither s^2 nor 2 s^2."""
+    images = dataclasses.replace(pictures(), patches=jnp.zeros((*FRAMES.shape, 24 * 3)))
+    with pytest.raises(ValueError, match=r"3 s\^2 or 6 s\^2 values, got 72"):
+        views.gaussian_noise(KEY, images)
+
+
 def test_blacken_patches_blackens_whole_patches():
     before = pictures()
     after = views.blacken_patches(KEY, before)

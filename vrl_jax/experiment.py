@@ -23,6 +23,8 @@ import tyro
 
 from vrl_jax import views
 from vrl_jax.engine.actor import Actor, allowed_ids
+from vrl_jax.engine.budgets import budgets
+from vrl_jax.engine.packing import Room
 from vrl_jax.engine.processing import Processor, fitting
 from vrl_jax.evals import dependency, held_out
 from vrl_jax.models import hub
@@ -199,14 +201,17 @@ def tiny_actor(samples: Sequence[Sample], reward: Reward, *, seed: int) -> Actor
     tokenizer = tiny.tokenizer([s.question for s in samples] + demonstrations)
     spec = tiny.spec(tokenizer)
     pictures = front_end(spec, min_pixels=28 * 28)
-    processor = Processor(tokenizer, pictures, prompt_tokens=1024, patches=16)
-    fit = fitting(processor, samples)
+    room = Room(prompt_tokens=(1024,), block=16)
+    processor = Processor(tokenizer, pictures, room)
+    # One picture a question, and questions nearly of one length: one size is enough.
+    found = budgets(fitting(processor, samples), prompts_per_step=1, most=1)
+    say(found.summary())
     responses = tokenizer(demonstrations, add_special_tokens=False)["input_ids"]
     stops = tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
     return Actor(
         policy=qwen_policy(spec),
         params=init_params(jax.random.key(seed), parameter_table(spec)),
-        processor=dataclasses.replace(processor, prompt_tokens=fit.longest),
+        processor=dataclasses.replace(processor, room=found.room),
         allowed=allowed_ids(processor, spec.text.vocabulary),
         stop_ids=jnp.array(stops),
         reward=reward,

@@ -6,8 +6,9 @@ arrays, registered as pytrees. Axis names, everywhere in the library:
     P  distinct prompts            B  responses, B = P * G, those of a prompt together
     E  episodes                       of one response each, unless they say otherwise
     G  responses of one prompt     T  response tokens (right-padded)
-    L  prompt tokens               N  image patches of one prompt's pictures
-    M  merged image tokens, N / 4  C  values of one flattened patch
+    L  prompt tokens               K  packs, each of P / K consecutive prompts
+    N  image patches of one pack   M  merged image tokens of a pack, N / 4
+    C  values of one flattened patch
 """
 
 import dataclasses
@@ -27,6 +28,11 @@ ImageRef = bytes | str
 
 def _pytree(cls: type) -> type:
     return jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True)(cls))
+
+
+def _static(default: int) -> Any:
+    """A field that is part of the shape: jit compiles for each of its values."""
+    return dataclasses.field(default=default, metadata={"static": True})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +55,20 @@ def text_pieces(question: str) -> list[str]:
     r"""The text before, between and after the placeholders; `\<image>` is unescaped."""
     pieces = re.split(rf"(?<!\\){PLACEHOLDER}", question)
     return [piece.replace(rf"\{PLACEHOLDER}", PLACEHOLDER) for piece in pieces]
+
+
+def literal(text: str) -> str:
+    """Text in which nothing stands for a picture: what a model or a tool wrote."""
+    return text.replace(PLACEHOLDER, f"\\{PLACEHOLDER}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Message:
+    """What is said to a model: text with one `<image>` for each picture, in order."""
+
+    text: str
+    images: tuple[ImageRef, ...] = ()
+    role: str = "user"
 
 
 class ImageSize(NamedTuple):
@@ -103,15 +123,21 @@ class Episode:
 
 @_pytree
 class Images:
-    """The packed patches of each prompt's pictures.
+    """The patches of the pictures of consecutive prompts, a pack a row.
 
-    `frames` numbers the pictures from 1; 0 marks padding. `coordinates` are (row,
-    column) in patches. Patches lie in window order, four of a merged token together.
+    `frames` numbers the pictures of a pack from 1; 0 marks padding. `coordinates` are
+    (row, column) in patches. Patches lie in window order, four of a merged token
+    together, and each picture whole in one of the stretches of `block` patches; 0 is
+    one stretch. `origins` says where a patch comes from: (prompt of the pack from 0,
+    picture of that prompt from 1, place among that prompt's patches), -1 for none; it
+    is None for the pictures of a prompt alone, in their order, as views see them.
     """
 
-    patches: Float[Array, "P N C"]
-    coordinates: Int[Array, "P N 2"]
-    frames: Int[Array, "P N"]
+    patches: Float[Array, "K N C"]
+    coordinates: Int[Array, "K N 2"]
+    frames: Int[Array, "K N"]
+    origins: Int[Array, "K N 3"] | None = None
+    block: int = _static(0)
 
 
 @_pytree
@@ -119,7 +145,7 @@ class Prompts:
     """Right-padded prompts.
 
     `positions` are the (time, height, width) positions of mRoPE. `slots` is 0 for
-    text and m + 1 where merged image token m of the prompt's pictures stands.
+    text and m + 1 where merged image token m of the prompt's pack stands.
     """
 
     tokens: Int[Array, "P L"]
@@ -148,10 +174,11 @@ class Rollout:
     response's last token, stands what the policy was told between its turns.
     `temperature` is what the sampler divided the logits by; scoring divides by it
     again. `log_kept` is the log of the mass that top-k, top-p and a request's allowed
-    ids left of the policy; scoring subtracts it, None is 0. `views` are other pictures
-    for the same prompts, where a loss looks at them itself. `states` are the final
-    hidden states that predicted the tokens, where the actor notes them; `divergences`
-    are of the whole next-token distribution, from another view's.
+    ids left of the policy; scoring subtracts it, None is 0. `shown` are the pictures
+    between turns. `views` are other pictures for the same prompts, where a loss looks
+    at them itself. `states` are the final hidden states that predicted the tokens,
+    where the actor notes them; `divergences` are of the whole next-token distribution,
+    from another view's.
 
     Rewards and group are those of E episodes. An episode with several contexts has as
     many rows: row b belongs to episode `episode[b]`, and is its row number `place[b]`.

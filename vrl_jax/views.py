@@ -1,12 +1,13 @@
 """Other views of the same pictures: what the policy would see if it looked less.
 
 Each acts on patches as the vision tower gets them: normalised, a row flattened as
-(channel, frame-in-pair, y, x). Padding rows stay as they are, so a prompt without
-pictures is its own view. Row p draws from `fold_in(key, p)` and a patch by its place,
-so that neither a larger patch budget nor further rows change what is drawn. For a
-fresh draw per response, repeat the prompts first. Patch blackening, noise, blur and
-grey are VPPO's, https://arxiv.org/abs/2510.09285, which perturbs 8-bit pixels before
-the last resize, where these act on normalised patches after it.
+(channel, frame, y, x), of one frame or a pair. Padding rows stay as they are, so a
+prompt without pictures is its own view. Row p draws from `fold_in(key, p)` and a patch
+by its place, so that neither a larger patch budget nor further rows change what is
+drawn. A view sees a prompt a row; `each_prompt` shows it those of packs, each with its
+own key. Patch blackening, noise, blur and grey are VPPO's,
+https://arxiv.org/abs/2510.09285, which perturbs 8-bit pixels before the last resize,
+where these act on normalised patches after it.
 """
 
 import dataclasses
@@ -39,6 +40,39 @@ def with_statistics(view: Callable, mean: RGB, std: RGB) -> Callable:
     if not {"mean", "std"} <= inspect.signature(view).parameters.keys():
         return view
     return functools.partial(view, mean=mean, std=std)
+
+
+def each_prompt(view: Callable, keys: Key[Array, " P"], images: Images) -> Images:
+    """The pictures of each prompt under a draw of the view by the prompt's own key.
+
+    The view sees one prompt at a time, with its pictures at the front, whatever pack
+    they are in: neither the pack nor its other prompts change what is drawn. A view
+    changes patches alone.
+    """
+    packs, rows = images.frames.shape
+
+    def pack(keys: Key[Array, " k"], images: Images) -> Float[Array, "N C"]:
+        owner, number, place = images.origins.T
+        number = jnp.where(images.frames > 0, number, 0)
+
+        def prompt(patches: Array, scanned: tuple[Array, Array]) -> tuple[Array, None]:
+            mine = owner == scanned[0]
+            home = jnp.where(mine, place, rows)
+            home = jnp.zeros(rows, int).at[home].set(jnp.arange(rows), mode="drop")
+            alone = Images(
+                images.patches[home],
+                images.coordinates[home],
+                jnp.where(jnp.arange(rows) < mine.sum(), number[home], 0),
+            )
+            seen = view(scanned[1], jax.tree.map(lambda x: x[None], alone))
+            shown = mine & (images.frames > 0)
+            return jnp.where(shown[:, None], seen.patches[0, place], patches), None
+
+        each = jnp.arange(len(keys)), keys
+        return jax.lax.scan(prompt, images.patches, each)[0]
+
+    patches = jax.vmap(pack)(keys.reshape(packs, -1), images)
+    return dataclasses.replace(images, patches=patches)
 
 
 def blacken_patches(
@@ -97,7 +131,7 @@ def blacken_cells(
     VPPO's and PAPO's cells of 14 pixels on the 16-pixel patches of Qwen3-VL. With cells
     as large as a patch it is `blacken_patches` in law.
     """
-    side = _patch_side(images)
+    frames, side = _patch_shape(images)
     reach = (side + cell - 2) // cell + 1  # cells that a patch may touch on one axis
     first = images.coordinates * side // cell
 
@@ -120,7 +154,7 @@ def blacken_cells(
     rows = jnp.take_along_axis(black, y[..., None], axis=2)
     chosen = jnp.take_along_axis(rows, x[:, :, None, :], axis=3)
     colour = (0 - jnp.asarray(mean)) / jnp.asarray(std)
-    shape = (*chosen.shape[:2], 3, 2, side, side)
+    shape = (*chosen.shape[:2], 3, frames, side, side)
     painted = jnp.where(
         chosen[:, :, None, None],
         colour[:, None, None, None],
@@ -155,9 +189,10 @@ def gaussian_blur(
     `reach` is how many patches away a pixel still counts: by default three stds. 6 is
     VPPO's radius. Pillow repeats the border pixel, and approximates by box filters.
     """
-    side = _patch_side(images)
+    frames, side = _patch_shape(images)
     reach = -int(-3 * radius // side) if reach is None else reach
-    x = images.patches.reshape(*images.frames.shape, 6, side, side).astype(jnp.float32)
+    shape = (*images.frames.shape, 3 * frames, side, side)
+    x = images.patches.reshape(shape).astype(jnp.float32)
     for axis in (0, 1):
         x = jax.vmap(
             lambda x, frames, places, axis=axis: _blur_axis(
@@ -221,19 +256,27 @@ def crop(
     return _paint(images, ~inside, 0.0, mean, std)
 
 
-def _patch_side(images: Images) -> int:
-    """Pixels along one side of a patch: channels, two frames, and a square."""
-    return math.isqrt(images.patches.shape[-1] // 6)
+def _patch_shape(images: Images) -> tuple[int, int]:
+    """Frames of a patch and pixels along its side; values are 3 s^2 or 6 s^2."""
+    values = images.patches.shape[-1]
+    for frames in (1, 2):
+        side = math.isqrt(values // (3 * frames))
+        if 3 * frames * side**2 == values:
+            return frames, side
+    raise ValueError(
+        "A patch is three channels of one or two square frames: 3 s^2 or 6 s^2 values, "
+        f"got {values}."
+    )
 
 
 def _blur_axis(
-    x: Float[Array, "N 6 S S"],
+    x: Float[Array, "N K S S"],
     frames: Int[Array, " N"],
     places: Int[Array, "N 2"],
     axis: int,
     radius: float,
     reach: int,
-) -> Float[Array, "N 6 S S"]:
+) -> Float[Array, "N K S S"]:
     """One prompt's patches, blurred along rows (0) or columns (1)."""
     side = x.shape[-1]
     pixels = jnp.arange(side)
@@ -263,11 +306,12 @@ def _add_noise(
     std: RGB,
 ) -> Images:
     """clip(kept x + noise_std N(0, 1), 0, 1), the same on the frames of a pair."""
-    prompts, n, values = images.patches.shape
-    shape = (n, 3, 1, values // 6)
+    prompts, n, _ = images.patches.shape
+    frames, side = _patch_shape(images)
+    shape = (n, 3, 1, side**2)
     noise = jax.vmap(lambda k: jax.random.normal(k, shape))(_row_keys(key, images))
     centre, scale = (jnp.reshape(jnp.asarray(x), (3, 1, 1)) for x in (mean, std))
-    pixels = images.patches.reshape(prompts, n, 3, 2, -1) * scale + centre
+    pixels = images.patches.reshape(prompts, n, 3, frames, -1) * scale + centre
     noisy = (jnp.clip(kept * pixels + noise_std * noise, 0, 1) - centre) / scale
     return _replace(images, images.frames > 0, noisy.reshape(images.patches.shape))
 

@@ -25,7 +25,8 @@ from jaxtyping import Bool, Float, Int
 from . import tiles
 from .state import HeadStats, PairState, PairStats, State, finish
 
-BLOCK = 2048  # rows that run together, or an eighth of all where that is less
+# Rows of all streams that run together, or an eighth of all where that is less.
+BLOCK = 2048
 
 
 class Row(NamedTuple):
@@ -50,7 +51,7 @@ def gradients(
 ) -> tuple[tuple[Float[Array, "N d"], ...], Float[Array, "V d"]]:
     """Gradients of the streams, in float32, and of the weight, in `dtype`."""
     size = ids.shape[0]
-    block = min(BLOCK, -(-size // 8))
+    block = min(BLOCK // len(streams), -(-size // 8))
     active = jnp.stack(cotangents).any(axis=0)
     count = active.sum()
     padded = -(-size // block) * block
@@ -90,7 +91,7 @@ def gradients(
     size = weight.shape[0]
     dweight = jnp.zeros(weight.shape, dtype)
     totals, dweight = tiles.over_tiles(
-        tile, (totals, dweight), size, min(tiles.TILE, size)
+        tile, (totals, dweight), size, tiles.tile_rows(size)
     )
     place = jnp.cumsum(active) - 1
     return tuple(jnp.where(active[:, None], x[place], 0) for x in totals), dweight

@@ -7,8 +7,9 @@ dhidden; dweight stays where its rows are.
 
 `axis` names the mesh axis of the vocabulary and `rows` that of the tokens, if they are
 spread too (then dweight is summed over it). Every axis that is not named sees the same
-values. Give arrays that lie so, or `jax.jit` moves them there: with the axis types
-`Auto` always, with `Explicit` only where their types say so.
+values. Make the mesh with axis types `Auto`, and `jax.jit` moves arrays to where they
+belong; with `Explicit`, what `jax.make_mesh` defaults to, every argument must be given
+and its type must say that it lies so.
 """
 
 import functools
@@ -79,7 +80,7 @@ def js_divergence(
     """`js_divergence` of a weight whose rows are spread over `axis`."""
     hidden, other, weight = jax.lax.stop_gradient((hidden, other, weight))
     streams = (hidden, other)
-    nowhere = jnp.full(hidden.shape[:1], -1)
+    nowhere = jnp.full_like(hidden[:, 0], -1, jnp.int32)
     inputs = checked(streams, weight, nowhere, temperature, allowed)
     engine = _engine(mesh, axis, rows, backend, streams, weight)
     state = engine.sums(streams, *inputs)

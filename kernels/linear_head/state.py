@@ -16,7 +16,7 @@ Gimelshein, https://arxiv.org/abs/1805.02867, with centred sums. Centred, they l
 nothing to an offset of the logits; sum p (z - z') - (lse - lse') would.
 """
 
-from typing import NamedTuple, TypeVar, overload
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -94,10 +94,6 @@ def merge_across(state: Sums, axis_name: str) -> Sums:
     return _with_maxima(joined, tops)
 
 
-@overload
-def finish(state: State) -> HeadStats: ...
-@overload
-def finish(state: PairState) -> PairStats: ...
 def finish(state: State | PairState) -> HeadStats | PairStats:
     """Statistics of the whole vocabulary from its sums; `kl` is not clamped at 0.
 

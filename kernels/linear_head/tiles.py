@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 
 from .state import MASKED
 
-TILE = 2816  # rows of the weight that one matrix product sees
+TILE = 2816  # rows of the weight that one matrix product sees, at most
 Carry = TypeVar("Carry")
 
 
@@ -27,6 +27,17 @@ def over_tiles(step: Callable, carry: Carry, size: int, tile: int) -> Carry:
         jnp.arange(count),
     )
     return step(carry, count * tile, rest) if rest else carry
+
+
+def tile_rows(vocabulary: int) -> int:
+    """The rows of a tile: of the numbers near `TILE`, the one that leaves least over.
+
+    What is left over is compiled, and has its memory, beside the loop.
+    """
+    if vocabulary <= TILE:
+        return vocabulary
+    near = range(TILE, 7 * TILE // 10, -128)
+    return min(near, key=lambda rows: vocabulary % rows)
 
 
 def dot(equation: str, one: Array, other: Array) -> Array:

@@ -15,10 +15,8 @@ from jaxtyping import Bool, Float, Int
 from . import tiles
 from .state import PairState, State, empty, merge
 
-# Tokens and ids of a block.
-CPU = (1024, tiles.TILE)
-OTHER = (4096, tiles.TILE)
-GPU = (512, None)  # tokens of all streams together; 0.3 GB for each 152064 ids
+# Tokens of a block; on GPU of all streams together, 0.3 GB for 152064 ids.
+CPU, GPU, OTHER = 1024, 512, 4096
 
 
 def obstacle(
@@ -53,16 +51,24 @@ def pair_states(
 
 def _by_platform(*inputs):
     streams, weight, *_ = inputs
-    cpu, gpu, other = (
-        functools.partial(_blocks, shape)
-        for shape in (CPU, (GPU[0] // len(streams), weight.shape[0]), OTHER)
-    )
+    every = weight.shape[0]
+    some = tiles.tile_rows(every)
+    shapes = (CPU, some), (GPU // len(streams), every), (OTHER, some)
+    cpu, gpu, other = (functools.partial(in_blocks, shape) for shape in shapes)
     return jax.lax.platform_dependent(
         *inputs, cpu=cpu, cuda=gpu, rocm=gpu, default=other
     )
 
 
-def _blocks(shape, streams, weight, ids, temperature, allowed):
+def in_blocks(
+    shape: tuple[int, int],
+    streams: tuple[Float[Array, "N d"], ...],
+    weight: Float[Array, "V d"],
+    ids: Int[Array, " N"],
+    temperature: Float[Array, " N"],
+    allowed: Bool[Array, " V"],
+) -> State | PairState:
+    """The sums of one or two streams, `shape` tokens by ids at a time."""
     size, vocabulary = ids.shape[0], weight.shape[0]
     block, tile = min(shape[0], size), min(shape[1], vocabulary)
 

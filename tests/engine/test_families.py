@@ -2,21 +2,30 @@
 
 import dataclasses
 import functools
+import itertools
 
 import jax
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 
 from vrl_jax import views
-from vrl_jax.engine.processing import encode
+from vrl_jax.engine.actor import allowed_ids
+from vrl_jax.engine.packing import Room
+from vrl_jax.engine.processing import Processor, encode
+from vrl_jax.models.families import family_of
+from vrl_jax.models.gemma3.front_end import front_end as gemma_front_end
 from vrl_jax.models.qwen_vl.families import QWEN2_VL, QWEN3_VL
 from vrl_jax.models.qwen_vl.front_end import front_end
-from vrl_jax.models.qwen_vl.policy import policy
 from vrl_jax.models.qwen_vl.spec import QwenSpec, VisionSpec
+from vrl_jax.models.trained import only, projector
 from vrl_jax.programs.single_turn import single_turn
+from vrl_jax.recipes.grpo import grpo
+from vrl_jax.training.iteration import iteration
+from vrl_jax.training.learner import adamw, make_learner
 from vrl_jax.worlds import tiny
 
-from ..fixtures import small
+from ..fixtures import gemma, small
 from ..models.cases import random_params
 
 PARTS = {
@@ -28,12 +37,15 @@ PARTS = {
     ),
 }
 
+GEMMA_PICTURES = gemma_front_end(gemma.spec())
+# Two prompts share a pack of two blocks; a picture is half a block.
+GEMMA_ROOM = Room((64,), block=32, blocks=(2,), prompts_per_pack=2)
 
-@pytest.fixture(scope="module", params=PARTS)
-def actor(request):
-    family, vision, text = PARTS[request.param]
+
+def qwen_spec(name):
+    family, vision, text = PARTS[name]
     base = small.spec()
-    spec = QwenSpec(
+    return QwenSpec(
         vision,
         dataclasses.replace(base.text, **text),
         tied=True,
@@ -48,14 +60,28 @@ def actor(request):
             )
         },
     )
+
+
+@pytest.fixture(scope="module", params=[*PARTS, "gemma3"])
+def actor(request):
+    if request.param == "gemma3":
+        spec, tokenizer, pictures = gemma.spec(), gemma.tokenizer(), GEMMA_PICTURES
+        room = GEMMA_ROOM
+    else:
+        spec, tokenizer = qwen_spec(request.param), small.tokenizer()
+        pictures = front_end(spec, min_pixels=28 * 28)
+        room = Room(prompt_tokens=(64,), block=36)
     changed = dataclasses.replace(
         small.actor().processor,
-        front_end=front_end(spec, min_pixels=28 * 28),
-        patches=36,
-        prompt_tokens=64,
+        tokenizer=tokenizer,
+        front_end=pictures,
+        room=room,
     )
     return small.actor(
-        policy=policy(spec), params=random_params(spec, 0), processor=changed
+        policy=family_of(spec).policy(spec),
+        params=random_params(spec, 0),
+        processor=changed,
+        allowed=allowed_ids(changed, spec.text.vocabulary),
     )
 
 
@@ -74,13 +100,13 @@ def test_scoring_equals_sampling_and_pictures_count(actor):
 
 
 def test_black_is_the_familys_black(actor):
-    family = actor.processor.front_end.spec.family
+    front_end = actor.processor.front_end
     images = encode(actor.processor, small.samples()[:1]).prompts.images
     view = actor.painting(functools.partial(views.blacken_patches, share=1.0))
     black = view(jax.random.key(0), images)
     channel = images.patches.shape[-1] // 3
     real = np.asarray(images.frames)[0] > 0
-    expected = -np.array(family.pixel_mean) / np.array(family.pixel_std)
+    expected = -np.array(front_end.pixel_mean) / np.array(front_end.pixel_std)
     shown = np.asarray(black.patches)[0][real][:, ::channel]
     np.testing.assert_allclose(shown, np.tile(expected, (real.sum(), 1)), rtol=1e-6)
 
@@ -101,3 +127,33 @@ def test_only_the_first_two_generations_insert_a_system_turn():
     turn = "<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n"
     system = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
     assert texts == {"qwen2_vl": system + turn, "qwen3_vl": turn}
+
+
+def test_what_stands_for_a_picture_is_not_sampled(actor):
+    front_end = actor.processor.front_end
+    assert front_end.image_token in front_end.unsampled
+    assert not actor.allowed[np.array(front_end.unsampled)].any()
+    assert actor.allowed.sum() == len(actor.processor.tokenizer) - len(
+        front_end.unsampled
+    )
+
+
+def test_an_iteration_trains_gemmas_projector_alone():
+    spec = gemma.spec()
+    processor = Processor(gemma.tokenizer(), GEMMA_PICTURES, GEMMA_ROOM)
+    whole = small.actor(
+        policy=family_of(spec).policy(spec),
+        params=random_params(spec, 0),
+        processor=processor,
+        allowed=allowed_ids(processor, spec.text.vocabulary),
+    )
+    before = make_learner(
+        whole.policy, whole.params, adamw(1e-2), whole.allowed, trains=only(projector)
+    )
+    batches = itertools.repeat(small.samples())
+    recipe = grpo(group_size=small.GROUP)
+    after, metrics = iteration(recipe, whole, before, batches, jax.random.key(3))
+    assert float(metrics["training/logprob_gap"].total) < 1e-3
+    old, new = (flatten_dict(tree, sep="/") for tree in (whole.params, after.params))
+    changed = {path for path in old if not np.array_equal(old[path], new[path])}
+    assert changed == {"vision/merger/kernel", "vision/merger/norm/scale"}

@@ -165,7 +165,7 @@ def test_padding_may_hold_anything():
 def test_budgets_change_nothing():
     """Law 4: more room for the prompt and for its pictures."""
     rollout, actor = small.rollout(), small.actor()
-    roomy = dataclasses.replace(actor.processor, prompt_tokens=64, patches=48)
+    roomy = small.with_room(actor.processor, prompt_tokens=(64,), block=48)
     prompts = encode(roomy, small.samples()).prompts
     assert prompts.tokens.shape != rollout.prompts.tokens.shape
     assert prompts.images.patches.shape != rollout.prompts.images.patches.shape

@@ -5,13 +5,13 @@ import dataclasses
 import numpy as np
 import pytest
 
-from vrl_jax.engine.processing import chat_text, encode, encode_one, fitting
+from vrl_jax.engine.processing import chat_text, encode, encode_one, fitting, question
 
 from ..fixtures import small
 
 
 def processor(**changes):
-    return dataclasses.replace(small.actor().processor, **changes)
+    return small.with_room(small.actor().processor, **changes)
 
 
 def test_encode_pads_to_the_right_and_points_at_every_image_token():
@@ -45,12 +45,14 @@ def test_encode_keeps_text_and_sizes_for_the_rewards():
 
 
 def test_chat_text_puts_pictures_where_the_question_says():
-    text = chat_text(processor(), small.samples()[1])
+    text = chat_text(processor(), question(small.samples()[1]))
     picture = "<|vision_start|><|image_pad|><|vision_end|>"
     assert f"user\n{picture}or{picture}Which one" in text
     assert text.startswith("<|im_start|>system\nYou are a helpful assistant.")
     told = dataclasses.replace(small.samples()[2], annotations={"system": "Be brief."})
-    assert chat_text(processor(), told).startswith("<|im_start|>system\nBe brief.<|im")
+    assert chat_text(processor(), question(told)).startswith(
+        "<|im_start|>system\nBe brief.<|im"
+    )
 
 
 @pytest.mark.parametrize(
@@ -58,8 +60,9 @@ def test_chat_text_puts_pictures_where_the_question_says():
     [
         (0, {"question": "What?"}, {}, "row-0: 0 <image> in the question and 1 pic"),
         (0, {"question": "<image><|image_pad|>"}, {}, "row-0: .*spells out the image"),
-        (2, {}, {"prompt_tokens": 9}, "row-2: The prompt has 23 tokens, .* is 9"),
-        (1, {}, {"patches": 16}, "row-1: 2 pictures need 32 patches.* is 16"),
+        (2, {}, {"prompt_tokens": (9,)}, "row-2: The prompt has 23 tokens, .* is 9"),
+        (1, {}, {"block": 16}, "row-1: 2 pictures need 2 blocks of 16.* is 1"),
+        (3, {}, {"block": 0}, "row-3: A picture needs 16 patches, a block has 0"),
         (0, {"images": (b"no picture",)}, {}, "row-0: .*10 bytes"),
     ],
 )
@@ -71,17 +74,18 @@ def test_encode_names_the_sample_that_does_not_fit(row, changes, budgets, said):
 
 def test_a_patch_budget_holds_whole_windows():
     with pytest.raises(ValueError, match=r"a multiple of 16, .*, got 24"):
-        processor(patches=24)
+        processor(block=24)
 
 
 def test_fitting_counts_what_cannot_be_used():
     """Law 7: the rest train."""
-    fit = fitting(processor(prompt_tokens=30), small.samples())
+    fit = fitting(processor(prompt_tokens=(30,)), small.samples())
     assert [sample.id for sample in fit.samples] == ["row-0", "row-2"]
-    assert fit.longest == 27
+    assert max(fit.tokens) == 27
+    assert fit.pictures == [[16], []]
     assert [message.split(":")[0] for message in fit.dropped] == [
         "Sample row-1",
         "Sample row-3",
     ]
     with pytest.raises(ValueError, match=r"No sample can be used. Sample row-0: The"):
-        fitting(processor(prompt_tokens=5), small.samples())
+        fitting(processor(prompt_tokens=(5,)), small.samples())

@@ -9,12 +9,12 @@ import numpy as np
 from PIL import Image
 
 from vrl_jax.models import front_end
+from vrl_jax.models.families import Spec, family_of
+from vrl_jax.models.front_end import LaidOut
+from vrl_jax.models.gemma3 import spec as gemma3
+from vrl_jax.models.gemma3.spec import Gemma3Spec
 from vrl_jax.models.policy import Params
 from vrl_jax.models.qwen_vl.families import QWEN2_VL, QWEN3_VL
-from vrl_jax.models.qwen_vl.images import lay_out, merged_grid, packed_patches
-from vrl_jax.models.qwen_vl.parameters import parameter_table
-from vrl_jax.models.qwen_vl.policy import policy
-from vrl_jax.models.qwen_vl.positions import image_prompt_positions
 from vrl_jax.models.qwen_vl.spec import QwenSpec, TextSpec, VisionSpec
 from vrl_jax.types import Images, Prompts
 
@@ -62,18 +62,35 @@ SPECS = {
         **SPECIAL,
     ),
 }
+# Two local layers and a global one; a window that is shorter than a picture; queries
+# wider than the model, and another scale of attention than theirs.
+GEMMA3 = {
+    "gemma3": Gemma3Spec(
+        gemma3.VisionSpec(2, 48, 2, 80, image=32, patch=4, tokens=16),
+        gemma3.TextSpec(3, 64, 96, 4, 2, 24, 20, 128, (1,), window=7),
+        image_token=120,
+        start_token=122,
+        end_token=123,
+    )
+}
+EVERY = SPECS | GEMMA3
+
+
+def golden_name(name: str) -> str:
+    """Of the file in tests/golden."""
+    return name if name in GEMMA3 else f"qwen_vl_{name}"
 
 
 def small_spec() -> QwenSpec:
     return SPECS["tied"]
 
 
-def random_params(spec: QwenSpec, seed: int) -> Params:
+def random_params(spec: Spec, seed: int) -> Params:
     """Weights large enough that every part shows in the logits."""
     random = np.random.RandomState(seed)
     flat = {
         row.path: random.randn(*row.stacked_shape) * (row.scale or 0.1) + row.fill
-        for row in parameter_table(spec)
+        for row in family_of(spec).parameter_table(spec)
     }
     tree: Params = {}
     for path, array in flat.items():
@@ -95,39 +112,52 @@ class Row(NamedTuple):
     pictures: list[Image.Image]
 
 
-def row(spec: QwenSpec, seed: int, grids: list[tuple[int, int]], text: int = 4) -> Row:
+def picture_of(spec: Spec, seed: int, grid: tuple[int, int]) -> Image.Image:
+    """Of the size that has this grid of merged tokens, or the one that there is."""
+    if isinstance(spec, Gemma3Spec):
+        return family_of(spec).front_end(spec).resize(picture(seed, *grid))
+    height, width = (spec.vision.factor * side for side in grid)
+    return picture(seed, height, width)
+
+
+def row(spec: Spec, seed: int, grids: list[tuple[int, int]], text: int = 4) -> Row:
     """Text, then each picture (merged grids) between its marks, text after each."""
     random = np.random.RandomState(seed)
-    tokens = random.randint(0, 100, text).tolist()
-    pictures = []
-    for number, (rows, columns) in enumerate(grids):
-        factor = spec.vision.factor
-        pictures.append(picture(seed + 100 + number, rows * factor, columns * factor))
-        tokens += [spec.vision_start_token]
-        tokens += [spec.image_token] * (rows * columns)
-        tokens += [spec.vision_end_token, *random.randint(0, 100, text).tolist()]
+    gemma = isinstance(spec, Gemma3Spec)
+    words = lambda: random.randint(1 if gemma else 0, 100, text).tolist()
+    tokens, pictures = words(), []
+    first = spec.start_token if gemma else spec.vision_start_token
+    last = spec.end_token if gemma else spec.vision_end_token
+    for number, grid in enumerate(grids):
+        pictures.append(picture_of(spec, seed + 100 + number, grid))
+        count = len(laid_out(spec, pictures[-1:])[0].merged_index)
+        tokens += [first, *[spec.image_token] * count, last, *words()]
     return Row(tokens, pictures)
 
 
-def grids(spec: QwenSpec, given: Row) -> list[tuple[int, int]]:
-    return [merged_grid(p.height, p.width, spec) for p in given.pictures]
+def laid_out(spec: Spec, pictures: list[Image.Image]) -> list[LaidOut]:
+    lay_out = family_of(spec).front_end(spec).lay_out
+    return [lay_out(picture) for picture in pictures]
 
 
-def budget_of(spec: QwenSpec, rows: list[Row]) -> int:
-    need = max(
-        sum(packed_patches(p.height, p.width, spec) for p in r.pictures) for r in rows
-    )
-    return max(need, spec.vision.window_patches)
+def grids(spec: Spec, given: Row) -> list[tuple[int, int]]:
+    return [picture.grid for picture in laid_out(spec, given.pictures)]
+
+
+def budget_of(spec: Spec, rows: list[Row]) -> int:
+    need = max(sum(len(p.patches) for p in laid_out(spec, r.pictures)) for r in rows)
+    return max(need, family_of(spec).front_end(spec).granularity)
 
 
 def pack_images(
-    pictures: list[Image.Image], spec: QwenSpec, *, budget: int
+    pictures: list[Image.Image], spec: Spec, *, budget: int
 ) -> front_end.PackedImages:
+    whole = family_of(spec).front_end(spec)
     return front_end.pack(
-        [lay_out(picture, spec) for picture in pictures],
+        laid_out(spec, pictures),
         budget=budget,
-        group=spec.vision.group,
-        patch_values=spec.vision.patch_values,
+        group=whole.group,
+        patch_values=whole.patch_values,
     )
 
 
@@ -137,9 +167,7 @@ class Packed(NamedTuple):
     merged_index: list[tuple[np.ndarray, ...]]
 
 
-def pack(
-    spec: QwenSpec, rows: list[Row], *, length: int = 0, budget: int = 0
-) -> Packed:
+def pack(spec: Spec, rows: list[Row], *, length: int = 0, budget: int = 0) -> Packed:
     length = length or max(len(r.tokens) for r in rows)
     packs = [
         pack_images(r.pictures, spec, budget=budget or budget_of(spec, rows))
@@ -149,12 +177,12 @@ def pack(
     tokens, slots = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
     mask, positions = np.zeros(shape, bool), np.zeros((*shape, 3), np.int32)
     next_position = np.zeros(len(rows), np.int32)
+    place = family_of(spec).front_end(spec).positions
     for i, (given, packed) in enumerate(zip(rows, packs, strict=True)):
         size = len(given.tokens)
         tokens[i, :size], mask[i, :size] = given.tokens, True
-        positions[i, :size], next_position[i] = image_prompt_positions(
-            given.tokens, grids(spec, given), spec.image_token
-        )
+        positions[i, :size] = place(np.array(given.tokens), grids(spec, given))
+        next_position[i] = positions[i].max() + 1
         if packed.merged_index:
             places = np.flatnonzero(np.array(given.tokens) == spec.image_token)
             slots[i, places] = np.concatenate(packed.merged_index) + 1
@@ -168,13 +196,20 @@ def pack(
     return Packed(prompts, next_position, [packed.merged_index for packed in packs])
 
 
-def two_rows(spec: QwenSpec, seed: int) -> list[Row]:
+def two_rows(spec: Spec, seed: int) -> list[Row]:
     """Two pictures of different shapes in one prompt, beside a row of text alone."""
     return [row(spec, seed, [(3, 5), (4, 2)]), row(spec, seed + 1, [], text=9)]
 
 
 def responses(seed: int, shape: tuple[int, int, int]) -> np.ndarray:
     return np.random.RandomState(seed).randint(0, 100, shape)
+
+
+def levels(features) -> jax.Array:
+    """[P 1 + levels M H]: what enters the decoder, then what is added inside it."""
+    if isinstance(features, jax.Array):
+        return features[:, None]
+    return jnp.concatenate([features.main[:, None], features.levels], axis=1)
 
 
 class Outputs(NamedTuple):
@@ -184,30 +219,68 @@ class Outputs(NamedTuple):
 
 
 @functools.lru_cache
-def _compiled(spec: QwenSpec):
-    whole = policy(spec)
+def _compiled(spec: Spec):
+    whole = family_of(spec).policy(spec)
 
     @jax.jit
     def run(params, prompts, next_position, tokens):
         features = whole.encode_images(params, prompts.images)
         hidden, prompt_cache = whole.prefill(params, prompts, features)
-        features = jnp.concatenate([features.main[:, None], features.levels], axis=1)
+        features = levels(features)
         P, G, T = tokens.shape
         steps = next_position[:, None, None] + jnp.arange(T)
         positions = jnp.broadcast_to(steps[..., None], (P, G, T, 3))
-        cache = whole.init_cache(P, G, T, jnp.float32)
-        extended, _ = whole.extend(
-            params, prompt_cache, prompts.mask, cache, 0, tokens, positions
-        )
+        extended = whole.extend(params, prompt_cache, prompts.mask, tokens, positions)
         head = whole.head(params)
         return features, hidden @ head.T, extended @ head.T
 
     return run
 
 
-def outputs(
-    spec: QwenSpec, params: Params, packed: Packed, tokens: np.ndarray
-) -> Outputs:
+@functools.lru_cache
+def token_by_token(spec: Spec):
+    """Logits [P G T V] of responses that are read one token at a time, in slots.
+
+    Columns that nobody wrote hold rubbish, and are not seen.
+    """
+    whole = family_of(spec).policy(spec)
+
+    @jax.jit
+    def run(params, prompts, next_position, tokens):
+        features = whole.encode_images(params, prompts.images)
+        _, prompt_cache = whole.prefill(params, prompts, features)
+        P, G, T = tokens.shape
+        L, room = prompts.tokens.shape[1], T + 2
+
+        def slots(x):
+            x = jnp.pad(x, ((0, 0), (0, 0), (0, room), (0, 0)), constant_values=1e3)
+            return jnp.repeat(x, G, axis=0)
+
+        cache = jax.tree.map(slots, whole.as_slots(prompt_cache))
+        index = jnp.where(prompts.mask, jnp.arange(L), -1)
+        index = jnp.pad(index, ((0, 0), (0, room)), constant_values=-1)
+        rows = index, prompts.mask.sum(axis=1), jnp.asarray(next_position)
+        index, lengths, start = (jnp.repeat(x, G, axis=0) for x in rows)
+        weights = whole.unstack(params)
+
+        def step(state, number):
+            cache, index = state
+            index = index.at[:, L + number].set(lengths + number)
+            positions = jnp.broadcast_to((start + number)[:, None], (P * G, 3))
+            now = tokens.reshape(P * G, T)[:, number]
+            hidden, cache = whole.decode(
+                weights, cache, L + number, index, now, positions
+            )
+            return (cache, index), hidden
+
+        _, hidden = jax.lax.scan(step, (cache, index), jnp.arange(T))
+        logits = jnp.einsum("tbh,vh->btv", hidden, whole.head(params))
+        return logits.reshape(P, G, T, -1)
+
+    return run
+
+
+def outputs(spec: Spec, params: Params, packed: Packed, tokens: np.ndarray) -> Outputs:
     prompts = packed.prompts
     features, logits, response_logits = map(
         np.asarray, _compiled(spec)(params, prompts, packed.next_position, tokens)

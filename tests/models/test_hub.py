@@ -9,7 +9,7 @@ import pytest
 
 from vrl_jax.models import hub
 
-from .cases import SPECS, random_params, small_spec
+from .cases import EVERY, random_params, small_spec
 
 
 class Words:
@@ -26,10 +26,10 @@ def folder(tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize("name", SPECS)
+@pytest.mark.parametrize("name", EVERY)
 @pytest.mark.parametrize("shard_bytes", [10**9, 60_000])
 def test_round_trip_keeps_every_bit(tmp_path, name, shard_bytes):
-    spec, params = SPECS[name], random_params(SPECS[name], 1)
+    spec, params = EVERY[name], random_params(EVERY[name], 1)
     hub.save(tmp_path, spec, params, shard_bytes=shard_bytes)
     read_spec, read = hub.load(tmp_path)
     assert read_spec == spec

@@ -4,17 +4,22 @@ from typing import NamedTuple
 
 import numpy as np
 
+from vrl_jax.models.families import FAMILIES as FUNCTIONS
+from vrl_jax.models.families import Spec
+from vrl_jax.models.gemma3 import spec as gemma3
+from vrl_jax.models.gemma3.spec import Gemma3Spec
 from vrl_jax.models.policy import Params
 from vrl_jax.models.qwen_vl.families import FAMILIES, Family
 from vrl_jax.models.qwen_vl.spec import QwenSpec, TextSpec, VisionSpec
 
 from ..models.cases import SPECIAL, Row, random_params, responses, row
 
-BY_NAME = {family.model_type: family for family in FAMILIES}
+QWEN = {family.model_type: family for family in FAMILIES}
+NAMES = tuple(FUNCTIONS)
 
 
 class Draw(NamedTuple):
-    spec: QwenSpec
+    spec: Spec
     params: Params
     rows: list[Row]
     tokens: np.ndarray  # [rows, 2, 3] responses
@@ -22,18 +27,23 @@ class Draw(NamedTuple):
 
 
 def draw(name: str, seed: int) -> Draw:
-    """Even seeds give tied heads, odd ones untied."""
+    """Even seeds give tied heads, odd ones untied; Gemma's are always tied."""
     random = np.random.RandomState(seed)
-    spec = _spec(BY_NAME[name], random, tied=seed % 2 == 0)
-    rows = _rows(spec, random)
-    return Draw(
-        spec, random_params(spec, seed), rows, responses(seed, (len(rows), 2, 3)), seed
-    )
+    if name == "gemma3":
+        spec = _gemma3_spec(random)
+        rows = _gemma3_rows(spec, random)
+    else:
+        spec = _spec(QWEN[name], random, tied=seed % 2 == 0)
+        rows = _rows(spec, random)
+    tokens = responses(seed, (len(rows), 2, 3))
+    if name == "gemma3":  # torch gives the embedding of padding, 0, no gradient
+        tokens = np.maximum(tokens, 1)
+    return Draw(spec, random_params(spec, seed), rows, tokens, seed)
 
 
 def _spec(family: Family, random: np.random.RandomState, *, tied: bool) -> QwenSpec:
     keys = dict(family.vision_keys)
-    pick = lambda *choices: choices[random.randint(len(choices))]
+    pick = picker(random)
     depth, heads, layers = pick(2, 3, 4), pick(2, 4), pick(2, 3)
     width, patch = heads * pick(8, 16, 20), pick(2, 4)
     parts = {}
@@ -72,6 +82,64 @@ def _spec(family: Family, random: np.random.RandomState, *, tied: bool) -> QwenS
         family=family,
         **SPECIAL,
     )
+
+
+def picker(random: np.random.RandomState):
+    return lambda *choices: choices[random.randint(len(choices))]
+
+
+def _gemma3_spec(random: np.random.RandomState) -> Gemma3Spec:
+    """Local and global layers; windows shorter than a picture, or than a prompt."""
+    pick = picker(random)
+    heads, text_heads, layers = pick(2, 4), pick(2, 4), pick(2, 3, 4)
+    pool, patch = pick(1, 2, 4), pick(2, 4, 6)
+    side = pool * pick(2, 3, 4)
+    places = random.permutation(layers)[: pick(1, 1, layers - 1)]
+    return Gemma3Spec(
+        gemma3.VisionSpec(
+            pick(1, 2, 3),
+            heads * pick(8, 20),
+            heads,
+            pick(56, 100),
+            image=side * patch,
+            patch=patch,
+            tokens=(side // pool) ** 2,
+            eps=pick(1e-6, 1e-5),
+        ),
+        gemma3.TextSpec(
+            layers,
+            text_heads * pick(10, 16),
+            pick(96, 140),
+            text_heads,
+            pick(1, 2, text_heads),
+            pick(8, 16, 24),
+            pick(8, 21, 24),
+            128,
+            tuple(sorted(places.tolist())),
+            window=pick(3, 6, 11, 20),
+            local_theta=pick(1e2, 1e4),
+            global_theta=pick(1e4, 1e6),
+            global_factor=pick(1.0, 2.0, 8.0),
+            eps=pick(1e-6, 1e-5),
+        ),
+        image_token=120,
+        start_token=122,
+        end_token=123,
+    )
+
+
+def _gemma3_rows(spec: Gemma3Spec, random: np.random.RandomState) -> list[Row]:
+    """One to three odd pictures, text alone, and one picture or none; words between."""
+    seed = int(random.randint(10**6))
+    shown = lambda least, most: [
+        tuple(map(int, random.randint(1, 60, 2)))
+        for _ in range(random.randint(least, most + 1))
+    ]
+    return [
+        row(spec, seed, shown(2, 3)),
+        row(spec, seed + 1, [], text=int(random.randint(2, 30))),
+        row(spec, seed + 2, shown(1, 2), text=int(random.randint(0, 9))),
+    ]
 
 
 def _rows(spec: QwenSpec, random: np.random.RandomState) -> list[Row]:

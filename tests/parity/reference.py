@@ -4,24 +4,33 @@ import numpy as np
 import torch
 import transformers
 
+from vrl_jax.models.families import Spec, family_of
+from vrl_jax.models.gemma3.spec import Gemma3Spec
 from vrl_jax.models.qwen_vl.images import patchify
 from vrl_jax.models.qwen_vl.spec import QwenSpec
 
 from ..models.cases import Row, grids
 
 
-def torch_model(folder: str, spec: QwenSpec):
+def torch_model(folder: str, spec: Spec):
     return (
-        getattr(transformers, spec.family.architecture)
+        getattr(transformers, *family_of(spec).config_from_spec(spec)["architectures"])
         .from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
         .eval()
     )
 
 
-def pixel_inputs(spec: QwenSpec, rows: list[Row]) -> dict[str, torch.Tensor]:
+def pixel_inputs(spec: Spec, rows: list[Row]) -> dict[str, torch.Tensor]:
     pictures = [p for given in rows for p in given.pictures]
     if not pictures:
         return {}
+    if isinstance(spec, Gemma3Spec):
+        pixels = np.stack(pictures).astype(np.float32).transpose(0, 3, 1, 2)
+        return {"pixel_values": torch.tensor((pixels / 255 - 0.5) / 0.5)}
+    return _qwen_pixels(spec, rows, pictures)
+
+
+def _qwen_pixels(spec: QwenSpec, rows: list[Row], pictures: list) -> dict:
     merge = spec.vision.merge
     sizes = [(1, h * merge, w * merge) for given in rows for h, w in grids(spec, given)]
     patches = np.concatenate(
@@ -33,7 +42,7 @@ def pixel_inputs(spec: QwenSpec, rows: list[Row]) -> dict[str, torch.Tensor]:
     }
 
 
-def token_inputs(spec: QwenSpec, rows: list[Row]) -> dict[str, torch.Tensor]:
+def token_inputs(spec: Spec, rows: list[Row]) -> dict[str, torch.Tensor]:
     """Right-padded ids, mask and token types."""
     length = max(len(given.tokens) for given in rows)
     ids = torch.zeros(len(rows), length, dtype=torch.long)
@@ -41,17 +50,18 @@ def token_inputs(spec: QwenSpec, rows: list[Row]) -> dict[str, torch.Tensor]:
     for i, given in enumerate(rows):
         ids[i, : len(given.tokens)] = torch.tensor(given.tokens)
         mask[i, : len(given.tokens)] = 1
+    name = "token_type_ids" if isinstance(spec, Gemma3Spec) else "mm_token_type_ids"
     types = (ids == spec.image_token).int()
-    return {"input_ids": ids, "attention_mask": mask, "mm_token_type_ids": types}
+    return {"input_ids": ids, "attention_mask": mask, name: types}
 
 
-def forward(model, spec: QwenSpec, rows: list[Row], **settings):
+def forward(model, spec: Spec, rows: list[Row], **settings):
     model.model.rope_deltas = None
     return model(**token_inputs(spec, rows), **pixel_inputs(spec, rows), **settings)
 
 
 @torch.no_grad()
-def torch_features(model, spec: QwenSpec, rows: list[Row]) -> list[np.ndarray]:
+def torch_features(model, spec: Spec, rows: list[Row]) -> list[np.ndarray]:
     """Of each picture [1 + levels, merged tokens, H]: main features, then deepstack."""
     given = model.get_image_features(**pixel_inputs(spec, rows))
     levels = [given.pooler_output, *(getattr(given, "deepstack_features", None) or [])]
@@ -59,7 +69,7 @@ def torch_features(model, spec: QwenSpec, rows: list[Row]) -> list[np.ndarray]:
 
 
 @torch.no_grad()
-def torch_logits(model, spec: QwenSpec, rows: list[Row]) -> list[np.ndarray]:
+def torch_logits(model, spec: Spec, rows: list[Row]) -> list[np.ndarray]:
     return [
         row[: len(given.tokens)].numpy()
         for row, given in zip(forward(model, spec, rows).logits, rows, strict=True)
@@ -75,7 +85,7 @@ def continued(rows: list[Row], tokens: np.ndarray, member: int) -> list[Row]:
 
 
 def torch_response_logits(
-    model, spec: QwenSpec, rows: list[Row], tokens: np.ndarray
+    model, spec: Spec, rows: list[Row], tokens: np.ndarray
 ) -> np.ndarray:
     """Full forward passes over prompt and response, one group member at a time."""
     groups = []
@@ -86,7 +96,7 @@ def torch_response_logits(
 
 
 def torch_weighted_logprobs(
-    model, spec: QwenSpec, rows: list[Row], tokens: np.ndarray, weights: np.ndarray
+    model, spec: Spec, rows: list[Row], tokens: np.ndarray, weights: np.ndarray
 ) -> torch.Tensor:
     """sum_t w_t log pi(y_t | prompt, y_<t), with its graph."""
     total = torch.zeros(())
@@ -103,7 +113,7 @@ def torch_weighted_logprobs(
 
 @torch.no_grad()
 def torch_decoded_logits(
-    model, spec: QwenSpec, row: Row, response: np.ndarray
+    model, spec: Spec, row: Row, response: np.ndarray
 ) -> np.ndarray:
     """Token by token from its cache; its positions come from its own rope delta."""
     state = forward(model, spec, [row], use_cache=True)

@@ -10,19 +10,19 @@ import tempfile
 
 from vrl_jax.models import hub
 
-from .checks import CHECKS, Setting
+from .checks import Setting, checks_of
 from .conftest import table
-from .draws import BY_NAME
-from .pictures import odd_pictures, patch_error, their_processor
+from .draws import NAMES
+from .pictures import odd_pictures, patch_error, pixel_bounds, their_processor
 from .test_pictures import BOUND
 
 
 def pictures(setting: Setting) -> float:
     """Patches of odd pictures, whose sizes the seed draws."""
     with tempfile.TemporaryDirectory() as folder:
-        bounds = (56 * 56, 200 * 200)
+        bounds = pixel_bounds(setting.spec)
         hub.save(folder, setting.spec, setting.params, pixel_bounds=bounds)
-        processor = their_processor(folder)
+        processor = their_processor(folder, setting.spec)
     files = odd_pictures(setting.draw.seed).values()
     return max(patch_error(data, setting.spec, processor) for data in files)
 
@@ -34,9 +34,9 @@ def main() -> int:
     given = parser.parse_args()
     errors: dict[tuple[str, str], tuple[float, float]] = {}
     for seed in range(given.first, given.first + given.seeds):
-        for family in BY_NAME:
+        for family in NAMES:
             setting = Setting(family, seed)
-            for check, bound in {**CHECKS, pictures: BOUND}.items():
+            for check, bound in {**checks_of(family), pictures: BOUND}.items():
                 name, error = check.__name__, check(setting)
                 worst, _ = errors.get((family, name), (0.0, bound))
                 errors[family, name] = max(worst, error), bound

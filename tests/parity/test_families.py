@@ -6,8 +6,8 @@ import pytest
 
 pytest.importorskip("torch")
 
-from .checks import CHECKS, Setting
-from .draws import BY_NAME
+from .checks import CHECKS, Setting, checks_of
+from .draws import NAMES
 from .reference import torch_logits
 
 pytestmark = pytest.mark.parity
@@ -15,16 +15,22 @@ pytestmark = pytest.mark.parity
 setting = functools.lru_cache(Setting)
 
 
-@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-@pytest.mark.parametrize("seed", [0, 1])  # a tied head, an untied one
-@pytest.mark.parametrize("family", BY_NAME)
+@pytest.mark.parametrize(
+    ("family", "seed", "check"),
+    [
+        pytest.param(name, seed, check, id=f"{name}-{seed}-{check.__name__}")
+        for name in NAMES
+        for seed in (0, 1)  # a tied head, an untied one
+        for check in checks_of(name)
+    ],
+)
 def test_equals_transformers(family, seed, check, record_error):
     error = check(setting(family, seed))
     record_error(family, check.__name__, error, CHECKS[check])
     assert error <= CHECKS[check]
 
 
-@pytest.mark.parametrize("family", BY_NAME)
+@pytest.mark.parametrize("family", NAMES)
 def test_the_picture_changes_their_logits_too(family):
     """A comparison of models that ignore their pictures would show nothing."""
     given = setting(family, 0)

@@ -9,11 +9,11 @@ torch = pytest.importorskip("torch")
 peft = pytest.importorskip("peft")
 
 from vrl_jax.models import hub, lora  # noqa: E402
+from vrl_jax.models.families import family_of  # noqa: E402
 from vrl_jax.models.lora import Lora  # noqa: E402
-from vrl_jax.models.qwen_vl.parameters import parameter_table  # noqa: E402
 
 from ..models.cases import (  # noqa: E402
-    SPECS,
+    EVERY,
     outputs,
     pack,
     random_params,
@@ -28,10 +28,11 @@ TARGETS = {"text": lora.text_linear, "all": lambda path: True}
 
 
 @pytest.mark.parametrize("targets", TARGETS)
-@pytest.mark.parametrize("name", ["tied", "untied"])
+@pytest.mark.parametrize("name", ["tied", "untied", "gemma3"])
 def test_peft_computes_the_merged_policy(tmp_path, name, targets):
-    spec, seed = SPECS[name], 5
-    table, params = parameter_table(spec), random_params(spec, seed)
+    spec, seed = EVERY[name], 5
+    table = family_of(spec).parameter_table(spec)
+    params = random_params(spec, seed)
     hub.save(tmp_path / "base", spec, params)
     random = np.random.RandomState(seed)
     fresh = lora.init(jax.random.key(0), table, rank=3, targets=TARGETS[targets])

@@ -1,4 +1,4 @@
-"""Writes tests/golden/qwen_vl_*.npz: `python -m tests.parity.write_golden [names]`."""
+"""Writes tests/golden/*.npz: `python -m tests.parity.write_golden [names]`."""
 
 import sys
 import tempfile
@@ -8,14 +8,14 @@ import numpy as np
 
 from vrl_jax.models import hub
 
-from ..models.cases import SPECS, random_params, responses, two_rows
+from ..models.cases import EVERY, golden_name, random_params, responses, two_rows
 from .reference import torch_features, torch_logits, torch_model, torch_response_logits
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
 
 def main() -> None:
-    for seed, (name, spec) in enumerate(SPECS.items()):
+    for seed, (name, spec) in enumerate(EVERY.items()):
         if sys.argv[1:] and name not in sys.argv[1:]:
             continue
         with tempfile.TemporaryDirectory() as folder:
@@ -24,7 +24,7 @@ def main() -> None:
         rows, tokens = two_rows(spec, seed), responses(seed, (2, 2, 3))
         features = torch_features(model, spec, rows)
         logits = torch_logits(model, spec, rows)
-        path = GOLDEN / f"qwen_vl_{name}.npz"
+        path = GOLDEN / f"{golden_name(name)}.npz"
         np.savez_compressed(
             path,
             features=np.concatenate(features, axis=1),

@@ -15,6 +15,7 @@ from vrl_jax.programs.dynamic_sampling import (
 )
 from vrl_jax.types import Rollout
 
+from ..fixtures import small
 from ..fixtures.chain import chain_prompts
 
 PROMPTS, SIZE = 3, 4
@@ -46,7 +47,7 @@ def play(rounds, keep=mixed_accuracy, **knobs):
     """The rollout, and how many of the given rounds were played."""
     left = iter(rounds)
     found = dynamic_sampling(
-        None,
+        small.actor(),
         iter([]),
         jax.random.key(0),
         act=lambda actor, batches, key: next(left),
@@ -90,7 +91,9 @@ def test_dynamic_sampling_plays_each_round_with_its_own_key():
         keys.append(tuple(jax.random.key_data(key).tolist()))
         return rollout_of(len(keys), [MIXED, SOLVED, SOLVED])
 
-    dynamic_sampling(None, None, jax.random.key(0), act=act, keep=mixed_accuracy)
+    dynamic_sampling(
+        small.actor(), None, jax.random.key(0), act=act, keep=mixed_accuracy
+    )
     assert len(set(keys)) == 3
 
 

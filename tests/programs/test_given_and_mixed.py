@@ -1,6 +1,7 @@
 """Groups that are not all sampled, or not from the same picture."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from vrl_jax import views
+from vrl_jax.engine.actor import look
 from vrl_jax.programs.demonstrations import beside_demonstration, preference_pairs
 from vrl_jax.programs.mixed_views import mixed_views
 from vrl_jax.programs.single_turn import single_turn
@@ -56,8 +58,8 @@ def test_preference_pairs_are_chosen_then_rejected():
         preference_pairs(actor, iter([bare]), KEY)
 
 
-def black(actor, key, images):
-    return views.blacken_patches(key, images, share=1.0)
+def black(actor, key, prompts):
+    return look(functools.partial(views.blacken_patches, share=1.0), key, prompts)
 
 
 def test_mixed_views_sample_under_one_picture_and_score_under_the_other():

@@ -1,12 +1,15 @@
 """Sampling a question: keys by sample, rewards by group, nothing dropped."""
 
 import dataclasses
+import re
+import threading
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from vrl_jax.engine import slots
 from vrl_jax.programs.demonstrations import demonstrations
 from vrl_jax.programs.single_turn import single_turn
 
@@ -96,6 +99,102 @@ def test_a_reward_that_raises_is_counted_and_not_fatal(caplog):
     np.testing.assert_array_equal(errors.mean(axis=1), [0, 1, 0, 0])
     assert "row-1" in caplog.text
     assert "the judge does not answer" in caplog.text
+
+
+def test_slots_change_nothing_but_float_error():
+    """Law 4: with few slots, groups wait, and end in another order."""
+    whole, few = small.rollout(), play(range(4), slots=3)
+    for column in ("tokens", "mask", "positions", "rewards", "group"):
+        np.testing.assert_array_equal(getattr(few, column), getattr(whole, column))
+    np.testing.assert_allclose(few.old_logprobs, whole.old_logprobs, atol=1e-5)
+    jax.tree.map(np.testing.assert_array_equal, few.prompts, whole.prompts)
+
+
+def test_a_reward_sees_the_row_the_pictures_the_prompt_and_the_step():
+    seen = []
+
+    def reward(episodes):
+        seen.append(episodes)
+        return [0.0] * len(episodes)
+
+    play(range(4), reward=reward, step=3, total_steps=7)
+    for sample, group in zip(small.samples(), seen, strict=True):
+        assert len(group) == small.GROUP
+        for episode in group:
+            assert episode.sample is sample  # with all its columns
+            assert sample.question.replace("<image>", "") in re.sub(
+                r"<\|vision_start\|><\|image_pad\|><\|vision_end\|>", "", episode.prompt
+            )
+            assert (episode.step, episode.total_steps) == (3, 7)
+    assert {e.finished for group in seen for e in group} == {True, False}
+    sizes = seen[0][0].image_sizes
+    # 28 x 56 pixels are a multiple of 28 and within the bounds already.
+    assert [tuple(size) for size in sizes] == [(28, 56, 28, 56)]
+    assert seen[2][0].image_sizes == ()
+
+
+def test_a_slow_reward_overlaps_with_sampling(monkeypatch):
+    """Groups are rewarded between the start and the end of a run of the slots."""
+    runs, working, rewarded = [], [], []
+    run, get = slots.run, jax.device_get
+
+    def start(*arguments):
+        runs.append(len(runs))
+        working.append(True)
+        return run(*arguments)
+
+    def wait(value):
+        working.clear()
+        return get(value)
+
+    monkeypatch.setattr(slots, "run", start)
+    monkeypatch.setattr(jax, "device_get", wait)
+
+    def reward(episodes):
+        rewarded.append((episodes[0].sample.id, bool(working)))
+        return [1.0] * len(episodes)
+
+    actor = dataclasses.replace(small.chain_actor(), reward=reward, slots=4)
+    single_turn(
+        actor, iter([small.samples()]), jax.random.key(0), group_size=small.GROUP
+    )
+    assert {name for name, _ in rewarded} == {"row-0", "row-1", "row-2", "row-3"}
+    # The last group's end ends the sampling.
+    assert [at_work for _, at_work in rewarded] == [True, True, True, False]
+
+
+def test_groups_are_scored_in_threads_if_the_reward_may():
+    """As many at once as was said, and all results in their places."""
+    together = threading.Barrier(4)
+    observed = []
+
+    def reward(episodes):
+        together.wait(60)  # for all four groups
+        return [float(episodes[0].sample.id[-1])] * len(episodes)
+
+    actor = dataclasses.replace(
+        small.chain_actor(),
+        reward=reward,
+        reward_threads=4,
+        observe=lambda group, scores: observed.append(group[0].sample.id),
+    )
+    rollout = single_turn(
+        actor, iter([small.samples()]), jax.random.key(0), group_size=small.GROUP
+    )
+    np.testing.assert_array_equal(rollout.rewards, np.repeat(range(4), small.GROUP))
+    assert observed == ["row-0", "row-1", "row-2", "row-3"]
+
+
+def test_rewards_run_in_the_calling_thread_unless_told_otherwise():
+    """Code with alarm signals works in no other: math-verify's own time-outs."""
+    threads = set()
+
+    def reward(episodes):
+        threads.add(threading.current_thread())
+        return [0.0] * len(episodes)
+
+    play(range(4), reward=reward)
+    assert threads == {threading.current_thread()}
 
 
 def test_demonstrations_end_with_a_stop_token():

@@ -1,4 +1,4 @@
-"""VPPO by the paper's full KL: the recipe's own score, end to end, small."""
+"""VPPO by the full KL: the recipe's own score, end to end, on a small policy."""
 
 import itertools
 

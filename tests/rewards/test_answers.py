@@ -154,6 +154,10 @@ def test_span_in_caption_of_vicrit():
     assert answers.span_in_caption("holds a solid white glass cup on", span, caption)
     assert not answers.span_in_caption("glass", span, caption)
     assert not answers.span_in_caption("a paper cup", span, caption)
+    assert answers.span_in_caption(caption, span, caption)  # 4 words more
+    long = f"{caption} and the words of the whole caption are copied here"
+    assert not answers.span_in_caption(long, span, long)
+    assert answers.span_in_caption(long, span, long, more_words=99)
 
 
 @pytest.mark.parametrize(

@@ -215,3 +215,15 @@ def test_padding_and_batches_change_nothing(rule):
 def test_as_boxes_says_when_there_are_too_many():
     with pytest.raises(ValueError, match="3 boxes do not fit size=2"):
         made(*[((0, 0, 1, 1),)] * 3, size=2)
+
+
+def test_without_ignored_drops_what_lies_in_a_crowd():
+    """By hand: of NEAR's boxes, the third lies in the region, half of the second."""
+    crowd = made(((350, 350, 500, 500), ""), ((200, 200, 250, 290), ""))
+    assert boxes.without_ignored(NEAR, crowd).mask.tolist() == [True] + [False] * 4
+    stricter = functions.without_ignored(NEAR, crowd, share=0.6)
+    assert stricter.mask.tolist() == [True, True, False, False, False]
+    np.testing.assert_array_equal(boxes.without_ignored(NEAR, NOTHING).mask, NEAR.mask)
+    # Two predictions, both right: nothing is charged for the one in the crowd.
+    assert boxes.hungarian_f1(stricter, GOLD) == 1
+    assert boxes.hungarian_f1(NEAR, GOLD) == pytest.approx(0.8)

@@ -1,8 +1,10 @@
 """Whatever a policy writes: a finite number in the declared range, in bounded time.
 
-FUZZ_EXAMPLES=2000 tries more; the default is EXAMPLES for each of the properties.
+`make fuzz EXAMPLES=2000` tries more, and says how many; the default is 25 for each of
+the properties.
 """
 
+import collections
 import functools
 import json
 import math
@@ -22,7 +24,9 @@ from vrl_jax.rewards import (
     average_precision,
     boxed,
     boxes,
+    final_answer,
     format,
+    grounding,
     groups,
     length,
     mathruler,
@@ -34,7 +38,7 @@ from vrl_jax.rewards import (
 )
 from vrl_jax.rewards.combine import call_safely
 from vrl_jax.rewards.judge import yes_or_no
-from vrl_jax.types import Episode, Sample, Turn
+from vrl_jax.types import Episode, ImageSize, Sample, Turn
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "25"))
 fuzz = settings(
@@ -44,6 +48,23 @@ fuzz = settings(
     derandomize=True,
     suppress_health_check=list(HealthCheck),
 )
+
+TRIED: collections.Counter[str] = collections.Counter()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def counted(request):
+    """Says at the end how much was tried."""
+    yield
+    calls, scores = TRIED.pop("calls", 0), TRIED.pop("scores", 0)
+    kinds = ", ".join(f"{count} of {name}" for name, count in TRIED.items())
+    capture = request.config.pluginmanager.get_plugin("capturemanager")
+    with capture.global_and_fixture_disabled():
+        print(
+            f"\n{sum(TRIED.values())} examples ({kinds}), {calls} timed calls, "
+            f"{scores} scores checked"
+        )
+
 
 PIECES = (
     r"\boxed{", "{", "}", "[", "]", "(", ")", "<answer>", "</answer>", "<think>",
@@ -134,6 +155,7 @@ SECONDS = 5.0  # for 100 kB, beside other work; quadratic code takes minutes
 
 
 def in_time(call, *arguments):
+    TRIED["calls"] += 1
     begin = time.process_time()
     found = call(*arguments)
     assert time.process_time() - begin < SECONDS
@@ -141,6 +163,7 @@ def in_time(call, *arguments):
 
 
 def check(score, low, high):
+    TRIED["scores"] += 1
     assert isinstance(score, float | int) and math.isfinite(score)
     assert low - 1e-9 <= score <= high + 1e-9
 
@@ -148,6 +171,7 @@ def check(score, low, high):
 @fuzz
 @given(WRITTEN)
 def test_readers_never_raise(written):
+    TRIED["readers"] += 1
     for reader in READERS:
         in_time(reader, written)
 
@@ -155,6 +179,7 @@ def test_readers_never_raise(written):
 @fuzz
 @given(WRITTEN)
 def test_scores_of_one_text_stay_in_range(written):
+    TRIED["texts"] += 1
     for rule, low, high in SCORES_OF_ONE:
         check(in_time(rule, written), low, high)
 
@@ -162,23 +187,43 @@ def test_scores_of_one_text_stay_in_range(written):
 @fuzz
 @given(WRITTEN, WRITTEN)
 def test_scores_of_two_texts_stay_in_range(prediction, gold):
+    TRIED["pairs of texts"] += 1
     for rule, low, high in SCORES_OF_TWO:
         check(in_time(rule, prediction[:20_000], gold[:5000]), low, high)
 
 
+REWARDS_OF_GROUPS = [
+    boxed.boxed_exact,
+    final_answer.multiple_choice,
+    final_answer.count,
+    final_answer.anls,
+    final_answer.answer_reward(text.edit_similarity),
+    grounding.box_reward(boxes.hungarian_f1, frame=grounding.thousandths, most=8),
+    grounding.click_reward(frame=grounding.unit),
+]
+
+
 @fuzz
-@given(st.lists(WRITTEN, min_size=2, max_size=3), WRITTEN)
+@given(
+    st.lists(WRITTEN, min_size=2, max_size=2),
+    st.one_of(WRITTEN, st.just("[0, 0, 10, 10]")),
+)
 def test_rewards_of_groups_stay_in_range(texts, gold):
+    TRIED["groups"] += 1
     sample = Sample("1", "fuzz", "?", (), gold[:1000])
-    group = [Episode(sample, "?", (Turn(t, (1,)),), finished=True) for t in texts]
-    for score in call_safely(boxed.boxed_exact, group):
-        check(score["overall"], 0, 1)
-        assert score["errors"] == 0
+    size = (ImageSize(56, 56, 28, 28),)
+    group = [Episode(sample, "?", (Turn(t, (1,)),), True, size) for t in texts]
+    for reward in REWARDS_OF_GROUPS:
+        for score in call_safely(reward, group):
+            assert score["errors"] == 0
+            if not score["unscored"]:
+                check(score["overall"], 0, 1)
 
 
 @settings(parent=fuzz, max_examples=max(EXAMPLES // 4, 1))
 @given(WRITTEN, WRITTEN)
 def test_the_pool_answers_whatever_it_is_asked(verifier, prediction, gold):
+    TRIED["the pool"] += 1
     pairs = [(prediction[:2000], gold[:500]), (rf"\boxed{{{prediction[:500]}}}", "7")]
     try:
         verdicts = [*verifier.check(pairs), *mathruler.mathruler(verifier, pairs)]
@@ -242,6 +287,7 @@ def raw_boxes(rows, confidence):
 @fuzz
 @given(BOXES, BOXES, NUMBERS)
 def test_box_scores_stay_in_range(predicted, gold, confidence):
+    TRIED["box sets"] += 1
     found = all_box_rules(raw_boxes(predicted, confidence), raw_boxes(gold, 1.0))
     for score, (_, low, high) in zip(np.asarray(found), BOX_RULES, strict=True):
         check(float(score), low - 1e-6, high + 1e-6)
@@ -262,6 +308,7 @@ JSON = st.recursive(
 @fuzz
 @given(JSON)
 def test_any_json_gives_boxes_or_none(found):
+    TRIED["JSON"] += 1
     dumped = json.dumps(found)
     for item in parse_boxes.detections(f"<answer>{dumped}</answer>"):
         assert all(map(math.isfinite, item.box)) and 0 <= item.confidence <= 1
@@ -316,6 +363,7 @@ def all_array_rules(lengths, right, values, others, mask):
 @fuzz
 @given(LENGTHS, RIGHT, VALUES, VALUES, RIGHT)
 def test_array_scores_are_finite_and_in_range(lengths, right, values, others, mask):
+    TRIED["arrays"] += 1
     arrays = [
         jnp.array(lengths),
         jnp.array(right),

@@ -1,5 +1,6 @@
 import json
 import os
+import random
 import resource
 import signal
 import subprocess
@@ -49,11 +50,54 @@ for gold in boxes:
     assert subprocess.run(command, check=True, capture_output=True).stdout == b""
 
 
+FORMULAS = [
+    "5", "05", "-0", ".5", "5.", "-1.50", "1,000", "0,5", "1 000", "12" * 20,
+    "3.14159265358979323846", "1/3", "-2/4", "1/0", r"\frac{-3}{6}", r"\frac{1}{0}",
+    r"\frac12", r"\dfrac{1}{2}", r"2\frac{1}{3}", "x=5", "x \\approx 3", "x=1=y", "5%",
+    r"5\%", "5 cm", "10^{3}", "2^{-1}", "1e3", r"\sqrt{7}", r"3\sqrt{0.5}", r"\pi r^2",
+    "x^{2}-3x", "(1, 2)", "[1, 2)", r"\{1, 2\}", "2:1", "12:30", "1<x<2", r"\infty",
+    "i", "2i+1", r"\text{yes}", "A", "", "{", "}", r"\frac{", "x_{1}", "5!", "|x|",
+    r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", r"\int_0^1 x dx", "1 and 2", "\u0663",
+]  # fmt: skip
+
+
+def test_quick_reading_reads_what_math_verify_reads(tmp_path):
+    """Formulas, and 150 random rows of pieces of them: the same sympy, or failure."""
+    draw = random.Random(0)
+    pieces = [*FORMULAS, "+", "-", "=", ",", " ", "^", "(", ")", r"\cdot ", "x", "7"]
+    rows = ["".join(draw.choices(pieces, k=draw.randint(1, 5))) for _ in range(150)]
+    script = f"""
+import json, logging, sys
+logging.disable(30)
+sys.path.insert(0, {os.path.dirname(math_worker.__file__)!r})
+import math_worker
+from sympy import srepr
+
+def reading(text):
+    math_worker._parsed.cache_clear()
+    return [x if isinstance(x, str) else srepr(x) for x in math_worker._parsed(text)]
+
+texts = [rf"\\boxed{{{{{{text}}}}}}" for text in json.load(open(sys.argv[1]))]
+plain = [reading(text) for text in texts]
+math_worker.hasten()
+for text, wanted in zip(texts, plain):
+    if reading(text) != wanted:
+        print(text, wanted, reading(text))
+print(len(texts), sum(map(bool, plain)))
+"""
+    file = tmp_path / "formulas.json"
+    file.write_text(json.dumps(FORMULAS + rows))
+    command = [sys.executable, "-P", "-c", script, str(file)]
+    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    read, found = map(int, said.split())  # nothing else was printed
+    assert read == len(FORMULAS + rows) and found > read / 2
+
+
 def test_check_compares_equal_pairs_once(verifier, monkeypatch):
     asked = []
     ask = math_verifier._ask
     monkeypatch.setattr(
-        math_verifier, "_ask", lambda w, line: asked.append(line) or ask(w, line)
+        math_verifier, "_ask", lambda w, lines: asked.extend(lines) or ask(w, lines)
     )
     verdicts = verifier.check([("1", "1"), ("2", "1"), ("1", "1")])
     assert [verdict.equal for verdict in verdicts] == [True, False, True]
@@ -74,8 +118,9 @@ def test_a_hanging_comparison_costs_its_own_answer_only():
     with MathVerifier(workers=1, seconds=1) as pool:
         pool.check([("1", "1")])
         begin = time.monotonic()
-        verdicts = pool.check([(TOWER, "3"), ("3", "3")])
-        assert verdicts == [Verdict(False, "time-out"), Verdict(True)]
+        verdicts = pool.check([("2", "2"), (TOWER, "3"), ("3", "3"), ("4", "5")])
+        late = Verdict(False, "time-out")
+        assert verdicts == [Verdict(True), late, Verdict(True), Verdict(False)]
         assert time.monotonic() - begin < 10  # 1 s, a new process, a busy machine
 
 

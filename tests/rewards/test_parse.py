@@ -93,6 +93,8 @@ def test_first_four_integers_reads_the_tag():
         ("<answer>(3.5, -4)</answer>", (3.5, -4)),
         ("<answer>1, 2, 3</answer>", None),
         ("none", None),
+        ("<answer>[10, 20, 30, 60]</answer>", (20, 40)),
+        ("<answer>[[10, 20, 30, 60]]</answer>", (20, 40)),
     ],
 )
 def test_first_point(text, expected):

@@ -160,6 +160,46 @@ def test_a_run_killed_before_its_first_checkpoint_starts_over(tmp_path, unbroken
     assert_same(tmp_path, run(tmp_path).params, unbroken)
 
 
+def test_rewards_beside_sampling_and_in_threads_replay_too(tmp_path):
+    """One prompt at a time, its reward beside the next one's sampling; killed once."""
+    stages = [stage("grpo", 3)]
+    beside = {"prompts_per_pass": 1, "reward_threads": 2}
+    whole = tmp_path / "whole"
+    params = run(whole, stages, **beside).params
+    with pytest.raises(Killed):
+        run(tmp_path / "killed", stages, kill_reward=5, **beside)
+    again = run(tmp_path / "killed", stages, **beside).params
+    assert_same(tmp_path / "killed", again, (whole, params))
+
+
+def test_parts_are_logged_for_each_source(tmp_path):
+    """By hand: each sample of one source, each response's part from its own row."""
+    samples = [
+        dataclasses.replace(sample, source="ab"[number % 2])
+        for number, sample in enumerate(small.samples())
+    ]
+
+    def reward(episodes):
+        part = float(episodes[0].sample.source == "a")
+        return [{"overall": 2.0, "accuracy": part}] * len(episodes)
+
+    one = stage("grpo", 1, samples=samples, prompts_per_step=4)
+    run(tmp_path, [one], reward=reward)
+    [row] = files.read_lines(run_files(tmp_path).metrics)
+    logged = {name: row[name] for name in row if name.endswith(("/a", "/b"))}
+    assert logged == {
+        "reward/accuracy/a": 1,
+        "reward/accuracy/b": 0,
+        "reward/errors/a": 0,
+        "reward/errors/b": 0,
+        "reward/overall/a": 2,
+        "reward/overall/b": 2,
+        "reward/unscored/a": 0,
+        "reward/unscored/b": 0,
+    }
+    assert row["reward/accuracy"] == 0.5
+
+
 def test_more_steps_continue_a_shorter_run(tmp_path, unbroken):
     run(tmp_path, two_stages(steps=2))
     assert_same(tmp_path, run(tmp_path).params, unbroken)

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -37,10 +37,12 @@ class Actor:
     `allowed` ids may be sampled, the others have probability 0; `top_k` (0: all) and
     `top_p` narrow them further, see `engine.sampling`. A response ends at one of
     `stop_ids` or after `max_new_tokens`; `slots` are written at a time. `reward` sees
-    one group at a time. `observe` is told of every group that was played, kept or not;
-    rewards see `step` and `total_steps`. Passes without gradient take at most
-    `prompts_per_pass` prompts at a time. `note` says which of the final hidden states
-    are kept beside the tokens: `slots.nothing` of them, or all, `slots.states`.
+    one group at a time, in the calling thread or, with `reward_threads`, that many
+    groups at once: for rewards that wait for others and may run in threads, such as a
+    judge behind an endpoint. `observe` is told of every group that was played, kept or
+    not; rewards see `step` and `total_steps`. Passes without gradient take at most
+    `prompts_per_pass` prompts at a time. `note` says which of the final hidden
+    states are kept beside the tokens: `slots.nothing` of them, or all, `slots.states`.
     """
 
     policy: Policy
@@ -55,6 +57,7 @@ class Actor:
     top_p: float = 1.0
     slots: int = 64
     prompts_per_pass: int = 64
+    reward_threads: int = 0
     step: int = 0
     total_steps: int = 0
     observe: Callable[[Sequence[Episode], Sequence[Mapping[str, float]]], None] = ignore
@@ -107,7 +110,7 @@ class Actor:
 
         A prompt is then read once, and not once for each of its responses.
         """
-        images = look(view, key, rollout.prompts.images)
+        images = look(view, key, rollout.prompts)
         seen = self.likelihood(seeing(rollout, images)).logprobs
         extra = {**rollout.extra_logprobs, name: seen}
         return dataclasses.replace(rollout, extra_logprobs=extra)
@@ -150,9 +153,11 @@ def seeing(data: Scored, images: Images) -> Scored:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def look(view: View, key: Key[Array, ""], images: Images) -> Images:
+def look(view: View, key: Key[Array, ""], prompts: Prompts) -> Images:
     """One draw of the view for each prompt, shared by its responses."""
-    return view(key, images)
+    rows = jnp.arange(prompts.tokens.shape[0])
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, rows)
+    return views.each_prompt(view, keys, prompts.images)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -227,18 +232,31 @@ def _score_view(
     batch = rollout.tokens.shape[0]
     group = batch // rollout.prompts.tokens.shape[0]
 
-    def look(key, images):
-        one = jax.tree.map(lambda x: x[None], images)
-        return jax.tree.map(lambda x: x[0], view(key, one))
+    def score(prompts: Prompts, *rows: Any) -> Likelihood:
+        # Each response has pictures of its own: no prompt is shared any more, and a
+        # pack is there `group` times, once with each prompt's g-th response.
+        count, packs = prompts.tokens.shape[0], prompts.images.frames.shape[0]
 
-    def score(prompts: Prompts, noted, rows, *responses):
-        # Each response has pictures of its own: no prompt is shared any more.
-        prompts = jax.tree.map(lambda x: jnp.repeat(x, group, axis=0), prompts)
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, rows)
-        images = jax.vmap(look)(keys, prompts.images)
-        moved = _differ(images, prompts.images)
-        prompts = dataclasses.replace(prompts, images=images)
-        return read(policy, params, prompts, responses, allowed, *noted, moved)
+        def swapped(first: int, second: int, x: Array) -> Array:
+            axes = x.reshape(packs, first, second, *x.shape[1:])
+            return axes.swapaxes(1, 2).reshape(x.shape)
+
+        by_pack = functools.partial(swapped, count // packs, group)
+        by_prompt = functools.partial(swapped, group, count // packs)
+
+        def repeated(x: Array) -> Array:
+            return jnp.repeat(x, group, axis=0)
+
+        noted, numbers, *rows = jax.tree.map(by_pack, rows)
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, numbers)
+        images = jax.tree.map(repeated, prompts.images)
+        prompts = dataclasses.replace(prompts, images=None)
+        prompts = jax.tree.map(lambda x: by_pack(repeated(x)), prompts)
+        seen = views.each_prompt(view, keys, images)
+        moved = _moved(seen, images, count // packs)
+        prompts = dataclasses.replace(prompts, images=seen)
+        scored = read(policy, params, prompts, rows, allowed, *noted, moved)
+        return jax.tree.map(by_prompt, scored)
 
     return in_pieces(
         score,
@@ -253,12 +271,11 @@ def _score_view(
     )
 
 
-def _differ(images: Images, others: Images) -> Bool[Array, " P"]:
-    """Which prompts' pictures are not the same."""
-    unequal = jax.tree.map(
-        lambda x, y: (x != y).reshape(len(x), -1).any(axis=1), images, others
-    )
-    return jnp.stack(jax.tree.leaves(unequal)).any(axis=0)
+def _moved(images: Images, others: Images, prompts: int) -> Bool[Array, " P"]:
+    """Which prompts' pictures are not the same, of `prompts` to a pack."""
+    unequal = (images.patches != others.patches).any(axis=-1) & (images.frames > 0)
+    owner = images.origins[..., 0, None] == jnp.arange(prompts)
+    return (unequal[..., None] & owner).any(axis=1).reshape(-1)
 
 
 def allowed_ids(processor: Processor, rows: int) -> Bool[Array, " V"]:

@@ -192,10 +192,10 @@ def _response_positions(
 
 
 def pieces(prompts: Prompts, most: int) -> list[Contexts]:
-    """The prompts in equal parts of at most `most`, in order."""
-    count = len(prompts.tokens)
-    fewest = -(-count // most)
-    parts = next(n for n in range(fewest, count + 1) if count % n == 0)
+    """The prompts in equal parts of at most `most`, or of one pack, in order."""
+    count, packs = len(prompts.tokens), len(prompts.images.frames)
+    fewest = min(-(-count // most), packs)
+    parts = next(n for n in range(fewest, packs + 1) if packs % n == 0)
     if parts == 1:
         return [Contexts(prompts)]
     return [Contexts(_piece(prompts, number, parts)) for number in range(parts)]
@@ -216,10 +216,15 @@ class _Writer:
     count: int = 0
 
 
-def decode(model: Model, queue: deque[Request]) -> Iterator[list[Response]]:
+def decode(
+    model: Model,
+    queue: deque[Request],
+    meanwhile: Callable[[], None] = lambda: None,
+) -> Iterator[list[Response]]:
     """Yields the responses that ended, run after run, and for ever: [] when idle.
 
-    The caller may add to the queue between two of them.
+    The caller may add to the queue between two of them. `meanwhile` is called once a
+    run, with the device at work.
     """
     slots, context, window, column = None, 0, 0, 0
     writers: list[_Writer | None] = []
@@ -293,6 +298,7 @@ def decode(model: Model, queue: deque[Request]) -> Iterator[list[Response]]:
             _patience(row_sizes(model.slots), size, len(live) + len(new), len(queue)),
             model.note,
         )
+        meanwhile()
         *parts, counts, stopped, remaining = jax.device_get(
             (*writing, slots.stopped, slots.orders.left)
         )

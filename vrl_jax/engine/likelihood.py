@@ -50,13 +50,10 @@ def final_states(
         if shown is not None:
             slots = shown.slots.reshape(count, group, length)[:, :, :-1]
             pictures = slots, policy.encode_images(params, shown.images)
-        cache = policy.init_cache(count, group, length - 1, states.dtype)
-        hidden, _ = policy.extend(
+        hidden = policy.extend(
             params,
             prompt_cache,
             prompts.mask,
-            cache,
-            0,
             tokens.reshape(count, group, length)[:, :, :-1],
             positions.reshape(count, group, length, 3)[:, :, :-1],
             pictures,
@@ -133,12 +130,12 @@ def in_pieces(
 ) -> Any:
     """`score(prompts, *rows)` over equal pieces of the prompts, in order.
 
-    The largest pieces that are equal and have at most `prompts_per_pass` prompts:
-    they bound the memory of a pass without gradient.
+    The largest pieces that are equal and have at most `prompts_per_pass` prompts, or
+    else one pack: they bound the memory of a pass without gradient.
     """
-    count = prompts.tokens.shape[0]
-    fewest = -(-count // prompts_per_pass)
-    pieces = next(n for n in range(fewest, count + 1) if count % n == 0)
+    count, packs = prompts.tokens.shape[0], prompts.images.frames.shape[0]
+    fewest = min(-(-count // prompts_per_pass), packs)
+    pieces = next(n for n in range(fewest, packs + 1) if packs % n == 0)
     if pieces == 1:
         return score(prompts, *rows)
     split = jax.tree.map(

@@ -1,12 +1,13 @@
 """Chat text and pictures to static-shape tables, on the host.
 
-Every shape is chosen here: a prompt has `prompt_tokens` tokens, and its pictures
-together `patches` patches. What does not fit is told before training, and never cut.
+Every shape is one of the few of the processor's `room`. What does not fit is told
+before training, and never cut.
 """
 
 import dataclasses
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import MutableMapping, Sequence
+from concurrent.futures import Future
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,47 +15,64 @@ import numpy as np
 from jaxtyping import Int
 from transformers import PreTrainedTokenizerBase
 
-from vrl_jax.models.front_end import FrontEnd, PackedImages, pack
+from vrl_jax.engine.packing import Room, Unpadded, blocks_of, first_fit, packed
+from vrl_jax.models.front_end import FrontEnd, LaidOut
 from vrl_jax.types import (
     PLACEHOLDER,
-    Images,
+    ImageRef,
     ImageSize,
+    Message,
     Prompts,
     Sample,
     text_pieces,
 )
 
 
+class Picture(NamedTuple):
+    """One picture, ready to be packed."""
+
+    laid_out: LaidOut
+    size: ImageSize
+
+
 @dataclasses.dataclass(frozen=True)
 class Processor:
     """What turning samples into tables depends on.
 
-    `front_end` is what the model's family provides; `prompt_tokens` and `patches` are
-    the budgets of one prompt.
+    `front_end` is what the model's family provides, `room` the sizes of the tables.
+    `prepared` holds pictures that others are preparing ahead; each is used once.
     """
 
     tokenizer: PreTrainedTokenizerBase
     front_end: FrontEnd
-    prompt_tokens: int
-    patches: int
+    room: Room
+    prepared: MutableMapping[ImageRef, Future[Picture]] = dataclasses.field(
+        default_factory=dict, compare=False
+    )
 
     def __post_init__(self) -> None:
-        unit = self.front_end.granularity
-        if self.patches % unit:
+        unit, room = self.front_end.granularity, self.room
+        if room.block % unit:
             raise ValueError(
-                f"The patch budget must be a multiple of {unit}, what pictures are "
-                f"laid out in, got {self.patches}."
+                f"A block of patches must be a multiple of {unit}, what pictures are "
+                f"laid out in, got {room.block}."
+            )
+        for sizes, least in ((room.prompt_tokens, 1), (room.blocks, 0)):
+            if not sizes or min(sizes) < least or sorted({*sizes}) != list(sizes):
+                raise ValueError(
+                    f"Budgets must be ascending, from {least} on, got {sizes}."
+                )
+        if room.prompts_per_pack < 1:
+            raise ValueError(
+                f"A pack serves at least 1 prompt, got {room.prompts_per_pack}."
             )
 
 
 class EncodedPrompt(NamedTuple):
-    """One prompt before padding to the token budget."""
+    """One prompt before packing."""
 
     text: str
-    tokens: Int[np.ndarray, " tokens"]
-    positions: Int[np.ndarray, "tokens 3"]
-    slots: Int[np.ndarray, " tokens"]
-    images: PackedImages
+    unpadded: Unpadded
     image_sizes: tuple[ImageSize, ...]
 
 
@@ -66,25 +84,37 @@ class Encoded(NamedTuple):
     image_sizes: tuple[tuple[ImageSize, ...], ...]
 
 
-def chat_text(processor: Processor, sample: Sample) -> str:
-    """The sample as the user's turn of the chat template, ready for the answer.
+def question(sample: Sample) -> tuple[Message, ...]:
+    """The sample as messages: its annotation `system`, if any, and its question."""
+    system = sample.annotations.get("system")
+    before = (Message(system, role="system"),) if system else ()
+    return (*before, Message(sample.question, sample.images))
 
-    An annotation `system` is the system message; without one the template's applies.
-    """
-    pieces = text_pieces(sample.question)
-    if len(pieces) - 1 != len(sample.images):
+
+def turn(message: Message) -> dict[str, Any]:
+    """The message as a turn of the chat template."""
+    if not message.images and message.role != "user":
+        return {"role": message.role, "content": message.text}
+    pieces = text_pieces(message.text)
+    if len(pieces) - 1 != len(message.images):
         raise ValueError(
             f"{len(pieces) - 1} {PLACEHOLDER} in the question and "
-            f"{len(sample.images)} pictures: {sample.question[:80]!r}."
+            f"{len(message.images)} pictures: {message.text[:80]!r}."
         )
     parts = [{"type": "text", "text": pieces[0]}]
     for piece in pieces[1:]:
         parts += [{"type": "image"}, {"type": "text", "text": piece}]
-    user = {"role": "user", "content": [p for p in parts if p.get("text") != ""]}
-    system = sample.annotations.get("system")
-    before = [{"role": "system", "content": system}] if system else []
+    content = [part for part in parts if part.get("text") != ""]
+    return {"role": message.role, "content": content}
+
+
+def chat_text(processor: Processor, messages: Sequence[Message]) -> str:
+    """The messages in the chat template, ready for the answer.
+
+    Without a system message the template's own applies.
+    """
     return processor.tokenizer.apply_chat_template(
-        [*before, user],
+        [turn(message) for message in messages],
         tokenize=False,
         add_generation_prompt=True,
     )
@@ -99,33 +129,83 @@ def encode_one(processor: Processor, sample: Sample) -> EncodedPrompt:
 
 
 def _encode_one(processor: Processor, sample: Sample) -> EncodedPrompt:
-    front_end = processor.front_end
-    originals = [front_end.load(image) for image in sample.images]
-    pictures = [front_end.resize(picture) for picture in originals]
-    laid_out = [front_end.lay_out(picture) for picture in pictures]
-    images = pack(
-        laid_out,
-        budget=processor.patches,
-        group=front_end.group,
-        patch_values=front_end.patch_values,
-    )
-    text = chat_text(processor, sample)
-    tokens = _tokens(processor, text, [len(p.merged_index) for p in laid_out])
-    if len(tokens) > processor.prompt_tokens:
-        raise ValueError(
-            f"The prompt has {len(tokens)} tokens, the budget is "
-            f"{processor.prompt_tokens}. Raise prompt_tokens or lower max_pixels."
+    written = transcript(processor, question(sample))
+    alone = unpadded(processor, written)
+    _check(processor.room, alone)
+    return EncodedPrompt(written.text, alone, written.image_sizes)
+
+
+class Transcript(NamedTuple):
+    """What a model reads: ids, and the pictures at their image tokens, in order."""
+
+    text: str
+    tokens: Int[np.ndarray, " tokens"]
+    pictures: tuple[LaidOut, ...]
+    image_sizes: tuple[ImageSize, ...]
+
+    def then(self, other: "Transcript") -> "Transcript":
+        """This, and the other behind it."""
+        return Transcript(
+            self.text + other.text,
+            np.concatenate([self.tokens, other.tokens]),
+            self.pictures + other.pictures,
+            self.image_sizes + other.image_sizes,
         )
-    slots = np.zeros(len(tokens), np.int32)
-    if pictures:
-        places = np.concatenate(images.merged_index)
-        slots[tokens == front_end.image_token] = places + 1
-    sizes = tuple(
-        ImageSize(before.height, before.width, after.height, after.width)
-        for before, after in zip(originals, pictures, strict=True)
-    )
-    positions = front_end.positions(tokens, [picture.grid for picture in laid_out])
-    return EncodedPrompt(text, tokens, positions, slots, images, sizes)
+
+
+def transcript(processor: Processor, messages: Sequence[Message]) -> Transcript:
+    """The opening of a conversation, ready for the answer."""
+    return templated(processor, chat_text(processor, messages), messages)
+
+
+def templated(
+    processor: Processor, text: str, messages: Sequence[Message]
+) -> Transcript:
+    """Chat text that holds the pictures of the messages."""
+    pictures = []
+    for image in (image for message in messages for image in message.images):
+        ahead = processor.prepared.pop(image, None)
+        pictures.append(ahead.result() if ahead else prepare(processor, image))
+    laid_out = tuple(picture.laid_out for picture in pictures)
+    tokens = _tokens(processor, text, [len(p.merged_index) for p in laid_out])
+    return Transcript(text, tokens, laid_out, tuple(p.size for p in pictures))
+
+
+def prepare(processor: Processor, image: ImageRef) -> Picture:
+    """Decoded, resized and laid out: most of what reading a prompt costs the host."""
+    front_end = processor.front_end
+    before = front_end.load(image)
+    after = front_end.resize(before)
+    size = ImageSize(before.height, before.width, after.height, after.width)
+    return Picture(front_end.lay_out(after), size)
+
+
+def unpadded(processor: Processor, written: Transcript) -> Unpadded:
+    """What is packed of it: each token has its place."""
+    grids = [picture.grid for picture in written.pictures]
+    positions = processor.front_end.positions(written.tokens, grids)
+    return Unpadded(written.tokens, positions, written.pictures)
+
+
+def _check(room: Room, prompt: Unpadded) -> None:
+    """That the largest budgets hold the prompt, were it alone."""
+    if len(prompt.tokens) > room.prompt_tokens[-1]:
+        raise ValueError(
+            f"The prompt has {len(prompt.tokens)} tokens, the budget is "
+            f"{room.prompt_tokens[-1]}. Raise prompt_tokens or lower max_pixels."
+        )
+    if max(prompt.sizes, default=0) > room.block:
+        raise ValueError(
+            f"A picture needs {max(prompt.sizes)} patches, a block has {room.block}. "
+            "Raise the block or lower max_pixels."
+        )
+    need = blocks_of(first_fit(prompt.sizes, room.block), room.block)
+    if need > room.blocks[-1]:
+        raise ValueError(
+            f"{len(prompt.pictures)} pictures need {need} blocks of {room.block} "
+            f"patches, the budget is {room.blocks[-1]}. Raise blocks or lower "
+            "max_pixels."
+        )
 
 
 def _tokens(
@@ -152,40 +232,28 @@ def _tokens(
 def encode(processor: Processor, samples: Sequence[Sample]) -> Encoded:
     """Right-padded tables of the samples' prompts, on the device."""
     rows = [encode_one(processor, sample) for sample in samples]
-
-    def padded(column: str) -> np.ndarray:
-        values = [getattr(row, column) for row in rows]
-        table = np.zeros(
-            (len(rows), processor.prompt_tokens, *values[0].shape[1:]), np.int32
-        )
-        for line, value in zip(table, values, strict=True):
-            line[: len(value)] = value
-        return table
-
-    lengths = np.array([len(row.tokens) for row in rows])
-    prompts = Prompts(
-        tokens=padded("tokens"),
-        mask=np.arange(processor.prompt_tokens) < lengths[:, None],
-        positions=padded("positions"),
-        slots=padded("slots"),
-        images=Images(
-            patches=np.stack([row.images.patches for row in rows]),
-            coordinates=np.stack([row.images.coordinates for row in rows]),
-            frames=np.stack([row.images.frames for row in rows]),
-        ),
-    )
+    alone = [row.unpadded for row in rows]
+    try:
+        tables = packed(processor.room, processor.front_end, alone)
+    except ValueError as error:
+        ids = ", ".join(sample.id for sample in samples)
+        raise ValueError(f"Samples {ids}: {error}") from error
     return Encoded(
-        prompts=jax.tree.map(jnp.asarray, prompts),
+        prompts=jax.tree.map(jnp.asarray, tables),
         texts=tuple(row.text for row in rows),
         image_sizes=tuple(row.image_sizes for row in rows),
     )
 
 
 class Fitting(NamedTuple):
-    """The samples that can be used, the longest of their prompts, and the others."""
+    """The samples that can be used, how large they are, and why others cannot.
+
+    Of each that can: the tokens of its prompt, and the patches of each picture.
+    """
 
     samples: list[Sample]
-    longest: int
+    tokens: list[int]
+    pictures: list[list[int]]
     dropped: list[str]
 
 
@@ -194,14 +262,16 @@ def fitting(processor: Processor, samples: Sequence[Sample]) -> Fitting:
 
     `dropped` says for each unusable sample why. Raises `ValueError` if none is left.
     """
-    kept, dropped, longest = [], [], 0
+    fit = Fitting([], [], [], [])
     for sample in samples:
         try:
-            longest = max(longest, len(encode_one(processor, sample).tokens))
+            prompt = encode_one(processor, sample).unpadded
         except ValueError as error:
-            dropped.append(str(error))
+            fit.dropped.append(str(error))
         else:
-            kept.append(sample)
-    if not kept:
-        raise ValueError(f"No sample can be used. {' '.join(dropped[:3])}")
-    return Fitting(kept, longest, dropped)
+            fit.samples.append(sample)
+            fit.tokens.append(len(prompt.tokens))
+            fit.pictures.append(prompt.sizes)
+    if not fit.samples:
+        raise ValueError(f"No sample can be used. {' '.join(fit.dropped[:3])}")
+    return fit

@@ -10,7 +10,8 @@ What is asked of the model is one forward pass over whole sequences:
     mask       [B S]    True where there is a token; padding is on the right
     slots      [B S]    0 for text, m + 1 where merged image token m stands
     features            what `encode_images` made of the row's pictures; by default
-                        the pictures: `Images` with patches [B N C], 0 on padding
+                        the pictures: `Images` with patches [B N C], 0 on padding. So
+                        a prompt has a pack of its own, prompts_per_pack = 1
     hidden     [B S H]  causal: position s sees the tokens up to s and the features
 
 and a matrix `head` [V H] such that logits = hidden @ head.T. A model that gives logits
@@ -42,13 +43,6 @@ class Read(NamedTuple):
 
     prompts: Prompts
     features: Any
-
-
-class Written(NamedTuple):
-    """In the place of the responses' cache: all that was written."""
-
-    tokens: Int[Array, "P G T"]
-    positions: Int[Array, "P G T 3"]
 
 
 class Columns(NamedTuple):
@@ -128,6 +122,12 @@ def uncached_policy(
     def prefill(
         params: Params, prompts: Prompts, features: Any
     ) -> tuple[Float[Array, "P L H"], Read]:
+        count, packs = prompts.tokens.shape[0], prompts.images.frames.shape[0]
+        if packs != count:
+            raise ValueError(
+                f"this model reads a prompt with its own pictures, and {count} prompts "
+                f"came in {packs} packs; set prompts_per_pack=1."
+            )
         parts = (prompts.tokens, prompts.positions, prompts.slots)
         inputs = _sequences(parts, prompts.mask.sum(axis=1))
         return hidden(params, *inputs, features), Read(prompts, features)
@@ -136,45 +136,32 @@ def uncached_policy(
         params: Params,
         read: Read,
         prompt_mask: Bool[Array, "P L"],
-        written: Written,
-        offset: Int[Array, ""] | int,
-        tokens: Int[Array, "P G S"],
-        positions: Int[Array, "P G S 3"],
+        tokens: Int[Array, "P G T"],
+        positions: Int[Array, "P G T 3"],
         shown: Any = None,
-    ) -> tuple[Float[Array, "P G S H"], Written]:
+    ) -> Float[Array, "P G T H"]:
         if shown is not None:
             raise NotImplementedError(
                 "a model without a cache cannot score pictures between turns; give it "
                 "a policy of its own, with `extend`."
             )
         count, group, new = tokens.shape
-        written = Written(
-            jax.lax.dynamic_update_slice_in_dim(written.tokens, tokens, offset, 2),
-            jax.lax.dynamic_update_slice_in_dim(
-                written.positions, positions, offset, 2
-            ),
-        )
         # One row a response; its tokens follow its prompt's last one.
         rows = (read.prompts, read.features, prompt_mask.sum(axis=1))
         prompts, features, starts = jax.tree.map(
             lambda x: jnp.repeat(x, group, axis=0), rows
         )
         slots = jnp.where(prompts.mask, prompts.slots, 0)
-        responses = [x.reshape(-1, *x.shape[2:]) for x in written]
+        tokens, positions = (x.reshape(-1, *x.shape[2:]) for x in (tokens, positions))
         parts = (
-            jax.vmap(_followed)(prompts.tokens, responses[0], starts),
-            jax.vmap(_followed)(prompts.positions, responses[1], starts),
-            jnp.pad(slots, ((0, 0), (0, responses[0].shape[1]))),
+            jax.vmap(_followed)(prompts.tokens, tokens, starts),
+            jax.vmap(_followed)(prompts.positions, positions, starts),
+            jnp.pad(slots, ((0, 0), (0, new))),
         )
-        states = hidden(params, *_sequences(parts, starts + offset + new), features)
-        at = starts[:, None] + offset + jnp.arange(new)
+        states = hidden(params, *_sequences(parts, starts + new), features)
+        at = starts[:, None] + jnp.arange(new)
         states = jnp.take_along_axis(states, at[..., None], axis=1)
-        return states.reshape(count, group, new, -1), written
-
-    def init_cache(P: int, G: int, T: int, dtype: jnp.dtype) -> Written:
-        del dtype
-        shape = (P, G, T)
-        return Written(jnp.zeros(shape, jnp.int32), jnp.zeros((*shape, 3), jnp.int32))
+        return states.reshape(count, group, new, -1)
 
     def as_slots(read: Read) -> SlotCache:
         prompts = read.prompts
@@ -197,23 +184,20 @@ def uncached_policy(
         # The columns that hold a token, in the order of the sequence.
         there = index >= 0
         order = jnp.argsort(jnp.where(there, index, index.shape[1]), axis=1)
-        parts = jax.tree.map(
-            lambda x: jax.vmap(jnp.take, (0, 0, None))(x[:, 0], order, 0), columns
-        )
+        parts = [jax.vmap(lambda x, to: x[to])(x[:, 0], order) for x in columns]
         lengths = there.sum(axis=1)
         states = hidden(params, *_sequences(parts, lengths), cache.rows)
         last = jnp.take_along_axis(states, lengths[:, None, None] - 1, axis=1)
         return last[:, 0], SlotCache(columns, cache.rows)
 
     return Policy(
-        encode,
-        prefill,
-        extend,
-        init_cache,
-        head,
-        as_slots,
-        lambda params: params,
-        decode,
+        encode_images=encode,
+        prefill=prefill,
+        extend=extend,
+        head=head,
+        as_slots=as_slots,
+        unstack=lambda params: params,
+        decode=decode,
     )
 
 

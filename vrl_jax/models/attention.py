@@ -8,39 +8,25 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+LOGITS = 2**28
+"""Attention logits of a tower at a time: 1 GiB in float32."""
+
 
 class KVCache(NamedTuple):
-    """Keys and values of all layers: [layers P L K D] or [layers P G T K D]."""
+    """Keys and values of all layers, [layers P L K D]; in a layer also [P G T K D]."""
 
     keys: Float[Array, "layers ..."]
     values: Float[Array, "layers ..."]
 
 
-def empty_cache(
-    layers: int, kv_heads: int, head_dim: int, P: int, G: int, T: int, dtype: jnp.dtype
-) -> KVCache:
-    """Room for T tokens of each of P * G responses."""
-    shape = (layers, P, G, T, kv_heads, head_dim)
-    return KVCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
-
-
-def written(cache: KVCache, new: KVCache, offset: Int[Array, ""] | int) -> KVCache:
-    """The cache with the new tokens in slots offset, offset + 1, ..."""
-    start = (0, 0, 0, offset, 0, 0)
-    parts = [
-        jax.lax.dynamic_update_slice(old, part.astype(old.dtype), start)
-        for old, part in zip(cache, new, strict=True)
-    ]
-    return KVCache(*parts)
-
-
 def in_slots(
-    features: Float[Array, "P M H"], slots: Int[Array, "P L"], dtype: jnp.dtype
+    features: Float[Array, "K M H"], slots: Int[Array, "P L"], dtype: jnp.dtype
 ) -> Float[Array, "P L H"]:
-    """Feature m where a slot is m + 1; 0 where it is 0, text."""
+    """Feature m of the prompt's pack where a slot is m + 1; 0 where it is 0, text."""
     table = jnp.pad(features, ((0, 0), (1, 0), (0, 0)))
-    spliced = jnp.take_along_axis(table, slots[..., None], axis=1)
-    return spliced.astype(dtype)
+    index = slots.reshape(table.shape[0], -1, 1)  # of the prompts of a pack
+    spliced = jnp.take_along_axis(table, index, axis=1)
+    return spliced.reshape(*slots.shape, -1).astype(dtype)
 
 
 def attend(
@@ -100,16 +86,52 @@ def _over_heads(mask: Bool[Array, "..."]) -> Bool[Array, "..."]:
 
 
 def attend_within(
-    queries: Float[Array, "B S heads D"],
+    queries: Float[Array, "S N heads D"],
+    keys: Float[Array, "S N heads D"],
+    values: Float[Array, "S N heads D"],
+    frames: Int[Array, "S N"],
+) -> Float[Array, "S N heads D"]:
+    """Each patch to those of its picture, in its tile of N rows; 0 in `frames` is none.
+
+    At most `LOGITS` logits at a time, or those of one query: some tiles at a time, and
+    of a tile that is too large some queries at a time.
+    """
+    tiles, rows, heads, _ = queries.shape
+    each = heads * rows**2
+    if tiles * each <= LOGITS:
+        return _attend_pictures(queries, keys, values, frames, frames)
+    cuts = [n for n in range(1, rows + 1) if rows % n == 0]
+    pieces = next((n for n in cuts if each // n <= LOGITS), rows)
+
+    def tile(one: tuple[Array, Array, Array, Array]) -> Array:
+        q, k, v, picture = one
+
+        @jax.checkpoint
+        def piece(some: tuple[Array, Array]) -> Array:
+            attended = _attend_pictures(
+                some[0][None], k[None], v[None], some[1][None], picture[None]
+            )
+            return attended[0]
+
+        some = (a.reshape(pieces, -1, *a.shape[1:]) for a in (q, picture))
+        return jax.lax.map(piece, tuple(some)).reshape(q.shape)
+
+    some = max(1, LOGITS // each)
+    return jax.lax.map(tile, (queries, keys, values, frames), batch_size=some)
+
+
+def _attend_pictures(
+    queries: Float[Array, "B Q heads D"],
     keys: Float[Array, "B S heads D"],
     values: Float[Array, "B S heads D"],
+    asking: Int[Array, "B Q"],
     frames: Int[Array, "B S"],
-) -> Float[Array, "B S heads D"]:
+) -> Float[Array, "B Q heads D"]:
     """softmax(q k^T / sqrt(D)) v over keys of the same picture, softmax in float32."""
     logits = jnp.einsum(
         "bqhd,bkhd->bhqk", queries, keys, preferred_element_type=jnp.float32
     )
-    same = (frames[:, :, None] == frames[:, None, :]) & (frames > 0)[:, None, :]
+    same = (asking[:, :, None] == frames[:, None, :]) & (frames > 0)[:, None, :]
     # A finite floor: padding has no key at all, and its softmax must not be NaN.
     logits = jnp.where(same[:, None], logits * queries.shape[-1] ** -0.5, -1e30)
     weights = jax.nn.softmax(logits, axis=-1).astype(values.dtype)

@@ -78,10 +78,20 @@ class FrontEnd(NamedTuple):
 
 
 def pack(
-    pictures: Sequence[LaidOut], *, budget: int, group: int, patch_values: int
+    pictures: Sequence[LaidOut],
+    *,
+    budget: int,
+    group: int,
+    patch_values: int,
+    starts: Sequence[int] | None = None,
 ) -> PackedImages:
-    """The pictures behind each other in `budget` rows; the rest is padding."""
-    need = sum(len(picture.patches) for picture in pictures)
+    """The pictures in `budget` rows, from the given rows on; the rest is padding.
+
+    They lie behind each other where no `starts` are given.
+    """
+    ends = np.cumsum([0, *(len(picture.patches) for picture in pictures)])
+    starts = ends[:-1] if starts is None else starts
+    need = int(ends[-1])
     if need > budget:
         raise ValueError(
             f"{len(pictures)} pictures need {need} patches, the budget is {budget}. "
@@ -90,14 +100,13 @@ def pack(
     patches = np.zeros((budget, patch_values), np.float32)
     coordinates = np.zeros((budget, 2), np.int32)
     frames = np.zeros(budget, np.int32)
-    merged_index, start = [], 0
-    for number, picture in enumerate(pictures, start=1):
+    merged_index = []
+    for number, (picture, start) in enumerate(zip(pictures, starts, strict=True), 1):
         rows = slice(start, start + len(picture.patches))
         patches[rows] = picture.patches
         coordinates[rows] = picture.coordinates
         frames[rows] = np.where(picture.real, number, 0)
         merged_index.append(start // group + picture.merged_index)
-        start = rows.stop
     return PackedImages(patches, coordinates, frames, tuple(merged_index))
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from vrl_jax.models.families import Spec, family_of
+from vrl_jax.models.families import Spec, family_from_config, family_of
 from vrl_jax.models.parameters import from_checkpoint, to_checkpoint
 from vrl_jax.models.policy import Params
 from vrl_jax.models.streaming import FileTensor
@@ -33,6 +33,7 @@ COMPANIONS = (
     "processor_config.json",
     "special_tokens_map.json",
     "tokenizer.json",
+    "tokenizer.model",
     "tokenizer_config.json",
     "video_preprocessor_config.json",
     "vocab.json",
@@ -66,7 +67,7 @@ def load(
         raise ValueError(f"There is no model folder {str(folder)!r}.")
     config = _json(folder / "config.json")
     try:
-        family = family_of(config)
+        family = family_from_config(config)
         spec = family.spec_from_config(config)
         table = family.parameter_table(spec)
         return spec, from_checkpoint(_tensors(folder), table, dtype, shardings)

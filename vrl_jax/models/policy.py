@@ -1,6 +1,6 @@
 """What the engine asks of a model, whichever family it is of."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
 
 Params = dict[str, Any]
@@ -22,11 +22,10 @@ class Policy(NamedTuple):
     """Pure functions of `params`; the family's spec is already applied.
 
     Scoring reads whole sequences:
-    encode_images(params, images)          -> features, a pytree of [P ...]
+    encode_images(params, images)          -> features, a pytree of [K ...]
     prefill(params, prompts, features)     -> hidden [P L H], prompt cache
-    extend(params, prompt_cache, prompt_mask, cache, offset, tokens, positions, shown)
-                                           -> hidden [P G S H], cache
-    init_cache(P, G, T, dtype)             -> cache for T tokens of P * G responses
+    extend(params, prompt_cache, prompt_mask, tokens, positions, shown)
+                                           -> hidden [P G T H], of whole responses
     head(params)                           -> [V H]
 
     Sampling writes one token in every slot at a time:
@@ -39,17 +38,47 @@ class Policy(NamedTuple):
     slots. `index` [B C] says which token of its sequence (0, 1, ...) a column holds, -1
     for none; the new tokens are in it. A token sees the tokens that are there.
 
-    `shown` is None, or slots [P G S] as in `Prompts` and the features of the pictures
+    `shown` is None, or slots [P G T] as in `Prompts` and the features of the pictures
     in the responses. What features are is the family's own business; the engine hands
-    them from the one function to the other, or repeats them along P. `hidden` is after
-    the final norm: logits are hidden @ head.T.
+    them from the one function to the other. A pack of pictures serves P / K consecutive
+    prompts, or responses. `hidden` is after the final norm: logits are hidden @ head.T.
     """
 
     encode_images: Callable
     prefill: Callable
     extend: Callable
-    init_cache: Callable
     head: Callable
     as_slots: Callable
     unstack: Callable
     decode: Callable
+
+
+def applied(
+    spec: Hashable,
+    *,
+    encode_images: Callable,
+    prefill: Callable,
+    extend: Callable,
+    head: Callable,
+    as_slots: Callable,
+    unstack: Callable,
+    decode: Callable,
+) -> Policy:
+    """A family's functions of (params, spec, ...), with its spec.
+
+    `as_slots` needs none. A family caches what this gives: the same spec must give the
+    same functions, so that jit finds what it compiled.
+    """
+
+    def with_spec(function: Callable) -> Callable:
+        return lambda params, *rest: function(params, spec, *rest)
+
+    return Policy(
+        encode_images=with_spec(encode_images),
+        prefill=with_spec(prefill),
+        extend=with_spec(extend),
+        head=with_spec(head),
+        as_slots=as_slots,
+        unstack=with_spec(unstack),
+        decode=with_spec(decode),
+    )

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from vrl_jax.models.attention import KVCache
 from vrl_jax.models.policy import Params, SlotCache
 
 
@@ -21,11 +22,9 @@ class LayerCache(NamedTuple):
     values: Float[Array, "B K C D"]
 
 
-def as_slots(
-    keys: Float[Array, "layers P L K D"], values: Float[Array, "layers P L K D"]
-) -> SlotCache:
-    """The layers apart, columns next to the head's width."""
-    turned = (jnp.einsum("nplkd->npkld", x) for x in (keys, values))
+def as_slots(prompt_cache: KVCache) -> SlotCache:
+    """A prompt cache [layers P L K D] with its layers apart, heads before columns."""
+    turned = (jnp.einsum("nplkd->npkld", x) for x in prompt_cache)
     return SlotCache(tuple(LayerCache(*pair) for pair in zip(*turned, strict=True)))
 
 

@@ -12,7 +12,7 @@ from vrl_jax.engine.decoding import Sampled
 from vrl_jax.engine.likelihood import first_positions
 from vrl_jax.engine.processing import encode
 from vrl_jax.engine.sampling import response_positions
-from vrl_jax.programs.single_turn import as_rollout, beside, response_keys, sample
+from vrl_jax.programs.groups import as_rollout, beside, response_keys, sample
 from vrl_jax.types import Prompts, Rollout, Sample
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Int, Key
 
 from vrl_jax.engine.actor import Actor
+from vrl_jax.engine.packing import packed, unpacked
 from vrl_jax.filters import mixed_groups
 from vrl_jax.types import Rollout, Sample
 
@@ -60,17 +61,17 @@ def dynamic_sampling(
     `max_rounds` batches. DAPO, equation 11, https://arxiv.org/abs/2503.14476; the
     limit is EasyR1's.
     """
-    kept, held = None, 0
+    kept: list[tuple[Rollout, np.ndarray]] = []
+    held = 0
     for number in range(max_rounds):
         rollout = act(actor, batches, jax.random.fold_in(key, number))
         wanted = len(rollout.prompts.tokens)
-        found = wanted + np.flatnonzero(keep(rollout))
-        groups = np.concatenate([np.arange(held), found])[:wanted]
-        held = len(groups)
-        groups = np.pad(groups, (0, wanted - held))  # one shape for every round
-        kept = _take(*_same_parts(kept or rollout, rollout), groups)
+        found = np.flatnonzero(keep(rollout))[: wanted - held]
+        if len(found):
+            kept.append((jax.device_get(rollout), found))
+            held += len(found)
         if held == wanted:
-            return kept
+            return _together(actor, kept)
     raise TooFewGroups(
         f"dynamic sampling kept {held} of {wanted * max_rounds} groups in {max_rounds} "
         f"rounds and needs {wanted}: the questions are too easy or too hard for the "
@@ -85,7 +86,7 @@ def _same_parts(*rollouts: Rollout) -> list[Rollout]:
         dataclasses.replace(
             rollout,
             reward_parts={
-                name: rollout.reward_parts.get(name, jnp.zeros_like(rollout.rewards))
+                name: rollout.reward_parts.get(name, np.zeros_like(rollout.rewards))
                 for name in names
             },
         )
@@ -93,16 +94,26 @@ def _same_parts(*rollouts: Rollout) -> list[Rollout]:
     ]
 
 
-@jax.jit
-def _take(kept: Rollout, new: Rollout, groups: Int[Array, " P"]) -> Rollout:
-    """The given groups of both rollouts together, renumbered."""
-    count = len(groups)
-    size = len(kept.tokens) // count
-    rows = (groups[:, None] * size + jnp.arange(size)).reshape(-1)
+def _together(
+    actor: Actor, kept: Sequence[tuple[Rollout, Int[np.ndarray, " groups"]]]
+) -> Rollout:
+    """The given groups of each rollout, renumbered.
 
-    def take(one: Array, other: Array) -> Array:
-        both = jnp.concatenate([one, other])
-        return both[groups if len(one) == count else rows]
-
-    taken = jax.tree.map(take, kept, new)
-    return dataclasses.replace(taken, group=jnp.repeat(jnp.arange(count), size))
+    On the host: their prompts are packed anew, in the smallest sizes that hold them.
+    """
+    room, front_end = actor.processor.room, actor.processor.front_end
+    rollouts = _same_parts(*(rollout for rollout, _ in kept))
+    alone, parts = [], []
+    for rollout, (_, groups) in zip(rollouts, kept, strict=True):
+        each = unpacked(front_end, rollout.prompts)
+        alone += [each[group] for group in groups]
+        size = len(rollout.tokens) // len(each)
+        rows = (groups[:, None] * size + np.arange(size)).reshape(-1)
+        bare = dataclasses.replace(rollout, prompts=None)
+        parts.append(jax.tree.map(lambda x, rows=rows: x[rows], bare))
+    together = dataclasses.replace(
+        jax.tree.map(lambda *x: np.concatenate(x), *parts),
+        prompts=packed(room, front_end, alone),
+        group=np.repeat(np.arange(len(alone)), size),
+    )
+    return jax.tree.map(jnp.asarray, together)

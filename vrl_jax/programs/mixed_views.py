@@ -8,10 +8,10 @@ from jaxtyping import Array, Key
 
 from vrl_jax.engine.actor import Actor
 from vrl_jax.engine.processing import encode
-from vrl_jax.programs.single_turn import as_rollout, beside, response_keys, sample
-from vrl_jax.types import Images, Rollout, Sample
+from vrl_jax.programs.groups import as_rollout, beside, response_keys, sample
+from vrl_jax.types import Images, Prompts, Rollout, Sample
 
-Pictures = Callable[[Actor, Key[Array, ""], Images], Images]
+Pictures = Callable[[Actor, Key[Array, ""], Prompts], Images]
 
 
 def mixed_views(
@@ -35,7 +35,7 @@ def mixed_views(
     sample_key, view_key = jax.random.split(key)
     keys = response_keys(samples, sample_key, group_size).reshape(len(samples), -1)
     clean, other = keys[:, : group_size - perturbed], keys[:, group_size - perturbed :]
-    images = pictures(actor, view_key, encoded.prompts.images)
+    images = pictures(actor, view_key, encoded.prompts)
     seen = dataclasses.replace(encoded.prompts, images=images)
     sampled = beside(
         len(samples),

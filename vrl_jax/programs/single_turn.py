@@ -1,20 +1,21 @@
 """One question, one answer, sampled G times."""
 
-import zlib
 from collections.abc import Iterator, Sequence
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Key
 
-from vrl_jax.engine import decoding
 from vrl_jax.engine.actor import Actor
-from vrl_jax.engine.decoding import Sampled
-from vrl_jax.engine.processing import Encoded, encode
-from vrl_jax.engine.sampling import row_keys
-from vrl_jax.rewards.combine import call_safely
-from vrl_jax.types import Episode, Prompts, Rollout, Sample, Turn
+from vrl_jax.engine.conversation import Ask
+from vrl_jax.engine.play import Steps
+from vrl_jax.engine.processing import question
+from vrl_jax.programs.acting import act
+from vrl_jax.types import Rollout, Sample
+
+
+def answer(sample: Sample) -> Steps:
+    """The question as the data set asks it."""
+    said = yield Ask(question(sample))
+    return (said,)
 
 
 def single_turn(
@@ -25,112 +26,4 @@ def single_turn(
     group_size: int,
 ) -> Rollout:
     """y_1..y_G ~ pi(. | images, question) for the next batch; R_i = reward(y_i)."""
-    samples = next(batches)
-    encoded = encode(actor.processor, samples)
-    keys = response_keys(samples, key, group_size)
-    sampled = sample(actor, encoded.prompts, keys)
-    return as_rollout(actor, samples, encoded, sampled)
-
-
-def response_keys(
-    samples: Sequence[Sample], key: Key[Array, ""], group_size: int
-) -> Key[Array, " B"]:
-    """One key a response, from its sample's id and its place in the group."""
-    numbers = np.array([zlib.crc32(s.id.encode()) for s in samples], np.uint32)
-    return row_keys(key, jnp.asarray(numbers), group_size)
-
-
-def sample(actor: Actor, prompts: Prompts, keys: Key[Array, " B"]) -> Sampled:
-    """One response a key, as many for each prompt."""
-    return decoding.sample(
-        actor.model(),
-        prompts,
-        keys,
-        actor.stop_ids,
-        temperature=actor.temperature,
-        top_k=actor.top_k,
-        top_p=actor.top_p,
-    )
-
-
-def beside(prompts: int, *parts: Sampled) -> Sampled:
-    """Responses from several sources, those to one prompt together."""
-
-    def join(*x: Array) -> Array:
-        # Counted, not -1: an array may be of no size.
-        groups = [a.reshape(prompts, len(a) // prompts, *a.shape[1:]) for a in x]
-        joined = jnp.concatenate(groups, axis=1)
-        return joined.reshape(prompts * joined.shape[1], *joined.shape[2:])
-
-    return jax.tree.map(join, *parts)
-
-
-def as_rollout(
-    actor: Actor, samples: Sequence[Sample], encoded: Encoded, sampled: Sampled
-) -> Rollout:
-    """The responses with their rewards, one group a sample; the observer is told."""
-    group_size = len(sampled.tokens) // len(samples)
-    groups = episodes(actor, samples, encoded, sampled, group_size)
-    scores = []
-    for group in groups:
-        scored = call_safely(actor.reward, group)
-        actor.observe(group, scored)
-        scores += scored
-    parts = sorted({name for score in scores for name in score} - {"overall"})
-
-    def column(name: str) -> Array:
-        return jnp.array([score.get(name, jnp.nan) for score in scores], jnp.float32)
-
-    return Rollout(
-        prompts=encoded.prompts,
-        tokens=sampled.tokens,
-        positions=sampled.positions,
-        mask=sampled.mask,
-        temperature=_temperature(actor, len(sampled.tokens)),
-        old_logprobs=sampled.logprobs,
-        extra_logprobs={},
-        rewards=column("overall"),
-        reward_parts={name: column(name) for name in parts},
-        group=jnp.repeat(jnp.arange(len(samples)), group_size),
-        log_kept=sampled.log_kept if narrowed(actor) else None,
-        states=sampled.noted if sampled.noted.shape[-1] else None,
-    )
-
-
-def narrowed(actor: Actor) -> bool:
-    """Whether it samples from less than its whole distribution."""
-    return actor.top_k > 0 or actor.top_p < 1
-
-
-def _temperature(actor: Actor, rows: int) -> Float[Array, " B"]:
-    return jnp.full(rows, actor.temperature, jnp.float32)
-
-
-def episodes(
-    actor: Actor,
-    samples: Sequence[Sample],
-    encoded: Encoded,
-    sampled: Sampled,
-    group_size: int,
-) -> list[list[Episode]]:
-    """The sampled tokens as text, one list a prompt. Stop tokens are not shown."""
-    tokens, mask, finished = map(
-        np.asarray, (sampled.tokens, sampled.mask, sampled.finished)
-    )
-    written = [
-        tuple(row[kept].tolist()) for row, kept in zip(tokens, mask, strict=True)
-    ]
-    texts = actor.processor.tokenizer.batch_decode(written, skip_special_tokens=True)
-    rows = [
-        Episode(
-            sample=samples[row // group_size],
-            prompt=encoded.texts[row // group_size],
-            turns=(Turn(texts[row], written[row]),),
-            finished=bool(finished[row]),
-            image_sizes=encoded.image_sizes[row // group_size],
-            step=actor.step,
-            total_steps=actor.total_steps,
-        )
-        for row in range(len(written))
-    ]
-    return [rows[i : i + group_size] for i in range(0, len(rows), group_size)]
+    return act(actor, batches, key, program=answer, group_size=group_size)

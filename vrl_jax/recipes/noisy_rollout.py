@@ -26,7 +26,7 @@ from vrl_jax import advantages, objectives, reductions, schedules, views
 from vrl_jax.programs.mixed_views import mixed_views
 from vrl_jax.training.iteration import Recipe, as_batch
 from vrl_jax.training.metrics import policy_metrics
-from vrl_jax.types import Images
+from vrl_jax.types import Images, Prompts
 
 
 def fading(step: int, total_steps: int) -> int:
@@ -40,9 +40,12 @@ def fading(step: int, total_steps: int) -> int:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _noised(
-    view: Callable, key: Key[Array, ""], images: Images, noise_std: Float[Array, ""]
+    view: Callable, key: Key[Array, ""], prompts: Prompts, noise_std: Float[Array, ""]
 ) -> Images:
-    return view(key, images, noise_std=noise_std)  # traced: one compilation for all
+    # The noise is traced: one compilation for all of the training.
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(prompts.tokens)))
+    noised = functools.partial(view, noise_std=noise_std)
+    return views.each_prompt(noised, keys, prompts.images)
 
 
 def noisy_rollout(
@@ -53,10 +56,10 @@ def noisy_rollout(
 ) -> Recipe:
     """`noise` says how many steps of diffusion, of the step and how many there are."""
 
-    def noised(actor, key, images):
+    def noised(actor, key, prompts):
         std = schedules.diffusion_noise_std(noise(actor.step, actor.total_steps))
         view = actor.painting(views.diffusion_noise)
-        return _noised(view, key, images, jnp.float32(std))
+        return _noised(view, key, prompts, jnp.float32(std))
 
     act = functools.partial(
         mixed_views,

@@ -56,7 +56,7 @@ def _scored(actor: Actor, rollout: Rollout, view: View, key: Key[Array, ""]) -> 
 
 
 def _drawn(actor: Actor, rollout: Rollout, view: View, key: Key[Array, ""]) -> Rollout:
-    images = look(view, key, rollout.prompts.images)
+    images = look(view, key, rollout.prompts)
     return dataclasses.replace(rollout, views={"blackened": images})
 
 

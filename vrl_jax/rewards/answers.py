@@ -206,14 +206,18 @@ def one_of(prediction: str | None, golds: Sequence[str]) -> bool:
     return prediction is not None and prediction.strip() in golds
 
 
-def span_in_caption(prediction: str, span: str, caption: str) -> bool:
+def span_in_caption(
+    prediction: str, span: str, caption: str, *, more_words: int = 10
+) -> bool:
     """The span stands in the prediction, and the prediction in the caption, in words.
 
-    So words around the span may be copied along. ViCrit,
-    https://arxiv.org/abs/2506.10128.
+    So words around the span may be copied along, but no more than `more_words`: the
+    whole caption is no answer. ViCrit, https://arxiv.org/abs/2506.10128, which sets no
+    bound.
     """
     p, s, c = (
         " ".join(re.sub(r"^[\s\[\"']+|[\s\]\"']+$", "", text).lower().split())
         for text in (prediction, span, caption)
     )
-    return s != "" and f" {s} " in f" {p} " and f" {p} " in f" {c} "
+    short = len(p.split()) <= len(s.split()) + more_words
+    return s != "" and short and f" {s} " in f" {p} " and f" {p} " in f" {c} "

@@ -52,6 +52,21 @@ def union_iou(predicted: Boxes, gold: Boxes) -> Float[Array, ""]:
     return geometry.union_iou(predicted.boxes, predicted.mask, gold.boxes, gold.mask)
 
 
+def without_ignored(predicted: Boxes, ignored: Boxes, *, share: float = 0.5) -> Boxes:
+    """The predictions but for those with `share` of their area in an ignored region.
+
+    Regions of a crowd that nobody annotated: what lies there is neither hit nor miss.
+    The rule of crowd regions in
+    https://github.com/cocodataset/cocoapi/blob/master/PythonAPI/pycocotools/cocoeval.py
+    """
+    a, b = geometry.pairwise(predicted.boxes, ignored.boxes)
+    inside = geometry.area(geometry.intersection(a, b))
+    inside = jnp.where(ignored.mask, inside, 0).max(-1)
+    own = geometry.area(predicted.boxes)
+    dropped = (own > 0) & (inside >= share * own)
+    return dataclasses.replace(predicted, mask=predicted.mask & ~dropped)
+
+
 def precision_recall_f1(
     hits: Float[Array, ""], predicted: Boxes, gold: Boxes
 ) -> tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""]]:

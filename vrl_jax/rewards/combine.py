@@ -164,8 +164,7 @@ def call_safely(reward: Reward, episodes: Sequence[Episode]) -> list[dict[str, f
     with `errors` 1: a 0 for a response that nobody judged would teach against it.
     """
     try:
-        scores = [as_parts(score) for score in reward(episodes)]
-        _check(scores, len(episodes))
+        scores = score_group(reward, episodes)
     except Exception:
         _log.exception("the reward of sample %r failed", episodes[0].sample.id)
         failed = {"overall": math.nan, "unscored": 1.0, "errors": 1.0}
@@ -176,11 +175,18 @@ def call_safely(reward: Reward, episodes: Sequence[Episode]) -> list[dict[str, f
     ]
 
 
-def _check(scores: Sequence[Mapping[str, float]], expected: int) -> None:
-    if len(scores) != expected or any(
+def score_group(reward: Reward, episodes: Sequence[Episode]) -> list[dict[str, float]]:
+    """The scores as named numbers.
+
+    Raises what the reward raises, and `ValueError` where it does not give one score
+    with an `overall`, finite or NaN for unscored, for each of the episodes.
+    """
+    scores = [as_parts(score) for score in reward(episodes)]
+    if len(scores) != len(episodes) or any(
         math.isinf(score.get("overall", math.inf)) for score in scores
     ):
         raise ValueError(
             f"a reward gives one score with an `overall`, finite or NaN for unscored, "
-            f"for each of the {expected} episodes, got {scores}."
+            f"for each of the {len(episodes)} episodes, got {scores}."
         )
+    return scores

@@ -7,6 +7,7 @@ never as the only reward: https://arxiv.org/abs/2306.05685 lists its biases.
 """
 
 import asyncio
+import base64
 import contextlib
 import dataclasses
 import hashlib
@@ -19,7 +20,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import httpx
 
@@ -232,18 +233,32 @@ class Judge:
             os.close(descriptor)
 
 
-def same_answer(judge: Judge, *, prompt: str = PROMPT) -> Reward:
+class AnswersQuestions(Protocol):
+    """What a judge is to a reward: this one, or `vrl_jax.engine.judging.ModelJudge`."""
+
+    def verdicts(self, questions: Sequence[Sequence[Message]]) -> list[float]:
+        """One number for each list of chat messages, NaN where there is none."""
+
+
+def judged(
+    judge: AnswersQuestions, ask: Callable[[Episode], Sequence[Message]]
+) -> Reward:
+    """The judge's verdict on each response, of which `ask` makes a question."""
+    return lambda episodes: judge.verdicts([ask(episode) for episode in episodes])
+
+
+def same_answer(judge: AnswersQuestions, *, prompt: str = PROMPT) -> Reward:
     """1 where the judge finds the response's answer to be the row's, NaN unscored.
 
     `prompt` is formatted with `question`, `answer` and `response`.
     """
+    return judged(judge, lambda e: [{"role": "user", "content": _filled(prompt, e)}])
 
-    def reward(episodes: Sequence[Episode]) -> list[float]:
-        return judge.verdicts(
-            [[{"role": "user", "content": _filled(prompt, e)}] for e in episodes]
-        )
 
-    return reward
+def picture_part(image: bytes) -> Message:
+    """An encoded picture as a part of a message's content."""
+    url = "data:image/png;base64," + base64.b64encode(image).decode()
+    return {"type": "image_url", "image_url": {"url": url}}
 
 
 def _filled(prompt: str, episode: Episode) -> str:

@@ -274,7 +274,8 @@ def adaptive_weight(
     """max(0, w + eta (accuracy - reference)): the next weight of a term -w L.
 
     The penalty grows only while accuracy holds: a Lagrangian of "be short, and no
-    worse than `reference`".
+    worse than `reference`". The idea of https://arxiv.org/abs/2505.18298; the form is
+    ours.
     """
     return jnp.maximum(weight + eta * (accuracy - reference), 0)
 

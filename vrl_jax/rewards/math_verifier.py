@@ -6,18 +6,23 @@ process of its own kind: a hanging or crashing one costs one answer.
 """
 
 import contextlib
+import functools
+import itertools
 import json
 import queue
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 MAX_LENGTH = 20_000
 """Characters of a text that is read at all; the parser is slower than linear."""
+
+MAX_PIECE = 16
+"""Pairs that go to a process at a time: fewer waits for each other."""
 
 _SCRIPT = Path(__file__).with_name("math_worker.py")
 
@@ -77,29 +82,39 @@ class MathVerifier:
         return self._all("difference", pairs)
 
     def _all(self, operation: str, pairs: Sequence[tuple[str, str]]) -> list[Verdict]:
-        verdicts = {
-            pair: self._threads.submit(self._one, operation, pair)
-            for pair in dict.fromkeys(pairs)
-        }
-        return [verdicts[pair].result() for pair in pairs]
+        distinct = list(dict.fromkeys(pairs))
+        size = min(MAX_PIECE, max(-(-len(distinct) // self._workers), 1))
+        pieces = [distinct[i : i + size] for i in range(0, len(distinct), size)]
+        compare = functools.partial(self._piece, operation)
+        verdicts = itertools.chain.from_iterable(self._threads.map(compare, pieces))
+        found = dict(zip(distinct, verdicts, strict=True))
+        return [found[pair] for pair in pairs]
 
-    def _one(self, operation: str, pair: tuple[str, str]) -> Verdict:
-        if max(map(len, pair)) > MAX_LENGTH:
-            return Verdict(False, f"longer than {MAX_LENGTH} characters")
+    def _piece(self, operation: str, pairs: Sequence[tuple[str, str]]) -> list[Verdict]:
+        """The verdicts of some pairs by one process, or by as many as it takes."""
         worker = self._idle.get()
+        verdicts = [
+            Verdict(False, f"longer than {MAX_LENGTH} characters")
+            if max(map(len, pair)) > MAX_LENGTH
+            else None
+            for pair in pairs
+        ]
+        left = [place for place, verdict in enumerate(verdicts) if verdict is None]
         try:
-            worker = worker or _start(*self._limits)
-            reply = _ask(worker, json.dumps([operation, *pair]))
-            if reply:
-                return Verdict(*json.loads(reply))
-            code = worker.wait()
-            _end(worker)
-            worker = None
-            return Verdict(
-                False, "time-out" if code == -signal.SIGALRM else f"crash ({code})"
-            )
+            while left:
+                worker = worker or _start(*self._limits)
+                asked = [json.dumps([operation, *pairs[place]]) for place in left]
+                for reply in _ask(worker, asked):
+                    verdicts[left.pop(0)] = Verdict(*json.loads(reply))
+                if left:  # it died of the next one, which costs that answer alone
+                    code = worker.wait()
+                    _end(worker)
+                    worker = None
+                    why = "time-out" if code == -signal.SIGALRM else f"crash ({code})"
+                    verdicts[left.pop(0)] = Verdict(False, why)
         finally:
             self._idle.put(worker)
+        return verdicts
 
 
 def _start(seconds: float, memory: int) -> subprocess.Popen:
@@ -120,14 +135,20 @@ def _start(seconds: float, memory: int) -> subprocess.Popen:
     return worker
 
 
-def _ask(worker: subprocess.Popen, request: str) -> str:
-    """One line back; empty where the process died instead."""
-    try:
-        worker.stdin.write(request + "\n")
+def _ask(worker: subprocess.Popen, requests: Sequence[str]) -> Iterator[str]:
+    """A line back for each request, fewer where the process died of one.
+
+    All are written at once: a reply is short, so that the process can always write it
+    and goes on reading.
+    """
+    with contextlib.suppress(BrokenPipeError):
+        worker.stdin.write("".join(request + "\n" for request in requests))
         worker.stdin.flush()
-    except BrokenPipeError:
-        return ""
-    return worker.stdout.readline()
+    for _ in requests:
+        reply = worker.stdout.readline()
+        if not reply.endswith("\n"):
+            return
+        yield reply
 
 
 def _end(worker: subprocess.Popen | None) -> None:

@@ -6,18 +6,30 @@ code that never comes back to the interpreter, and leaves nothing running when t
 parent has died.
 """
 
+import functools
 import json
 import logging
 import os
+import re
 import resource
 import signal
 import sys
 
 import sympy
-from math_verify import parse, verify
+from latex2sympy2_extended.latex2sympy2 import _Latex2Sympy
+from math_verify import parse, parser, verify
 
 MAX_DEPTH = 200
 """Brackets in brackets: the parser's time grows faster than their number."""
+
+REMEMBERED = 4096
+"""Formulas whose reading is kept: a group's answers share their gold."""
+
+_PLAIN = re.compile(
+    r"(-?)(?:([0-9]{1,30})|([0-9]{0,30}\.[0-9]{1,30})"
+    r"|(?:\\frac\{(-?[0-9]{1,30})\}\{([0-9]{1,30})\}|([0-9]{1,30})/([0-9]{1,30})))"
+)
+_read_in_full = parser.parse_latex_cached.__wrapped__
 
 
 def math_verify_equal(prediction: str, gold: str) -> tuple[bool, str]:
@@ -29,13 +41,18 @@ def math_verify_equal(prediction: str, gold: str) -> tuple[bool, str]:
     """
     if max(map(depth, (prediction, gold))) > MAX_DEPTH:
         return False, f"brackets nest more than {MAX_DEPTH} deep"
-    expected = parse(gold, parsing_timeout=None)
+    expected = list(_parsed(gold))
     if not expected:
         return False, "gold does not parse"
-    found = parse(prediction, parsing_timeout=None)
+    found = list(_parsed(prediction))
     if "%" not in prediction + gold and are_other_numbers(expected, found):
         return False, ""
     return bool(verify(expected, found, timeout_seconds=None)), ""
+
+
+@functools.lru_cache(maxsize=REMEMBERED)
+def _parsed(text: str) -> tuple:
+    return tuple(parse(text, parsing_timeout=None))
 
 
 def are_other_numbers(expected: list, found: list) -> bool:
@@ -73,7 +90,7 @@ def difference_is_zero(prediction: str, gold: str) -> tuple[bool, str]:
 def _expression(text: str) -> sympy.Expr | None:
     """The text's first reading, if that is an expression."""
     latex = text.replace("sqrt(", r"\sqrt(").replace("pi", r"\pi ")
-    found = parse(f"${latex}$", parsing_timeout=None)
+    found = _parsed(f"${latex}$")
     return found[0] if found and isinstance(found[0], sympy.Expr) else None
 
 
@@ -89,6 +106,77 @@ def depth(text: str) -> int:
     return deepest
 
 
+def hasten() -> None:
+    """Lets math-verify read LaTeX in a third of the time, with the same results.
+
+    The version is pinned; a test compares what is read with and without this.
+    """
+    parser.parse_latex_cached = read_latex
+
+
+def read_latex(latex: str) -> sympy.Basic:
+    """What `math_verify.parser.parse_latex_cached` reads, or its exception."""
+    found = _read_once(latex)
+    if isinstance(found, Exception):
+        raise found
+    return found
+
+
+@functools.lru_cache(maxsize=REMEMBERED)
+def _read_once(latex: str) -> sympy.Basic | Exception:
+    """Plain numbers at sight; else a quick parse, and the full one where that fails."""
+    number = plain_number(latex)
+    if number is not None:
+        return number
+    try:
+        is_real = not parser.should_treat_as_complex(latex)
+        return _Quick(is_real=is_real, convert_degrees=False).parse(latex)
+    except Exception:
+        pass  # only the full parser can say that this is no formula
+    try:
+        return _read_in_full(latex)
+    except Exception as error:
+        return error.with_traceback(None)
+
+
+class _Quick(_Latex2Sympy):
+    """latex2sympy with ANTLR's SLL prediction, and numbers that are read at sight.
+
+    Where SLL finds a tree it is the one that full prediction finds, else it reports an
+    error: https://www.antlr.org/api/Java/org/antlr/v4/runtime/atn/PredictionMode.html
+    """
+
+    def create_parser(self, latex_str: str) -> object:
+        """The same parser in the quicker mode."""
+        made = super().create_parser(latex_str)
+        full = made._interp.predictionMode
+        made._interp.predictionMode = type(full).SLL
+        return made
+
+    def parse_number(self, text: str) -> sympy.Number:
+        """Without sympy's evaluation of the digits as a Python expression."""
+        is_number = re.fullmatch(r"[0-9]{1,30}|[0-9]{0,30}\.[0-9]{1,30}", text)
+        return plain_number(text) if is_number else super().parse_number(text)
+
+
+def plain_number(latex: str) -> sympy.Number | None:
+    """An integer, decimal or quotient of integers as latex2sympy reads it, or None."""
+    found = _PLAIN.fullmatch(latex)
+    if not found:
+        return None
+    minus, integer, decimal, *quotients = found.groups()
+    if integer:
+        number = sympy.Integer(integer)
+    elif decimal:
+        number = sympy.Float(decimal)
+    else:
+        above, below = (int(part) for part in quotients if part)
+        if not below:
+            return None
+        number = sympy.Rational(above, below)
+    return -number if minus else number
+
+
 OPERATIONS = {"math_verify": math_verify_equal, "difference": difference_is_zero}
 
 
@@ -100,6 +188,7 @@ def main() -> None:
     )
     # math-verify warns that its own time-outs, alarm handlers in Python, are off.
     logging.disable(logging.WARNING)
+    hasten()
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever a parser prints is not a reply
     print("ready", file=replies, flush=True)

@@ -92,15 +92,16 @@ def first_point(text: str) -> tuple[float, float] | None:
     None for any other count of numbers: a wrong reading must not be paid.
     """
     found = json_in(text)
-    for item in found if isinstance(found, list) else [found]:
+    several = isinstance(found, list) and not _numbers(found, 4)
+    for item in found if several else [found]:
         if isinstance(item, Mapping):
             point = _first_of(item, _POINT_KEYS, 2)
             if point is not None:
                 return float(point[0]), float(point[1])
-            detection = _detection(item)
-            if detection is not None:
-                x1, y1, x2, y2 = detection.box
-                return (x1 + x2) / 2, (y1 + y2) / 2
+        detection = _detection(item)
+        if detection is not None:
+            x1, y1, x2, y2 = detection.box
+            return (x1 + x2) / 2, (y1 + y2) / 2
     tagged = answer_tag(text)
     numbers = _NUMBER.findall(text if tagged is None else tagged)
     return (float(numbers[0]), float(numbers[1])) if len(numbers) == 2 else None

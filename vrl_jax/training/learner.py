@@ -98,12 +98,16 @@ def make_learner(
 
 
 def split(batch: Batch, pieces: int) -> list[Batch]:
-    """`pieces` equal parts with whole groups, in order. `ValueError` if uneven."""
-    count = batch.prompts.tokens.shape[0]
-    if count % pieces:
+    """`pieces` equal parts with whole groups and packs, in order.
+
+    `ValueError` if uneven.
+    """
+    count, packs = batch.prompts.tokens.shape[0], batch.prompts.images.frames.shape[0]
+    if packs % pieces:
         raise ValueError(
-            f"a batch of {count} prompts does not split into {pieces} equal parts; "
-            "choose prompts_per_step, minibatches and micro_batches that divide."
+            f"a batch of {count} prompts in {packs} packs does not split into {pieces} "
+            "equal parts; choose prompts_per_step, prompts_per_pack, minibatches and "
+            "micro_batches that divide."
         )
     return [
         jax.tree.map(lambda x: x.reshape(pieces, -1, *x.shape[1:])[i], batch)  # noqa: B023

@@ -15,6 +15,7 @@ from vrl_jax.engine.actor import Actor
 from vrl_jax.models.policy import Params
 from vrl_jax.models.trained import Trains, everything
 from vrl_jax.training import checkpoint, files
+from vrl_jax.training.ahead import Ahead
 from vrl_jax.training.data import sample_stream
 from vrl_jax.training.iteration import Recipe, iteration
 from vrl_jax.training.learner import Learner, make_learner
@@ -115,7 +116,12 @@ def train(
                 minibatches=stage.minibatches,
                 micro_batches=stage.micro_batches,
             )
-            stream = sample_stream(stage.samples, seed=seed)
+            stream = Ahead(
+                sample_stream(stage.samples, seed=seed),
+                actor.processor,
+                stage.prompts_per_step,
+            )
+            plays = dataclasses.replace(actor, processor=stream.processor)
             done, before = 0, sum(earlier.steps for earlier in stages[:number])
             if newest is not None and number == saved["stage"]:
                 learner = checkpoint.restore_fixed(folder, number, learner)
@@ -126,7 +132,7 @@ def train(
                 checkpoint.save_fixed(folder, number, learner)
             key = jax.random.fold_in(jax.random.key(seed), number)
             steps = run_stage(
-                stage, actor, learner, stream, key, done, folder, evaluate
+                stage, plays, learner, stream, key, done, folder, evaluate
             )
             for step, learner in steps:
                 if step == stage.steps or step % checkpoint_every == 0:
@@ -137,6 +143,7 @@ def train(
                         "files": files.sizes(lines),
                     }
                     checkpoint.save(manager, before + step, learner, state)
+            stream.close()
             ended(stage, learner)
             actor = dataclasses.replace(actor, params=stage.result(learner))
     return actor

@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from vrl_jax.models.config import needed, supported
 from vrl_jax.models.qwen_vl.families import FAMILIES, Family
 from vrl_jax.models.qwen_vl.layers import interleaved_sections
 from vrl_jax.models.qwen_vl.spec import CHANNELS, QwenSpec, TextSpec, VisionSpec
@@ -30,42 +31,25 @@ TOKEN_KEYS = {
 }
 
 
-def _needed(config: Mapping[str, Any], part: str, name: str) -> Any:
-    if config.get(name) is None:
-        raise ValueError(
-            f"config.json lacks {name!r} in {part}. The library's defaults differ from "
-            "the released models, so none is assumed: add the key."
-        )
-    return config[name]
-
-
-def _supported(name: str, value: Any, *allowed: Any) -> None:
-    if value not in allowed:
-        raise ValueError(
-            f"config.json says {name} = {value!r}; supported here: "
-            f"{', '.join(map(repr, allowed))}."
-        )
-
-
 def spec_from_config(config: Mapping[str, Any]) -> QwenSpec:
     """The spec of a parsed `config.json`; the family is that of its model type."""
     families = {family.model_type: family for family in FAMILIES}
-    _supported("model_type", config.get("model_type"), *families)
+    supported("model_type", config.get("model_type"), *families)
     family = families[config["model_type"]]
     text = config.get("text_config") or config
     where = "text_config" if config.get("text_config") else "the root"
-    vision = _needed(config, "the root", "vision_config")
-    out_width = _needed(vision, "vision_config", family.vision_out_key)
-    width = _needed(text, where, "hidden_size")
-    _supported(f"vision {family.vision_out_key}", out_width, width)
+    vision = needed(config, "the root", "vision_config")
+    out_width = needed(vision, "vision_config", family.vision_out_key)
+    width = needed(text, where, "hidden_size")
+    supported(f"vision {family.vision_out_key}", out_width, width)
     tied = config.get("tie_word_embeddings", text.get("tie_word_embeddings"))
     return QwenSpec(
         vision=_vision_from_config(vision, family),
         text=_text_from_config(text, where, family),
-        tied=_needed({"tie_word_embeddings": tied}, "the root", "tie_word_embeddings"),
+        tied=needed({"tie_word_embeddings": tied}, "the root", "tie_word_embeddings"),
         family=family,
         **{
-            ours: _needed(config, "the root", theirs)
+            ours: needed(config, "the root", theirs)
             for ours, theirs in TOKEN_KEYS.items()
         },
     )
@@ -73,11 +57,11 @@ def spec_from_config(config: Mapping[str, Any]) -> QwenSpec:
 
 def _vision_from_config(vision: Mapping[str, Any], family: Family) -> VisionSpec:
     activation = family.vision_activation
-    _supported("vision hidden_act", vision.get("hidden_act", activation), activation)
+    supported("vision hidden_act", vision.get("hidden_act", activation), activation)
     channels = vision.get("in_channels", vision.get("in_chans", CHANNELS))
-    _supported("vision in_channels", channels, CHANNELS)
+    supported("vision in_channels", channels, CHANNELS)
     values = {
-        ours: _needed(vision, "vision_config", theirs)
+        ours: needed(vision, "vision_config", theirs)
         for ours, theirs in family.vision_keys
     }
     keys = dict(family.vision_keys)
@@ -85,7 +69,7 @@ def _vision_from_config(vision: Mapping[str, Any], family: Family) -> VisionSpec
         values["mlp"] = int(values["width"] * values["mlp"])
     if "table_side" in keys:
         values["table_side"] = math.isqrt(rows := values["table_side"])
-        _supported(keys["table_side"], rows, values["table_side"] ** 2)
+        supported(keys["table_side"], rows, values["table_side"] ** 2)
     blocks = {name: tuple(values[name]) for name in _BLOCKS if name in keys}
     return VisionSpec(**values | blocks)
 
@@ -98,22 +82,22 @@ def _text_from_config(text: Mapping[str, Any], where: str, family: Family) -> Te
     """
     rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
     kind = rope.get("rope_type", rope.get("type", "default"))
-    _supported("rope type", kind, "default", "mrope")
-    _supported("hidden_act", text.get("hidden_act", "silu"), "silu")
-    _supported("use_sliding_window", bool(text.get("use_sliding_window")), False)
+    supported("rope type", kind, "default", "mrope")
+    supported("hidden_act", text.get("hidden_act", "silu"), "silu")
+    supported("use_sliding_window", bool(text.get("use_sliding_window")), False)
     bias = text.get("attention_bias", family.qkv_bias)
-    _supported("attention_bias", bias, family.qkv_bias)
+    supported("attention_bias", bias, family.qkv_bias)
     interleaved = family.sections is interleaved_sections
     given = bool(rope.get("mrope_interleaved", interleaved))
-    _supported("mrope_interleaved", given, interleaved)
+    supported("mrope_interleaved", given, interleaved)
     sections = rope.get("mrope_section") or family.default_sections
     return TextSpec(
-        **{ours: _needed(text, where, theirs) for ours, theirs in TEXT_KEYS.items()},
-        rope_theta=float(_needed({**text, **rope}, where, "rope_theta")),
+        **{ours: needed(text, where, theirs) for ours, theirs in TEXT_KEYS.items()},
+        rope_theta=float(needed({**text, **rope}, where, "rope_theta")),
         rope_sections=tuple(
-            _needed({"mrope_section": sections}, where, "mrope_section")
+            needed({"mrope_section": sections}, where, "mrope_section")
         ),
-        head_width=_needed(text, where, "head_dim") if family.nested_text else 0,
+        head_width=needed(text, where, "head_dim") if family.nested_text else 0,
     )
 
 

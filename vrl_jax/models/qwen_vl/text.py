@@ -12,20 +12,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from vrl_jax.models import slots as slot_caches
-from vrl_jax.models.attention import KVCache, attend, empty_cache, in_slots, written
+from vrl_jax.models.attention import KVCache, attend, in_slots
 from vrl_jax.models.layers import linear, rms_norm, rotate, swiglu
 from vrl_jax.models.policy import Params, SlotCache
 from vrl_jax.models.qwen_vl.spec import QwenSpec
 from vrl_jax.models.qwen_vl.vision import Features
 from vrl_jax.types import Prompts
-
-
-def init_cache(
-    spec: QwenSpec, P: int, G: int, T: int, dtype: jnp.dtype = jnp.float32
-) -> KVCache:
-    """Room for T tokens of each of P * G responses."""
-    text = spec.text
-    return empty_cache(text.layers, text.kv_heads, text.head_dim, P, G, T, dtype)
 
 
 def head(params: Params, spec: QwenSpec) -> Float[Array, "V H"]:
@@ -65,36 +57,23 @@ def extend(
     spec: QwenSpec,
     prompt_cache: KVCache,
     prompt_mask: Bool[Array, "P L"],
-    cache: KVCache,
-    offset: Int[Array, ""] | int,
-    tokens: Int[Array, "P G S"],
-    positions: Int[Array, "P G S 3"],
-    shown: tuple[Int[Array, "P G S"], Features] | None = None,
-) -> tuple[Float[Array, "P G S H"], KVCache]:
-    """Reads S more tokens of every response, in slots offset ... offset + S - 1.
+    tokens: Int[Array, "P G T"],
+    positions: Int[Array, "P G T 3"],
+    shown: tuple[Int[Array, "P G T"], Features] | None = None,
+) -> Float[Array, "P G T H"]:
+    """Reads whole responses: a token sees its prompt, and its response up to itself.
 
-    A token sees its prompt, and the slots of its response up to its own. S = T reads
-    whole responses (`offset` is 0 then). `shown` are slots as in `Prompts`, and the
-    features [P * G M H] of the pictures that stand in the responses themselves.
+    `shown` are slots as in `Prompts`, and the features of the pictures that stand in
+    the responses themselves.
     """
-    before: list[tuple[KVCache, Array]] = [
-        (prompt_cache, prompt_mask[:, None, None, :])
-    ]
-    room = cache.keys.shape[3]
-    if tokens.shape[2] < room:  # else every slot is new
-        before.append((cache, jnp.arange(room) < offset))
     x, after_layer = params["text"]["embedding"][tokens], _nothing
     if shown is not None:
         x, after_layer = _spliced(x, *shown)
-    hidden, new = _decoder(
+    before = [(prompt_cache, prompt_mask[:, None, None, :])]
+    hidden, _ = _decoder(
         params["text"], spec, x, positions, jnp.array(True), before, after_layer
     )
-    return hidden, written(cache, new, offset)
-
-
-def as_slots(prompt_cache: KVCache) -> SlotCache:
-    """The prompts' keys and values as decoding reads them."""
-    return slot_caches.as_slots(prompt_cache.keys, prompt_cache.values)
+    return hidden
 
 
 def unstack(params: Params, spec: QwenSpec) -> Params:
@@ -135,9 +114,8 @@ def _spliced(
 ) -> tuple[Float[Array, "P G S H"], Callable[[Int[Array, ""], Array], Array]]:
     """Features in the place of embeddings, and what is added after layers."""
 
-    def placed(values: Float[Array, "B M H"]) -> Float[Array, "P G S H"]:
-        flat = slots.reshape(-1, slots.shape[-1])
-        return in_slots(values, flat, embedded.dtype).reshape(embedded.shape)
+    def placed(values: Float[Array, "K M H"]) -> Float[Array, "P G S H"]:
+        return in_slots(values, slots, embedded.dtype)
 
     levels = features.levels.shape[1]
 

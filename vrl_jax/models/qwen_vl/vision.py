@@ -7,6 +7,7 @@ https://arxiv.org/abs/2502.13923; learned positions and deepstack, section 2 of
 https://arxiv.org/abs/2511.21631.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -35,6 +36,12 @@ class Features(NamedTuple):
 def encode_images(params: Params, spec: QwenSpec, images: Images) -> Features:
     """Features of the merged tokens in packed order; 0 where there is only padding."""
     vision, family, tower = spec.vision, spec.family, params["vision"]
+    if not images.frames.size:  # a batch of text alone
+        packs, width = images.frames.shape[0], spec.text.width
+        return Features(
+            jnp.zeros((packs, 0, width)),
+            jnp.zeros((packs, len(vision.deepstack), 0, width)),
+        )
     real = images.frames > 0
     dtype = tower["patch_embed"]["kernel"].dtype
     # Padding may hold anything; what enters the tower from it is 0.
@@ -48,7 +55,7 @@ def encode_images(params: Params, spec: QwenSpec, images: Images) -> Features:
         hidden, taken = carry
         weights, full, level = layer
         normed = family.vision_norm(weights["norm1"], hidden, vision.eps)
-        attended = _attention(weights, normed, angles, images.frames, full, vision)
+        attended = _attention(weights, normed, angles, images, full, vision)
         hidden = hidden + linear(weights["out"], attended)
         normed = family.vision_norm(weights["norm2"], hidden, vision.eps)
         hidden = hidden + family.vision_mlp(weights, normed)
@@ -137,7 +144,7 @@ def _attention(
     weights: Params,
     x: Float[Array, "P N D"],
     angles: Float[Array, "P N half"],
-    frames: Int[Array, "P N"],
+    images: Images,
     full: Bool[Array, ""],
     vision: VisionSpec,
 ) -> Float[Array, "P N D"]:
@@ -154,16 +161,14 @@ def _attention(
 
     # The branch not taken would otherwise leave its attention weights, N^2 of them,
     # in every block's residuals.
-    @jax.checkpoint
-    def within_picture(q: Array, k: Array, v: Array) -> Array:
-        return attend_within(q, k, v, frames)
+    @functools.partial(jax.checkpoint, static_argnums=0)
+    def within(rows: int, q: Array, k: Array, v: Array) -> Array:
+        tiles = images.frames.reshape(-1, rows)
+        tiled = (a.reshape(*tiles.shape, *a.shape[2:]) for a in (q, k, v))
+        return attend_within(*tiled, tiles).reshape(q.shape)
 
-    @jax.checkpoint
-    def within_window(q: Array, k: Array, v: Array) -> Array:
-        windows = frames.reshape(-1, vision.window_patches)
-        tiled = (a.reshape(*windows.shape, *a.shape[2:]) for a in (q, k, v))
-        return attend_within(*tiled, windows).reshape(q.shape)
-
+    within_picture = functools.partial(within, images.block or x.shape[1])
+    within_window = functools.partial(within, vision.window_patches)
     if vision.window:
         attended = jax.lax.cond(
             full, within_picture, within_window, queries, keys, values

@@ -8,14 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vrl_jax.models.qwen_vl.policy import policy
+from vrl_jax.models.families import Spec, family_of
 from vrl_jax.models.qwen_vl.released import QWEN3_VL_2B
 from vrl_jax.models.qwen_vl.vision import interpolation
 from vrl_jax.types import Images, Prompts
 
 from .cases import (
+    EVERY,
     SPECS,
     Packed,
+    golden_name,
+    levels,
     outputs,
     pack,
     pack_images,
@@ -24,17 +27,23 @@ from .cases import (
     responses,
     row,
     small_spec,
+    token_by_token,
     two_rows,
 )
+
+
+def policy(spec: Spec):
+    return family_of(spec).policy(spec)
+
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
 
-@pytest.mark.parametrize("name", SPECS)
+@pytest.mark.parametrize("name", EVERY)
 def test_outputs_equal_recorded_torch(name):
     """Written by `python -m tests.parity.write_golden`, transformers 5.23, float32."""
-    spec, seed = SPECS[name], list(SPECS).index(name)
-    golden = np.load(GOLDEN / f"qwen_vl_{name}.npz")
+    spec, seed = EVERY[name], list(EVERY).index(name)
+    golden = np.load(GOLDEN / f"{golden_name(name)}.npz")
     got = outputs(
         spec,
         random_params(spec, seed),
@@ -51,10 +60,10 @@ def test_outputs_equal_recorded_torch(name):
     )
 
 
-@pytest.fixture(scope="module", params=["tied", "qwen3"])
+@pytest.fixture(scope="module", params=["tied", "qwen3", "gemma3"])
 def setting(request):
-    """Windows; deepstack and a layout without windows."""
-    spec = SPECS[request.param]
+    """Windows; deepstack and a layout without windows; windows of text."""
+    spec = EVERY[request.param]
     return spec, random_params(spec, 0), responses(0, (2, 2, 3))
 
 
@@ -105,7 +114,7 @@ def test_packed_equals_one_by_one(setting):
     spec, params, tokens = setting
     rows = [row(spec, 5, [(3, 5), (4, 2)]), row(spec, 6, [(2, 6)])]
     whole = outputs(spec, params, pack(spec, rows), tokens)
-    one = functools.partial(pack, spec, length=40, budget=4 * 64)
+    one = functools.partial(pack, spec, length=60, budget=4 * 64)
     for i, given in enumerate(rows):
         single = outputs(spec, params, one([given]), tokens[i : i + 1])
         _assert_same(single.prompt_logits[0], whole.prompt_logits[i])
@@ -135,38 +144,9 @@ def test_reading_a_response_equals_reading_it_as_prompt(setting):
 
 def test_token_by_token_equals_at_once(setting):
     spec, params, tokens = setting
-    packed, whole = pack(spec, two_rows(spec, 0)), policy(spec)
+    packed = pack(spec, two_rows(spec, 0))
     at_once = outputs(spec, params, packed, tokens).response_logits
-
-    @jax.jit
-    def step_by_step(params, prompts, start, tokens):
-        features = whole.encode_images(params, prompts.images)
-        _, prompt_cache = whole.prefill(params, prompts, features)
-
-        def step(offset, state):
-            cache, hidden = state
-            now = jax.lax.dynamic_slice_in_dim(tokens, offset, 1, axis=2)
-            positions = jnp.zeros((2, 2, 1, 3), int) + start[:, None, None, None]
-            new, cache = whole.extend(
-                params,
-                prompt_cache,
-                prompts.mask,
-                cache,
-                offset,
-                now,
-                positions + offset,
-            )
-            hidden = jax.lax.dynamic_update_slice(hidden, new, (0, 0, offset, 0))
-            return cache, hidden
-
-        # Slots that are not written yet must not be seen, whatever they hold.
-        empty = whole.init_cache(2, 2, 5, jnp.float32)
-        empty = jax.tree.map(lambda a: a + 1e3, empty)
-        state = empty, jnp.zeros((2, 2, 3, spec.text.width))
-        _, hidden = jax.lax.fori_loop(0, 3, step, state)
-        return hidden @ whole.head(params).T
-
-    got = step_by_step(params, packed.prompts, packed.next_position, tokens)
+    got = token_by_token(spec)(params, packed.prompts, packed.next_position, tokens)
     _assert_same(got, at_once)
 
 
@@ -246,13 +226,10 @@ def test_gradients_are_finite_and_ignore_padding(setting):
         def loss(params):
             features = whole.encode_images(params, prompts.images)
             _, prompt_cache = whole.prefill(params, prompts, features)
-            cache = whole.init_cache(2, 2, 3, jnp.float32)
-            hidden, _ = whole.extend(
+            hidden = whole.extend(
                 params,
                 prompt_cache,
                 prompts.mask,
-                cache,
-                0,
                 tokens,
                 jnp.zeros((2, 2, 3, 3), int),
             )
@@ -275,7 +252,7 @@ def test_half_precision_stays_near(setting):
     whole = policy(spec)
     features = whole.encode_images(half, packed.prompts.images)
     hidden, cache = whole.prefill(half, packed.prompts, features)
-    assert {features.main.dtype, hidden.dtype, cache.keys.dtype} == {
+    assert {levels(features).dtype, hidden.dtype, cache.keys.dtype} == {
         jnp.dtype("bfloat16")
     }
     expected = outputs(spec, params, packed, tokens).prompt_logits[1]

@@ -1,0 +1,371 @@
+"""Episodes of several turns: what is asked, what is read, and what becomes a row."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vrl_jax.engine.conversation import Ask, conversation, following, user
+from vrl_jax.engine.packing import packed
+from vrl_jax.engine.play import Limits, Outcome, OutOfRoom, play
+from vrl_jax.engine.processing import question, unpadded
+from vrl_jax.engine.rows import as_rollout
+from vrl_jax.types import Turn
+
+from ..fixtures import small
+
+KEY = jax.random.key(7)
+ROOM = Limits(row_tokens=64, blocks=2)
+BLANK = [{"overall": 0.0}]
+
+
+def look_again(sample):
+    """Three turns of one conversation, a picture after the first, text after it."""
+    first = yield Ask(question(sample))
+    here = (*question(sample), first, user("<image>And now?", [small.png(99, 56, 28)]))
+    second = yield Ask(here)
+    third = yield Ask((*here, second, user("So?")))
+    return first, second, third
+
+
+def two_minds(sample):
+    """A description, and an answer by one who only reads it: two conversations."""
+    seen = yield Ask(question(sample))
+    answer = yield Ask((user(f"Given {seen.text!r}. {sample.id}?"),))
+    return Outcome((seen, answer), {"length": len(seen.tokens)})
+
+
+def played(program, actor=None, *, group_size=2, limits=ROOM, **more):
+    return play(
+        actor or small.actor(),
+        program,
+        small.samples(),
+        KEY,
+        group_size=group_size,
+        limits=limits,
+        **more,
+    )
+
+
+def rolled(program, actor=None, *, rows=1, limits=ROOM, **more):
+    groups = played(program, actor, limits=limits, **more)
+    scores = BLANK * sum(map(len, groups))
+    return groups, as_rollout(
+        actor or small.actor(), groups, scores, rows=rows, limits=limits
+    )
+
+
+@pytest.fixture(scope="module")
+def looked():
+    return rolled(look_again)
+
+
+def test_scoring_equals_sampling_over_turns_with_a_picture_between(looked):
+    """Law 1."""
+    _, rollout = looked
+    mask = np.asarray(rollout.mask)
+    scored = small.actor().likelihood(rollout).logprobs
+    np.testing.assert_allclose(scored, rollout.old_logprobs, rtol=0, atol=1e-5)
+    assert not rollout.old_logprobs[~mask].any()
+    # Three answers a row: the policy's tokens come in three stretches.
+    starts = mask & ~np.pad(mask, ((0, 0), (1, 0)))[:, :-1]
+    np.testing.assert_array_equal(starts.sum(axis=1), 3)
+    image = small.spec().image_token
+    shown = np.asarray(rollout.tokens) == image
+    np.testing.assert_array_equal(shown.sum(axis=1), 2)  # 56 x 28: two merged tokens
+    np.testing.assert_array_equal(np.asarray(rollout.shown.slots) > 0, shown)
+    # Of what was drawn last nothing more is told.
+    for row, tokens in zip(mask, np.asarray(rollout.tokens), strict=True):
+        assert (tokens[np.flatnonzero(row)[-1] + 1 :] == 40).all()
+
+
+def test_one_forward_pass_over_the_whole_episode_says_the_same(looked):
+    """Positions and slots after the picture are those of one long prompt."""
+    groups, rollout = looked
+    actor = small.actor()
+    rows = [one.rows[0] for group in groups for one in group]
+    alone = [unpadded(actor.processor, row.whole) for row in rows]
+    room = ROOM.room(actor)._replace(prompts_per_pack=1)
+    prompts = packed(room, actor.processor.front_end, alone)
+
+    @jax.jit
+    def read(params, prompts):
+        features = actor.policy.encode_images(params, prompts.images)
+        hidden, _ = actor.policy.prefill(params, prompts, features)
+        logits = hidden @ actor.policy.head(params).T / actor.temperature
+        logits = jnp.where(actor.allowed, logits, -1e30)
+        chosen = jnp.roll(prompts.tokens, -1, axis=1)[..., None]
+        return jnp.take_along_axis(jax.nn.log_softmax(logits), chosen, axis=2)[..., 0]
+
+    logprobs = np.asarray(read(actor.params, prompts))
+    for number, row in enumerate(rows):
+        start = len(row.prompt.tokens)
+        where = np.flatnonzero(np.asarray(rollout.mask)[number])
+        np.testing.assert_allclose(
+            logprobs[number, start - 1 + where],
+            np.asarray(rollout.old_logprobs)[number, where],
+            atol=1e-5,
+        )
+        np.testing.assert_array_equal(
+            np.asarray(rollout.positions)[number, : len(row.whole.tokens) - start],
+            prompts.positions[number, start : len(row.whole.tokens)],
+        )
+
+
+def test_the_picture_between_turns_matters_to_what_follows_it_alone(looked):
+    """Law 2, in likelihood and gradient."""
+    _, rollout = looked
+    actor = small.actor()
+    images = rollout.shown.images
+    dark = dataclasses.replace(images, patches=-images.patches)
+    other = dataclasses.replace(
+        rollout, shown=dataclasses.replace(rollout.shown, images=dark)
+    )
+    change = np.abs(
+        actor.likelihood(other).logprobs - actor.likelihood(rollout).logprobs
+    )
+    mask = np.asarray(rollout.mask)
+    after = np.cumsum(np.asarray(rollout.shown.slots) > 0, axis=1) > 0
+    assert (np.where(mask & after, change, 0).max(axis=1) > 1e-3).all()
+    np.testing.assert_array_equal(change[mask & ~after], 0)
+
+
+def test_history_is_never_read_again(looked):
+    """Token in, token out: each context begins with the one before and its answer."""
+    groups, _ = looked
+    tokenizer = small.tokenizer()
+    for one in (one for group in groups for one in group):
+        first, second, third = one.rows[0].said
+        for before, after in ((first, second), (second, third)):
+            whole = [*before.read.tokens, *before.response.tokens]
+            np.testing.assert_array_equal(after.read.tokens[: len(whole)], whole)
+        told = third.read.tokens[len(second.read.tokens) + len(second.turn.tokens) :]
+        ended = second.turn.tokens[-1] == tokenizer.eos_token_id
+        expected = "\n<|im_start|>user\nSo?<|im_end|>\n<|im_start|>assistant\n"
+        assert tokenizer.decode(told) == ("" if ended else "<|im_end|>") + expected
+
+
+def test_following_closes_an_answer_only_where_the_model_did_not():
+    tokenizer, processor = small.tokenizer(), small.actor().processor
+    end = tokenizer.eos_token_id
+    one, other = (
+        following(processor, said, (user("So?"),)).tokens for said in ([41, end], [41])
+    )
+    assert other[0] == end
+    np.testing.assert_array_equal(one, other[1:])
+    # As the template writes it, had the model said "it is".
+    whole = conversation(
+        processor,
+        (
+            user("What?"),
+            Turn("it is", (*tokenizer("it is")["input_ids"],)),
+            user("So?"),
+        ),
+        {},
+    )
+    text = tokenizer.apply_chat_template(
+        [
+            {"role": "user", "content": "What?"},
+            {"role": "assistant", "content": "it is"},
+            {"role": "user", "content": "So?"},
+        ],
+        tokenize=False,
+        add_generation_prompt=True,
+    )
+    assert tokenizer.decode(whole.tokens) == text
+
+
+@pytest.mark.parametrize("program", [look_again, two_minds])
+def test_slots_do_not_change_what_is_said(program):
+    """Keys come from sample, rollout and turn; 4 slots or 64, and other company."""
+    one, other = (played(program, small.actor(slots=slots)) for slots in (4, 64))
+    words = lambda groups: [[e.episode.turns for e in group] for group in groups]
+    assert words(one) == words(other)
+    turned = play(
+        small.actor(), program, small.samples()[2:], KEY, group_size=1, limits=ROOM
+    )
+    assert words(turned) == [group[:1] for group in words(one)[2:]]
+    assert len({e.episode.turns[1].tokens for group in one for e in group}) == 8
+
+
+def test_an_episode_of_two_conversations_has_two_rows():
+    groups, rollout = rolled(two_minds, rows=2)
+    assert rollout.tokens.shape[0] == 16 and rollout.rewards.shape == (8,)
+    np.testing.assert_array_equal(rollout.place, np.tile([0, 0, 1, 1], 4))
+    np.testing.assert_array_equal(
+        rollout.episode.reshape(4, 2, 2), [[[2 * s, 2 * s + 1]] * 2 for s in range(4)]
+    )
+    # The answers read different words: no two rows share a prompt.
+    assert rollout.prompts.tokens.shape[0] == 16
+    scored = small.actor().likelihood(rollout).logprobs
+    np.testing.assert_allclose(scored, rollout.old_logprobs, rtol=0, atol=1e-5)
+    lengths = np.asarray(rollout.mask.sum(axis=1)).reshape(4, 2, 2)
+    np.testing.assert_array_equal(rollout.facts["length"], lengths[:, 0].ravel())
+    np.testing.assert_array_equal(rollout.facts["asks"], 2)
+    with pytest.raises(ValueError, match=r"2 conversations .* rows=1"):
+        as_rollout(small.actor(), groups, BLANK * 8, limits=ROOM)
+
+
+def asking(**how):
+    """One ask of that kind, to a policy that compiles in a moment."""
+
+    def program(sample):
+        return (yield Ask(question(sample), **how))
+
+    return program
+
+
+def turns(program, **changes):
+    actor = small.chain_actor()
+    groups = played(program, dataclasses.replace(actor, **changes), limits=ROOM)
+    return [one.episode.turns[0] for group in groups for one in group]
+
+
+def test_an_ask_has_its_own_budget_and_temperature():
+    assert {len(turn.tokens) for turn in turns(asking(max_new_tokens=2))} <= {1, 2}
+    assert any(not turn.finished for turn in turns(asking(max_new_tokens=2)))
+    cold = turns(asking(top_k=1))
+    assert cold[0].tokens == cold[1].tokens  # the same question, twice
+    assert cold[0].tokens != turns(asking(temperature=9.0))[0].tokens
+
+
+def test_allowed_answers_are_the_only_ones():
+    found = turns(asking(allowed=("it", " is"), max_new_tokens=1))
+    assert {turn.text for turn in found} == {"it", " is"}
+    said = rolled(asking(allowed=("it", " is"), max_new_tokens=1))[1]
+    # Scoring knows what was kept of the policy.
+    scored = small.actor().likelihood(said).logprobs
+    np.testing.assert_allclose(scored, said.old_logprobs, rtol=0, atol=1e-5)
+    assert (said.log_kept[:, 0] < -1).all()
+    with pytest.raises(ValueError, match="one token, and 'it is it' has"):
+        small_error(asking(allowed=("it is it",)))
+
+
+def small_error(program):
+    """What the program is told of its ask."""
+    told = []
+
+    def listening(sample):
+        try:
+            yield from program(sample)
+        except Exception as error:
+            told.append(error)
+
+    played(listening, small.chain_actor(), group_size=1)
+    raise told[0]
+
+
+def test_what_is_given_is_read_and_not_trained():
+    groups, rollout = rolled(asking(given="it is"))
+    given = small.tokenizer()("it is")["input_ids"]
+    row = groups[0][0].episode.turns[0]
+    assert row.tokens[: len(given)] == tuple(given) and row.given == len(given)
+    tokens, mask = np.asarray(rollout.tokens), np.asarray(rollout.mask)
+    np.testing.assert_array_equal(tokens[:, : len(given)], [given] * 8)
+    assert not mask[:, : len(given)].any() and mask[:, len(given)].all()
+    scored = small.actor().likelihood(rollout).logprobs
+    np.testing.assert_allclose(scored, rollout.old_logprobs, rtol=0, atol=1e-5)
+
+
+def test_a_stop_string_ends_the_answer_and_stays():
+    free = turns(asking(max_new_tokens=60), stop_ids=jnp.array([5]))
+    text = small.tokenizer().decode(free[0].tokens[:9])
+    stop = text[-2:]
+    cut = turns(asking(max_new_tokens=60, stops=(stop, "zzz")), stop_ids=jnp.array([5]))
+    for one, other in zip(free, cut, strict=True):
+        assert one.tokens[: len(other.tokens)] == other.tokens
+        words = small.tokenizer().decode(other.tokens)
+        before = small.tokenizer().decode(other.tokens[:-1])
+        assert (stop in words) == (other.finished and other.tokens[-1] != 5)
+        assert stop not in before
+    assert len(cut[0].tokens) <= 9
+
+
+def test_another_model_is_asked_by_name_and_never_trained():
+    judge = dataclasses.replace(small.chain_actor(), stop_ids=jnp.array([5]))
+
+    def program(sample):
+        said = yield Ask(question(sample))
+        verdicts = yield [
+            Ask((user(f"Is {said.text!r} right?"),), model="judge", max_new_tokens=n)
+            for n in (1, 2)
+        ]
+        return said, *verdicts
+
+    groups, rollout = rolled(
+        program, small.chain_actor(), models={"judge": judge}, group_size=3
+    )
+    assert rollout.tokens.shape[0] == 12
+    for episode in (one.episode for group in groups for one in group):
+        said, *verdicts = episode.turns
+        assert said.chosen and not any(verdict.chosen for verdict in verdicts)
+        assert [len(verdict.tokens) for verdict in verdicts] == [1, 2]
+        assert verdicts[0].facts == {"model": "judge"}
+        assert episode.text == said.text
+    assert rollout.mask.sum() == sum(
+        len(one.episode.turns[0].tokens) for group in groups for one in group
+    )
+
+
+def for_ever(sample):
+    context = question(sample)
+    while True:
+        said = yield Ask(context, max_new_tokens=1)
+        context = (*context, said, user("And?"))
+
+
+def stubborn(sample):
+    """Hears that there is no room, and asks again."""
+    while True:
+        try:
+            yield Ask((user("it is " * 500),))
+        except OutOfRoom:
+            continue
+
+
+def broken(sample):
+    said = yield Ask(question(sample))
+    if sample.id == "row-1":
+        raise KeyError("a tool of mine")
+    return (said,)
+
+
+@pytest.mark.parametrize(
+    ("program", "limits", "ended"),
+    [
+        (for_ever, Limits(row_tokens=500, blocks=2, asks=5), "TooManyAsks"),
+        (for_ever, ROOM, "OutOfRoom"),
+        (stubborn, ROOM, "TooManyAsks"),
+    ],
+)
+def test_a_program_that_never_ends_is_ended_and_counted(program, limits, ended):
+    groups = played(program, small.chain_actor(), limits=limits, group_size=1)
+    for (one,) in groups:
+        assert one.episode.facts[f"ended/{ended}"] == 1 and not one.episode.finished
+        if program is for_ever:
+            # What does not fit is not there: the last token is the policy's.
+            assert one.rows[0].said[-1].response.tokens.size
+            assert len(one.rows[0].whole.tokens) <= limits.row_tokens + 56
+
+
+def test_a_program_that_raises_ends_its_own_episode_alone(caplog):
+    groups, rollout = rolled(broken, small.chain_actor())
+    np.testing.assert_array_equal(
+        rollout.facts["ended/KeyError"], [0, 0, 1, 1, 0, 0, 0, 0]
+    )
+    assert "row-1" in caplog.text and "a tool of mine" in caplog.text
+    assert all(len(one.rows) == 1 for group in groups for one in group)
+
+
+def test_pictures_beyond_the_budget_end_the_episode_that_shows_them():
+    def album(sample):
+        said = yield Ask(question(sample))
+        many = user("<image>" * 50, [small.png(i, 56, 56) for i in range(50)])
+        again = yield Ask((*question(sample), said, many))
+        return said, again
+
+    groups, rollout = rolled(album, small.chain_actor(), group_size=1)
+    np.testing.assert_array_equal(rollout.facts["ended/OutOfRoom"], 1)
+    assert all(len(one.rows[0].said) == 1 for (one,) in groups)

@@ -1,0 +1,249 @@
+"""Programs, spoken to by hand: what they ask for each answer, and what they return."""
+
+import dataclasses
+import functools
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from vrl_jax.engine import tools
+from vrl_jax.engine.play import Limits, OutOfRoom
+from vrl_jax.engine.tools import Call, crop
+from vrl_jax.programs.acting import act
+from vrl_jax.programs.cascade import cascade
+from vrl_jax.programs.checklist import checklist_branch, checklist_of
+from vrl_jax.programs.critique import critique_and_continue
+from vrl_jax.programs.describe_then_answer import describe_then_answer
+from vrl_jax.programs.resample import gated_resample
+from vrl_jax.programs.search import best_of_n, tree_search
+from vrl_jax.programs.tool_turns import tool_turns
+from vrl_jax.types import Turn
+
+from ..fixtures import small
+
+SAMPLE = small.samples()[0]
+
+
+def said(text, *tokens):
+    return Turn(text, tokens or tuple(map(ord, text)))
+
+
+def talk(program, replies):
+    """What the program yields in turn, and what it returns."""
+    asked, replies = [], iter(replies)
+    step = lambda: next(program)
+    while True:
+        try:
+            asked.append(step())
+        except StopIteration as end:
+            return asked, end.value
+        reply = next(replies)
+        if isinstance(reply, Exception):
+            step = functools.partial(program.throw, reply)
+        else:
+            step = functools.partial(program.send, reply)
+
+
+def words(ask):
+    return [part.text for part in ask.context]
+
+
+def test_describe_then_answer_hides_the_picture_from_the_reader():
+    program = describe_then_answer(SAMPLE, reader="reader")
+    asked, turns = talk(program, [said("a <image> four"), said("4")])
+    assert asked[0].context[0].images == SAMPLE.images
+    assert "What is it?" in words(asked[0])[0] and asked[0].model == "policy"
+    assert asked[1].model == "reader" and asked[1].context[0].images == ()
+    # What a model wrote stands for no picture.
+    assert "a \\<image> four" in words(asked[1])[0]
+    assert "What is it?" in words(asked[1])[0]
+    assert [turn.text for turn in turns] == ["a <image> four", "4"]
+
+
+def test_gated_resample_asks_until_it_is_accepted_or_tired():
+    right = lambda sample, turn: turn.text == "yes"
+    asked, outcome = talk(
+        gated_resample(SAMPLE, accept=right), [said("no"), said("no"), said("yes")]
+    )
+    assert [turn.text for turn in outcome.turns] == ["yes"]
+    assert outcome.facts == {"tries": 3, "accepted": True}
+    assert len({ask.context for ask in asked}) == 1
+    _, outcome = talk(gated_resample(SAMPLE, accept=right, tries=2), [said("no")] * 2)
+    assert outcome.facts == {"tries": 2, "accepted": False}
+
+
+@pytest.mark.parametrize(("answer", "gate"), [("<a1>4</a1>", 1), ("<a1>5</a1>", 0)])
+def test_checklist_branch_reasons_where_it_perceived(answer, gate):
+    probe = checklist_of(["Which digit?"])
+    sample = dataclasses.replace(SAMPLE, annotations={"checklist": probe})
+    passes = lambda sample, turn: "4" in turn.text
+    program = checklist_branch(sample, passes=passes)
+    asked, outcome = talk(program, [said(answer), said("it is 4")])
+    assert len(asked) == 1 + gate and outcome.facts == {"gate": gate}
+    assert words(asked[0])[0].startswith("<image><q1>Which digit?</q1>")
+    assert all(ask.context[-1].images == SAMPLE.images for ask in asked)
+
+
+def test_critique_goes_to_another_and_the_conversation_goes_on():
+    replies = [said("five"), said("count again"), said("four")]
+    asked, turns = talk(critique_and_continue(SAMPLE), replies)
+    assert [ask.model for ask in asked] == ["policy", "critic", "policy"]
+    assert "five" in words(asked[1])[0]
+    assert asked[2].context[:2] == (*asked[0].context, replies[0])
+    assert "count again" in words(asked[2])[2]
+    assert [turn.text for turn in turns] == ["five", "count again", "four"]
+    _, turns = talk(critique_and_continue(SAMPLE), [*replies[:2], OutOfRoom()])
+    assert [turn.text for turn in turns] == ["five", "count again"]
+
+
+def length(sample, turn):
+    return float(len(turn.text))
+
+
+def test_best_of_n_shows_the_best():
+    answers = [said("a"), said("bbb"), said("cc")]
+    (asked,), outcome = talk(best_of_n(SAMPLE, n=3, value=length), [answers])
+    assert len(asked) == 3 and len(set(asked)) == 1
+    assert outcome.turns == (answers[1],) and outcome.facts["best"] == 1
+
+
+def test_tree_search_grows_the_best_places():
+    def grown(asks):
+        return [
+            Turn("x" * len(a.given) + "y" * (n % 3) + "\n\n", (*a.given, n))
+            for n, a in enumerate(asks)
+        ]
+
+    program = tree_search(SAMPLE, value=length, width=3, beam=2, depth=3)
+    first = next(program)
+    assert len(first) == 3 and {ask.given for ask in first} == {()}
+    second = program.send(grown(first))
+    # The two longest of three: those that ended in two and in one y.
+    assert [ask.given for ask in second] == [(2,)] * 3 + [(1,)] * 3
+    third = program.send(grown(second))
+    assert len(third) == 6 and all(len(ask.given) == 2 for ask in third)
+    with pytest.raises(StopIteration) as end:
+        program.send([dataclasses.replace(t, text="end") for t in grown(third)])
+    assert end.value.value.facts["steps"] == 3
+
+
+def test_tree_search_ends_with_the_models_own_end():
+    program = tree_search(SAMPLE, value=length, width=2, beam=1, depth=9)
+    next(program)
+    with pytest.raises(StopIteration) as end:
+        program.send([said("a long answer"), said("short\n\n")])
+    assert end.value.value.turns[0].text == "a long answer"
+
+
+def test_cascade_asks_the_next_where_one_is_not_sure():
+    sure = lambda sample, turn: "?" not in turn.text
+    replies = [said("four?"), said("four"), said("never asked")]
+    asked, outcome = talk(
+        cascade(SAMPLE, sure=sure, experts=("policy", "mid", "large")), replies
+    )
+    assert [ask.model for ask in asked] == ["policy", "mid"]
+    assert [turn.text for turn in outcome.turns] == ["four?", "four"]
+
+
+def call(name, **arguments):
+    body = json.dumps({"name": name, "arguments": arguments})
+    return said(f"look <tool_call>{body}</tool_call>")
+
+
+def test_tool_turns_cut_tell_and_count():
+    replies = [
+        call("crop", bbox_2d=[0, 0, 28, 28]),
+        said("<tool_call>{broken</tool_call>"),
+        call("echo", text="<image> twice"),
+        said("it is 4"),
+    ]
+    program = tool_turns(SAMPLE, available={"crop": crop, "echo": echo})
+    asked, outcome = talk(program, replies)
+    assert [len(ask.context) for ask in asked] == [1, 3, 5, 7]
+    assert all(ask.stops == ("</tool_call>",) for ask in asked)
+    cut, told, echoed = (asked[i].context[-1] for i in (1, 2, 3))
+    assert cut.text == "<tool_response>\n<image>\n</tool_response>"
+    assert len(cut.images) == 1
+    assert "Error: the call is not valid JSON" in told.text and not told.images
+    assert "\\<image> twice" in echoed.text
+    assert [turn.text for turn in outcome.turns] == [turn.text for turn in replies]
+    assert outcome.facts == {
+        "turns": 4,
+        "calls": 3,
+        "calls/valid": 2,
+        "calls/unreadable": 1,
+        "images": 1,
+    }
+
+
+def echo(pictures, *, text):
+    return text
+
+
+def test_tool_turns_are_bounded_in_turns_pictures_and_room():
+    look = call("crop", bbox_2d=[0, 0, 28, 28])
+    asked, outcome = talk(tool_turns(SAMPLE, turns=3, images=1), [look] * 3)
+    assert len(asked) == 3 and outcome.facts["images"] == 1
+    assert outcome.facts["calls/images"] == 2
+    assert "no more than 1 pictures" in asked[2].context[-1].text
+    _, outcome = talk(tool_turns(SAMPLE), [look, OutOfRoom()])
+    assert len(outcome.turns) == 1
+    assert outcome.facts["ended/observation did not fit"] == 1
+
+
+def blind_actor():
+    """A chain looks while it reads a prompt, and not at what a response shows."""
+    actor = small.chain_actor()
+    return dataclasses.replace(actor, params={"table": actor.params["table"]})
+
+
+def test_tool_turns_in_the_engine_end_with_the_policys_token(monkeypatch):
+    """A policy that always calls: what it is shown is read, counted, not trained."""
+    flip = Call("flip", {"axis": "vertical"})
+    monkeypatch.setattr(tools, "calls", lambda text: [flip])
+    actor = blind_actor()
+    rollout = act(
+        actor,
+        iter([small.samples()]),
+        jax.random.key(0),
+        program=functools.partial(tool_turns, turns=9),
+        group_size=2,
+        limits=Limits(row_tokens=160, blocks=4),
+    )
+    tokens, mask = np.asarray(rollout.tokens), np.asarray(rollout.mask)
+    shown = tokens == small.spec().image_token
+    pictured = np.array([1, 1, 1, 1, 0, 0, 1, 1], bool)
+    np.testing.assert_array_equal(shown.any(axis=1), pictured)
+    np.testing.assert_array_equal(np.asarray(rollout.shown.slots) > 0, shown)
+    assert not mask[shown].any()
+    for row, line in zip(mask, tokens, strict=True):
+        assert (line[np.flatnonzero(row)[-1] + 1 :] == 40).all()
+    scored = actor.likelihood(rollout).logprobs
+    np.testing.assert_allclose(scored, rollout.old_logprobs, rtol=0, atol=1e-5)
+    calls, facts = np.asarray(rollout.facts["calls"]), rollout.facts
+    np.testing.assert_array_equal(facts["calls/valid"] > 0, pictured)
+    # What a text row may flip is nothing, and it is told so.
+    np.testing.assert_array_equal(facts["calls/refused"], np.where(pictured, 0, calls))
+    np.testing.assert_array_equal(facts["ended/observation did not fit"], 1)
+
+
+def test_a_search_is_played_and_scored():
+    actor = blind_actor()
+    program = functools.partial(
+        tree_search, value=length, width=2, beam=1, depth=3, step_tokens=2
+    )
+    rollout = act(
+        actor,
+        iter([small.samples()]),
+        jax.random.key(0),
+        program=program,
+        group_size=2,
+        rows=6,
+    )
+    assert rollout.tokens.shape[0] == 4 * 2 * 6
+    scored = actor.likelihood(rollout).logprobs
+    np.testing.assert_allclose(scored, rollout.old_logprobs, rtol=0, atol=1e-5)
+    # No token is trained twice: a step's prefix is given.
+    assert rollout.mask.sum(axis=1).max() <= 2

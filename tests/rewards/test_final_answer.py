@@ -1,0 +1,55 @@
+import pytest
+
+from vrl_jax.rewards import final_answer, text
+from vrl_jax.types import Episode, Sample, Turn
+
+
+def group(answer, *texts, **columns):
+    sample = Sample("row", "test", "?", (), answer, columns)
+    return [Episode(sample, "?", (Turn(t, ()),), finished=True) for t in texts]
+
+
+def test_answer_reward_reads_the_last_box_or_tag_and_pays_nothing_without():
+    reward = final_answer.answer_reward(text.edit_similarity)
+    episodes = group("kitten", r"\boxed{kitten}", "<answer>sitting</answer>", "kitten")
+    # kitten, sitting: distance 3 of 7 letters, by hand
+    assert reward(episodes) == pytest.approx([1, 4 / 7, 0])
+
+
+def test_multiple_choice_knows_the_row_s_options():
+    episodes = group("B", "<answer>a dog</answer>", r"\boxed{(B)}", "B")
+    assert final_answer.multiple_choice(episodes) == [0, 1, 0]
+    episodes = group("B", "<answer>a dog</answer>", options=["a cat", "a dog"])
+    assert final_answer.multiple_choice(episodes) == [1]
+
+
+def test_count_compares_numbers():
+    texts = [rf"\boxed{{{given}}}" for given in ("12", "12.0", "1,2", "12 cats", "")]
+    assert final_answer.count(group("12", *texts)) == [1, 1, 0, 0, 0]
+    assert final_answer.count(group("a dozen", r"\boxed{a dozen}")) == [0]
+
+
+def test_anls_takes_the_best_of_the_row_s_answers():
+    episodes = group("cat", r"\boxed{kitten}", answers=["cat", "kitten"])
+    assert final_answer.anls(episodes) == [1]
+    assert final_answer.anls(group("cat", r"\boxed{kitten}")) == [0]
+
+
+def test_mathruler_boxed_pays_no_missing_box(verifier):
+    """The public rule reads "None" where there is no box, and None is an answer."""
+    reward = final_answer.mathruler_boxed(verifier)
+    assert reward(group("None", "no box", r"\boxed{None}")) == [0, 1]
+    assert reward(group("60", r"\boxed{60\%}", r"\boxed{61}")) == [1, 0]
+
+
+def test_r1v_style_mixes_the_tag_and_the_format_evenly(verifier):
+    """0.5 and 0.5; without a tag the whole response is compared."""
+    texts = [
+        "<think>a</think><answer>7</answer>",
+        "<answer>7</answer>",
+        "<think>a</think><answer>8</answer>",
+        "7",
+    ]
+    scores = final_answer.r1v_style(verifier)(group("7", *texts))
+    assert [score["overall"] for score in scores] == [1, 0.5, 0.5, 0.5]
+    assert [score["accuracy"] for score in scores] == [1, 1, 0, 1]

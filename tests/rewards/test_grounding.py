@@ -1,0 +1,82 @@
+"""A response in the frame that was asked for, gold in that of the file."""
+
+import math
+
+import pytest
+
+from vrl_jax.rewards import boxes, grounding
+from vrl_jax.types import Episode, ImageSize, Sample, Turn
+
+SIZE = ImageSize(600, 800, 532, 728)  # 800 x 600, seen as 728 x 532
+
+
+def group(answer, *texts, sizes=(SIZE,)):
+    sample = Sample("row", "test", "?", (), answer)
+    return [
+        Episode(sample, "?", (Turn(f"<answer>{t}</answer>", ()),), True, sizes)
+        for t in texts
+    ]
+
+
+@pytest.mark.parametrize(
+    ("frame", "box"),
+    [
+        # SATORI-R1's worked example: [91, 133, 182, 266] becomes [100, 150, 200, 300].
+        (grounding.resized, "[91, 133, 182, 266]"),
+        (grounding.original, "[100, 150, 200, 300]"),
+        (grounding.thousandths, "[125, 250, 250, 500]"),
+        (grounding.unit, "[0.125, 0.25, 0.25, 0.5]"),
+    ],
+)
+def test_a_box_counts_in_its_own_frame_only(frame, box):
+    reward = grounding.box_reward(boxes.first_iou, frame=frame)
+    gold = "[100, 150, 200, 300]"
+    # By hand: half of the gold box has IoU 1 / 2.
+    half = "[100, 150, 150, 300]" if frame is grounding.original else box
+    right, other, none = reward(group(gold, box, half, "nothing"))
+    assert right == pytest.approx(1, abs=1e-5)
+    assert other == pytest.approx(0.5 if half != box else 1, abs=1e-5)
+    assert none == 0
+    others = {grounding.original, grounding.resized, grounding.thousandths} - {frame}
+    for wrong in others:
+        [score] = grounding.box_reward(boxes.first_iou, frame=wrong)(group(gold, box))
+        assert score < 0.9
+
+
+def test_gold_may_have_a_frame_of_its_own_and_labels():
+    gold = '[{"bbox_2d": [0, 0, 500, 500], "label": "a"}]'
+    reward = grounding.box_reward(
+        boxes.label_first_score, gold_frame=grounding.thousandths
+    )
+    texts = [
+        '[{"bbox_2d": [0, 0, 400, 300], "label": "a"}]',
+        '[{"bbox_2d": [0, 0, 400, 300], "label": "b"}]',
+    ]
+    assert reward(group(gold, *texts)) == pytest.approx([1, 0], abs=1e-5)
+
+
+def test_more_boxes_than_there_is_room_for_do_not_raise():
+    many = str([[0, 0, 10, 10]] * 200)
+    reward = grounding.box_reward(boxes.hungarian_f1, most=8)
+    # By hand: 1 hit of 8 predicted and 1 gold box: 2 / 9.
+    assert reward(group("[0, 0, 10, 10]", many)) == pytest.approx([2 / 9])
+
+
+def test_gold_without_a_box_leaves_the_group_unscored():
+    for reward in (
+        grounding.box_reward(boxes.first_iou),
+        grounding.click_reward(),
+    ):
+        assert all(map(math.isnan, reward(group("no box", "[1, 2, 3, 4]", "x"))))
+
+
+def test_a_row_without_a_picture_is_named():
+    reward = grounding.box_reward(boxes.first_iou)
+    with pytest.raises(ValueError, match="sample row has no picture"):
+        reward(group("[1, 2, 3, 4]", "[1, 2, 3, 4]", sizes=()))
+
+
+def test_click_counts_inside_the_box_and_a_box_as_its_centre():
+    reward = grounding.click_reward(frame=grounding.thousandths)
+    texts = ["(250, 500)", "(260, 300)", "[125, 250, 250, 500]", "none"]
+    assert reward(group("[100, 150, 200, 300]", *texts)) == [1, 0, 1, 0]

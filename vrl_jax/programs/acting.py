@@ -1,0 +1,108 @@
+"""From a program to a rollout: play it, score it."""
+
+import contextlib
+import functools
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+from jaxtyping import Array, Key
+
+from vrl_jax.engine.actor import Actor
+from vrl_jax.engine.play import Limits, Played, Program, play
+from vrl_jax.engine.rows import as_rollout
+from vrl_jax.rewards.combine import call_safely
+from vrl_jax.types import Episode, Rollout, Sample
+
+Scores = list[dict[str, float]]
+
+
+def act(
+    actor: Actor,
+    batches: Iterator[Sequence[Sample]],
+    key: Key[Array, ""],
+    *,
+    program: Program,
+    group_size: int,
+    rows: int = 1,
+    models: Mapping[str, Actor] | None = None,
+    limits: Limits | None = None,
+) -> Rollout:
+    """G episodes of the program for each sample of the next batch, with rewards.
+
+    `rows` is how many conversations with the policy an episode may have. The rewards of
+    a group are computed as soon as its last episode has ended, while the device writes
+    others: a slow verifier costs only what it takes beyond the sampling.
+    """
+    samples = next(batches)
+    with Scoring(actor) as scoring:
+        groups = play(
+            actor,
+            program,
+            samples,
+            key,
+            group_size=group_size,
+            models=models,
+            limits=limits,
+            ended=scoring.take,
+            meanwhile=scoring.work,
+        )
+        scores = scoring.results()
+    return as_rollout(actor, groups, scores, rows=rows, limits=limits)
+
+
+class Scoring(contextlib.AbstractContextManager):
+    """The rewards of groups as they come: in this thread, or in threads of their own.
+
+    In this thread unless the actor says otherwise: code with alarm signals, such as
+    math-verify's, works in no other.
+    """
+
+    def __init__(self, actor: Actor) -> None:
+        self.actor = actor
+        self.groups: dict[int, list[Episode]] = {}
+        self.waiting: deque[int] = deque()
+        self.found: dict[int, Scores | Future[Scores]] = {}
+        count = actor.reward_threads
+        self.threads = ThreadPoolExecutor(count) if count else None
+
+    def __exit__(self, *error: Any) -> None:
+        """No thread is left behind."""
+        if self.threads:
+            self.threads.shutdown(cancel_futures=True)
+
+    def take(self, number: int, group: Sequence[Played]) -> None:
+        """Group `number` has been played."""
+        self.groups[number] = [one.episode for one in group]
+        if self.threads:
+            score = functools.partial(call_safely, self.actor.reward)
+            self.found[number] = self.threads.submit(score, self.groups[number])
+        else:
+            self.waiting.append(number)
+
+    def work(self) -> None:
+        """Scores one of the groups that wait."""
+        if self.waiting:
+            number = self.waiting.popleft()
+            self.found[number] = call_safely(self.actor.reward, self.groups[number])
+
+    def results(self) -> Scores:
+        """All scores in the order of the groups; the observer is told of each."""
+        while self.waiting:
+            self.work()
+        scores: Scores = []
+        for number in sorted(self.found):
+            found = self.found[number]
+            found = found.result() if isinstance(found, Future) else found
+            self.actor.observe(self.groups[number], found)
+            scores += found
+        return scores
+
+
+def scored(actor: Actor, groups: Sequence[Sequence[Episode]]) -> Scores:
+    """The scores of groups that are there already."""
+    with Scoring(actor) as scoring:
+        for number, group in enumerate(groups):
+            scoring.take(number, [Played(episode, ()) for episode in group])
+        return scoring.results()

@@ -1,0 +1,63 @@
+"""Think, call a tool, look again: one conversation until the policy calls no more.
+
+Masks as in the sheet of tool agents: the policy's tokens of every turn are trained,
+with its stop token; what tools say is read and never trained. An observation for which
+there is no room is not given, so that a row ends with the policy's own token.
+"""
+
+from collections.abc import Mapping
+
+from vrl_jax.engine import tools
+from vrl_jax.engine.conversation import Ask, user
+from vrl_jax.engine.play import Outcome, OutOfRoom, Steps
+from vrl_jax.engine.processing import question
+from vrl_jax.engine.tools import PICTURE_TOOLS, Tool
+from vrl_jax.types import Sample, Turn, literal
+
+RESPONSE = "<tool_response>\n{}\n</tool_response>"
+
+
+def tool_turns(
+    sample: Sample,
+    *,
+    available: Mapping[str, Tool] = PICTURE_TOOLS,
+    turns: int = 5,
+    images: int = 8,
+    calls_a_turn: int = 1,
+    characters: int = 1024,
+    seconds: float = 10.0,
+) -> Steps:
+    """Up to `turns` answers; a turn ends where a call is closed, or with the answer.
+
+    Of a turn, the first `calls_a_turn` calls are run. At most `images` pictures come
+    back, and of a text its first `characters`. A call that is wrong in any way is
+    answered with what is wrong, counted under its kind, and the episode goes on.
+    """
+    context, shown = question(sample), list(sample.images)
+    said: list[Turn] = []
+    counts = {"calls": 0, "calls/valid": 0, "images": 0}
+    for _ in range(turns):
+        try:
+            said.append((yield Ask(context, stops=(tools.CALL_END,))))
+        except OutOfRoom:
+            counts["ended/observation did not fit"] = 1
+            break
+        asked = tools.calls(said[-1].text)[:calls_a_turn]
+        if not asked:
+            break
+        texts, pictures = [], []
+        for call in asked:
+            seen = tools.run(call, available, shown, seconds=seconds)
+            if counts["images"] + len(seen.images) > images:
+                text = f"Error: no more than {images} pictures can be shown."
+                seen = tools.Observation(text, error="images")
+            kind = f"calls/{seen.error or 'valid'}"
+            counts[kind] = counts.get(kind, 0) + 1
+            counts["calls"] += 1
+            counts["images"] += len(seen.images)
+            text = seen.text if seen.images else literal(seen.text)[:characters]
+            texts.append(RESPONSE.format(text))
+            pictures += seen.images
+        shown += pictures
+        context = (*context, said[-1], user("\n".join(texts), pictures))
+    return Outcome(said, {"turns": len(said), **counts})

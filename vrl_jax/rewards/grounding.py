@@ -1,0 +1,129 @@
+"""Rewards for boxes and points in pictures, in the frame that was asked for."""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from vrl_jax import geometry
+from vrl_jax.rewards.boxes import Boxes
+from vrl_jax.rewards.combine import Reward
+from vrl_jax.rewards.parse import read_json
+from vrl_jax.rewards.parse_boxes import (
+    Detection,
+    as_boxes,
+    as_detections,
+    detections,
+    first_point,
+)
+from vrl_jax.types import Episode, ImageSize
+
+Frame = Callable[[ImageSize], tuple[float, float]]
+"""The width and height of the frame that coordinates are in."""
+
+
+def original(size: ImageSize) -> tuple[float, float]:
+    """Pixels of the picture as it came: what most annotations are in."""
+    return float(size.original_width), float(size.original_height)
+
+
+def resized(size: ImageSize) -> tuple[float, float]:
+    """Pixels of the picture as the model sees it: Qwen2.5-VL."""
+    return float(size.width), float(size.height)
+
+
+def thousandths(size: ImageSize) -> tuple[float, float]:
+    """0 to 1000: Qwen2-VL, Qwen3-VL, V-Triune, Visual-RFT."""
+    del size
+    return 1000.0, 1000.0
+
+
+def unit(size: ImageSize) -> tuple[float, float]:
+    """0 to 1."""
+    del size
+    return 1.0, 1.0
+
+
+def box_reward(
+    rule: Callable[[Boxes, Boxes], Float[Array, ""]],
+    *,
+    frame: Frame = original,
+    gold_frame: Frame = original,
+    most: int = 64,
+) -> Reward:
+    """rule(boxes of the response, boxes of the answer), such as `boxes.greedy_f1`.
+
+    `frame` is what the response was asked for. Both are converted to pixels of the
+    original first picture, in which pixel rules count. The row's answer is JSON: a
+    box, boxes, or objects with `bbox_2d` and `label`; one that holds none leaves the
+    response unscored. Of more than `most` boxes the first ones count.
+    """
+    compiled = jax.jit(jax.vmap(rule, (0, None)))
+
+    def reward(episodes: Sequence[Episode]) -> list[float]:
+        gold = as_detections(read_json(episodes[0].sample.answer))[:most]
+        if not gold:
+            return [float("nan")] * len(episodes)
+        labels = sorted({item.label for item in gold})
+        given = [_table(detections(e.text)[:most], labels, most) for e in episodes]
+        predicted = jax.tree.map(lambda *x: np.stack(x), *given)
+        size = _first_size(episodes[0])
+        return compiled(
+            _in_pixels(predicted, frame, size),
+            _in_pixels(_table(gold, labels, most), gold_frame, size),
+        ).tolist()
+
+    return reward
+
+
+def click_reward(*, frame: Frame = original, gold_frame: Frame = original) -> Reward:
+    """1 where the response's point lies in the box that the row's answer is.
+
+    A box in the response counts as its centre. ScreenSpot's rule,
+    https://arxiv.org/abs/2401.10935.
+    """
+
+    def reward(episodes: Sequence[Episode]) -> list[float]:
+        gold = as_detections(read_json(episodes[0].sample.answer))
+        if len(gold) != 1:
+            return [float("nan")] * len(episodes)
+        size = _first_size(episodes[0])
+        box = _converted(np.array(gold[0].box), gold_frame, size)
+        points = [first_point(e.text) or (np.nan, np.nan) for e in episodes]
+        given = _converted(np.array(points), frame, size)
+        return geometry.point_in_box(given, box).astype(jnp.float32).tolist()
+
+    return reward
+
+
+def _table(found: Sequence[Detection], labels: Sequence[str], most: int) -> Boxes:
+    return as_boxes(found, size=most, labels=labels)
+
+
+def _first_size(episode: Episode) -> ImageSize:
+    if not episode.image_sizes:
+        raise ValueError(
+            f"sample {episode.sample.id} has no picture, and its boxes no frame."
+        )
+    return episode.image_sizes[0]
+
+
+def _in_pixels(boxes: Boxes, frame: Frame, size: ImageSize) -> Boxes:
+    return Boxes(
+        _converted(boxes.boxes, frame, size),
+        boxes.mask,
+        boxes.labels,
+        boxes.confidences,
+    )
+
+
+def _converted(
+    numbers: Float[np.ndarray, "*B K"], frame: Frame, size: ImageSize
+) -> Float[Array, "*B K"]:
+    return geometry.rescale(
+        jnp.asarray(numbers, jnp.float32),
+        jnp.array(frame(size)),
+        jnp.array(original(size)),
+    )

@@ -1,0 +1,125 @@
+"""Ahead of the step: pictures of the next prompts, and sampling itself if one wants.
+
+`Ahead` changes nothing but time: while the device works, threads decode and lay out the
+pictures of the samples that come next. `one_step_behind` changes the method: the
+responses of a step are sampled while the step before is learned from, by the policy as
+it was then, and an importance weight corrects for that.
+"""
+
+import copy
+import dataclasses
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from vrl_jax import mismatch, objectives
+from vrl_jax.engine.actor import Actor
+from vrl_jax.engine.processing import Processor, prepare
+from vrl_jax.training.iteration import Recipe
+from vrl_jax.training.metrics import Metrics, once
+from vrl_jax.types import Batch, Rollout, Sample
+
+
+class Ahead:
+    """The samples of a stream, the pictures of the next `count` being prepared.
+
+    `processor` is the one given, with what is prepared: the actor must have it. The
+    state is that of the stream before the first sample that was not handed out, so a
+    resumed run reads what an unbroken one would have read.
+    """
+
+    def __init__(
+        self, stream: Any, processor: Processor, count: int, *, threads: int = 2
+    ) -> None:
+        self.processor = dataclasses.replace(processor, prepared={})
+        self._stream, self._count = stream, count
+        self._waiting: deque[tuple[Sample, Any]] = deque()
+        self._threads = ThreadPoolExecutor(threads)
+
+    def __iter__(self) -> Iterator[Sample]:
+        return self
+
+    def __next__(self) -> Sample:
+        self._fill(1)
+        sample, _ = self._waiting.popleft()
+        self._fill(self._count)
+        return sample
+
+    def _fill(self, count: int) -> None:
+        prepared = self.processor.prepared
+        while len(self._waiting) < count:
+            state = copy.deepcopy(self._stream.get_state())
+            sample = next(self._stream)
+            self._waiting.append((sample, state))
+            for image in sample.images:
+                if image not in prepared:
+                    prepared[image] = self._threads.submit(
+                        prepare, self.processor, image
+                    )
+
+    def get_state(self) -> Any:
+        """Where the next sample comes from."""
+        return self._waiting[0][1] if self._waiting else self._stream.get_state()
+
+    def set_state(self, state: Any) -> None:
+        """Goes on from there; what was waiting is forgotten."""
+        self._waiting.clear()
+        self.processor.prepared.clear()
+        self._stream.set_state(state)
+
+    def close(self) -> None:
+        """No thread is left behind."""
+        self._threads.shutdown(cancel_futures=True)
+
+
+Correct = Callable[..., Float[Array, "B T"]]
+
+
+def one_step_behind(recipe: Recipe, *, correct: Correct = mismatch.truncated) -> Recipe:
+    """The recipe on responses of the policy as it was one update phase earlier.
+
+    While a step is learned from, a thread samples the next one with a copy of the
+    params; `old_logprobs` are those of the newest policy before its update, and
+    advantages are multiplied by correct(exp(old - sampler), mask), which is truncated
+    importance sampling: see `mismatch`. Rewards run in the thread. The first step, also
+    of a resumed run, waits for its own responses; so a resumed run is another draw.
+    """
+    thread = ThreadPoolExecutor(1)
+    pending: list[Future[Rollout]] = []
+
+    def act(
+        actor: Actor, batches: Iterator[Sequence[Sample]], key: Key[Array, ""]
+    ) -> Rollout:
+        now = pending.pop().result() if pending else recipe.act(actor, batches, key)
+        if not actor.total_steps or actor.step + 1 < actor.total_steps:
+            # The update that follows takes the memory of the params that came.
+            params = jax.tree.map(jnp.copy, actor.params)
+            later = dataclasses.replace(actor, params=params, step=actor.step + 1)
+            after = jax.random.fold_in(key, 1)
+            pending.append(thread.submit(recipe.act, later, batches, after))
+        return now
+
+    def score(actor: Actor, rollout: Rollout, key: Key[Array, ""]) -> Rollout:
+        sampler = {**rollout.extra_logprobs, "sampler": rollout.old_logprobs}
+        newest = actor.likelihood(rollout).logprobs
+        rollout = dataclasses.replace(
+            rollout, old_logprobs=newest, extra_logprobs=sampler, states=None
+        )
+        return recipe.score(actor, rollout, key)
+
+    def credit(rollout: Rollout) -> tuple[Batch, Metrics]:
+        batch, metrics = recipe.credit(rollout)
+        ratio = objectives.importance_ratio(
+            rollout.old_logprobs, rollout.extra_logprobs["sampler"]
+        )
+        weights = correct(ratio, rollout.mask)
+        corrected = dataclasses.replace(batch, advantages=batch.advantages * weights)
+        mean = weights.sum() / jnp.maximum(rollout.mask.sum(), 1)
+        return corrected, {**metrics, "mismatch/weight": once(mean)}
+
+    return Recipe(act, score, credit, recipe.loss)
