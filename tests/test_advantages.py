@@ -1,3 +1,4 @@
+import functools
 import json
 from pathlib import Path
 
@@ -76,12 +77,54 @@ def test_partial_groups_raise(function, count, group_size):
         advantages.group_centered,
         advantages.group_zscore,
         advantages.group_zscore_population,
+        advantages.leave_one_out,
+        advantages.pass_at_k,
+        functools.partial(advantages.length_weighted, lengths=jnp.full(12, 3)),
     ],
 )
 def test_unscored_responses_take_no_part(rule):
     nan = jnp.nan
     rewards = jnp.array([1.0, nan, 0, 2, nan, 0.1, nan, 0.1, nan, nan, nan, 0.3])
     got = jax.jit(rule, static_argnames="group_size")(rewards, group_size=4)
+    if isinstance(rule, functools.partial):
+        rule = functools.partial(rule, lengths=jnp.full(3, 3))
     alone = rule(jnp.array([1.0, 0, 2]), group_size=3)
     np.testing.assert_allclose(got[jnp.array([0, 2, 3])], alone, rtol=1e-6)
     assert got[1] == 0 and not got[4:].any()
+
+
+def test_unscored_responses_do_not_enter_the_statistics_of_a_batch():
+    nan = jnp.nan
+    rewards = jnp.array([1.0, nan, 0, 2, nan, 0.1, nan, 0.1])
+    centered = np.array([0, 0, -1, 1, 0, 0, 0, 0])  # by hand: mean 1, then level
+    spread = np.std([1, 0, 2, 0.1, 0.1], ddof=1)
+    got = advantages.batch_zscore(rewards, group_size=4, eps=0)
+    np.testing.assert_allclose(got, centered / spread, rtol=1e-6)
+    got = advantages.gpg(rewards, group_size=4)  # one of two groups has signal
+    np.testing.assert_allclose(got, 2 * centered)
+    got = advantages.gpg_released(rewards, group_size=4)  # 4 of 5 known are not 0
+    np.testing.assert_allclose(got, 5 / 4 * centered)
+    greedy = advantages.greedy_baseline(rewards, jnp.full(8, 0.5))
+    np.testing.assert_allclose(greedy, [0.5, 0, -0.5, 1.5, 0, -0.4, 0, -0.4], rtol=1e-6)
+
+
+def test_split_centered_by_hand():
+    """LUFFY's worked example, [1, 0, 0 | expert 1]; then rewards that are missing."""
+    nan = jnp.nan
+    rewards = jnp.array([1.0, 0, 0, 1, 1, nan, 0, nan, nan, nan, nan, 1])
+    own = jnp.arange(12) % 4 < 3
+    got = advantages.split_centered(rewards, own, group_size=4)
+    third = 1 / 3
+    expected = [1 - third, -third, -third, 1 - third, 0.5, 0, -0.5, 0, 0, 0, 0, 0]
+    np.testing.assert_allclose(got, expected, rtol=1e-6, atol=1e-7)
+
+
+def test_decoupled_by_hand():
+    # z-scores 1, -1 and 1, -1 over sqrt(2); 0, 0 and -1, 1; a response without any.
+    nan = jnp.nan
+    rewards = jnp.array([[1.0, 0, 20, 10, nan, nan], [3.0, 3, 0, 1, 5, nan]])
+    weights = jnp.array([1.0, 2.0])
+    got = advantages.decoupled(rewards, weights, group_size=2, eps=1e-9)
+    total = np.array([1, -1, 1 - 2, -1 + 2, 0]) / np.sqrt(2)
+    expected = np.append((total - total.mean()) / total.std(ddof=1), 0)
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)

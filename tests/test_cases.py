@@ -9,6 +9,8 @@ import functools
 import json
 import math
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -1015,3 +1017,24 @@ def test_every_section_has_a_test():
         "other_perception",
     }
     assert set(CASES) == tested | {"meta", "inputs"}
+
+
+def test_a_wrong_number_in_another_file_fails_and_names_the_case(tmp_path):
+    """What `make cases OBJECTIVES=path.json` is for."""
+    other = json.loads(DEFAULT.read_text())
+    other["advantages"]["per_sequence"]["rloo"][0] += 1e-3
+    file = tmp_path / "other.json"
+    file.write_text(json.dumps(other))
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", __file__]
+    chosen = ["-k", "test_advantages_per_sequence and rloo"]
+    told = subprocess.run(
+        [*command, *chosen],
+        env={**os.environ, "OBJECTIVES": str(file)},
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert told.returncode == 1, told.stdout + told.stderr
+    assert "FAILED" in told.stdout
+    assert "test_advantages_per_sequence[float64-rloo]" in told.stdout

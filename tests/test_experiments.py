@@ -1,6 +1,7 @@
 """The scripts as a user runs them: files, export, resuming, and what is refused."""
 
 import importlib.util
+import json
 import runpy
 import sys
 from pathlib import Path
@@ -180,3 +181,42 @@ def test_scripts_say_claim_command_hardware_and_time(path):
     for heading in ("Claim", "Command", "Hardware", "Time"):
         assert f"\n{heading}" in text
     assert f"Command   python experiments/{path.name}" in text
+
+
+def test_the_study_measures_draws_and_reads_what_has_ended(tmp_path, capsys):
+    """Two methods; that each of the others runs is the recipes' own contract."""
+    main = script("perception_study").main
+    chosen = {"smoke": True, "out": tmp_path, "only": ("dapo", "vppo"), "seeds": (0,)}
+    lines = main(**chosen, cost_steps=1)
+    rows = {line.split(" | ")[0] for line in lines}
+    assert {"| dapo", "| vppo", "| act", "| score", "| loss", "| step"} <= rows
+    out = tmp_path / "smoke"
+    assert (out / "table.md").read_text().splitlines() == lines
+    assert "held-out accuracy" in (out / "curves.svg").read_text()
+    cost = json.loads((out / "cost.json").read_text())
+    assert cost["vppo"]["score"] > 10 * cost["dapo"]["score"]
+    assert not (out / "seed-0" / "vppo" / "checkpoints").exists()
+    written = {file: file.stat().st_mtime_ns for file in out.rglob("*.jsonl")}
+    capsys.readouterr()
+    assert main(**chosen, cost_steps=1) == lines
+    assert {file: file.stat().st_mtime_ns for file in out.rglob("*.jsonl")} == written
+    assert "seed 0:" not in capsys.readouterr().out  # nothing was run again
+
+
+def test_the_study_s_intervals_and_differences_by_hand():
+    study = script("perception_study")
+    mean, low, high = study.interval(np.array([0.0, 1.0]))
+    assert (mean, low, high) == (pytest.approx(0.5), 0, 1)  # 00 01 10 11
+    steps = np.array([0, 10])
+
+    def curve(end):
+        return study.Curve(steps, 2000.0 * steps, np.array([0.3, end]))
+
+    curves = {
+        study.BASELINE: {0: curve(0.5), 1: curve(0.6)},
+        "vppo": {1: curve(0.7)},
+    }
+    *_, baseline, vppo = study.table(curves)
+    assert "55.0 [50.0, 60.0]" in baseline and baseline.endswith("| 2 | 20 k |")
+    # Only the seed that both have run is compared.
+    assert "| +10.0 [+10.0, +10.0] | 1 | 20 k |" in vppo

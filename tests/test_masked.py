@@ -37,3 +37,13 @@ def test_clamp_selects_the_gradient():
     gradient = pull(jnp.ones(6))[0]
     np.testing.assert_allclose(gradient, [0, 0, np.exp(0.5), 0, 0, 0], rtol=1e-6)
     assert masked.clamp(x.astype(jnp.bfloat16), 0.0, 1.0).dtype == jnp.bfloat16
+
+
+def test_correlation_is_numpy_s_over_the_mask():
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(2, 9)).astype(np.float32)
+    mask = np.arange(9) % 3 > 0
+    poisoned = (np.where(mask, v, np.nan) for v in (x, y))
+    got = masked.correlation(*map(jnp.asarray, poisoned), jnp.asarray(mask))
+    np.testing.assert_allclose(got, np.corrcoef(x[mask], y[mask])[0, 1], rtol=1e-5)
+    assert masked.correlation(jnp.ones(3), jnp.arange(3.0), jnp.ones(3, bool)) == 0

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import strategies as st
+from jax.sharding import PartitionSpec as P
 
 from vrl_jax import (
     advantages,
@@ -27,19 +28,19 @@ few = hypothesis.settings(max_examples=6, deadline=None, derandomize=True)
 
 
 @st.composite
-def batches(draw):
+def batches(draw, shape=SHAPE):
     """log-probs, old log-probs, advantages and a mask that may leave rows empty."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     scale = draw(st.sampled_from([0.0, 0.3, 5.0]))
-    old = -rng.exponential(size=SHAPE)
-    lengths = rng.integers(0, SHAPE[1] + 1, SHAPE[0])
-    lengths[rng.integers(SHAPE[0])] = SHAPE[1]
+    old = -rng.exponential(size=shape)
+    lengths = rng.integers(0, shape[1] + 1, shape[0])
+    lengths[rng.integers(shape[0])] = shape[1]
     sign = draw(st.sampled_from([0.0, 1.0]))
     return (
-        jnp.asarray(old + scale * rng.normal(size=SHAPE), jnp.float32),
+        jnp.asarray(old + scale * rng.normal(size=shape), jnp.float32),
         jnp.asarray(old, jnp.float32),
-        jnp.asarray(sign * rng.normal(size=SHAPE), jnp.float32),
-        jnp.asarray(np.arange(SHAPE[1]) < lengths[:, None]),
+        jnp.asarray(sign * rng.normal(size=shape), jnp.float32),
+        jnp.asarray(np.arange(shape[1]) < lengths[:, None]),
     )
 
 
@@ -201,6 +202,13 @@ PER_TOKEN = {
     "steps": functools.partial(advantages.step_zscore, group_size=GROUP),
     "top": lambda x, mask: perception.top_share(x, mask, 0.4),
     "soft": lambda x, mask: perception.soft_share(x, mask, 0.4),
+    "top_of_group": lambda x, mask: perception.top_share_of_group(
+        x, mask, 0.4, group_size=GROUP
+    ),
+    "cgpo": lambda x, mask: perception.cgpo_weights(
+        x, jnp.sin(x), 1 + jnp.tanh(masked.mean(x, mask, axis=1)), mask
+    ),
+    "log_ratio": lambda x, mask: perception.log_ratio(x, jnp.sin(x), mask),
     "top_of_batch": lambda x, mask: perception.top_share_of_batch(x, mask, 0.3),
     "above": lambda x, mask: perception.above_quantile(x, mask, 0.2),
     "pgpo": lambda x, mask: perception.pgpo_weights(jnp.exp(x), mask),
@@ -236,6 +244,42 @@ def test_rules_per_token_of_nothing_and_of_equals(name):
     assert not np.asarray(PER_TOKEN[name](jnp.full(SHAPE, jnp.nan), none)).any()
     level = PER_TOKEN[name](jnp.full(SHAPE, 0.1), jnp.ones(SHAPE, bool))
     assert np.isfinite(level).all()
+
+
+@jax.jit
+def everything(new, old, advantage, mask):
+    """Every rule of this file at once, values and slopes: one program a mesh."""
+    found = {}
+    for name, function in OBJECTIVES.items():
+
+        def loss(new, function=function):
+            return reductions.token_mean(function(new, old, advantage, mask), mask)
+
+        found[name] = loss(new), jax.grad(lambda x, f=loss: f(x).total)(new)
+    for name, function in PER_TOKEN.items():
+        found[f"token {name}"] = function(old, mask)
+    rewards = jnp.round(advantage[:, 0])
+    for name, function in OF_GROUPS.items():
+        found[f"group {name}"] = function(rewards, group_size=GROUP)
+    dependency, rows = masked.mean(new, mask, axis=1), mask.any(axis=1)
+    for weights in (perception.mean_one_weights, perception.median_weights):
+        found[weights.__name__] = weights(dependency, rows)
+    return found
+
+
+@hypothesis.settings(few, max_examples=3)
+@hypothesis.given(batch=batches((24, 5)))
+def test_mesh_shapes_agree(batch):
+    """Law 4: rows on 1, 2 x 4 or 8 devices give what one array gives."""
+    alone = everything(*batch)
+    for shape in ((1, 1), (2, 4), (8, 1)):
+        devices = jax.devices()[: shape[0] * shape[1]]
+        kinds = (jax.sharding.AxisType.Auto,) * 2
+        mesh = jax.make_mesh(shape, ("data", "fsdp"), kinds, devices=devices)
+        rows = jax.sharding.NamedSharding(mesh, P(("data", "fsdp")))
+        spread = [jax.device_put(x, rows) for x in batch]
+        assert len(spread[0].sharding.device_set) == len(devices)
+        equal(everything(*spread), alone, 1e-4)
 
 
 def test_generalized_advantages_by_hand():
@@ -321,6 +365,12 @@ def test_gates_by_hand():
     scores = jnp.array([1, 2 / 3, 2 / 3, 1 / 3, 1, 0.2, 0.2, 0.2, 0.2, 0.2] + [0.0] * 5)
     soft = filters.soft_gate(scores, group_size=5)
     np.testing.assert_allclose(soft[::5], [0.733333, 0.5, 0.5], rtol=1e-5)
+    # As printed: 1.09544 becomes .54772.
+    capped = filters.capped_gate(scores, group_size=5)
+    np.testing.assert_allclose(capped[::5], [0.5, 0.2, 0], rtol=1e-6)
+    unscored = jnp.where(jnp.arange(15) % 5 == 1, jnp.nan, scores)
+    known = filters.soft_gate(unscored, group_size=5)
+    np.testing.assert_allclose(known[::5], [0.75, 0.5, 0.5], rtol=1e-6)
     hard = filters.hard_gate(scores, group_size=5)
     np.testing.assert_array_equal(hard, [True, True, False])
 
@@ -329,6 +379,31 @@ def test_finished_responses_by_hand():
     mask = jnp.array([[True, False], [True, True]])
     kept = filters.finished_responses(mask, jnp.array([True, False]))
     np.testing.assert_array_equal(kept, [[True, False], [False, False]])
+
+
+def test_cgpo_weights_by_hand():
+    entropy = jnp.array([[9.0, 1, 8, 0], [0, 7, 0, 0]])
+    dependency = jnp.array([[5.0, 0, 0, 1], [0, 6, 7, 0]])
+    mask = jnp.ones((2, 4), bool)
+    # ceil(.3 * 8) = 3 of each: entropies 9, 8, 7, dependencies 5, 6, 7.
+    got = perception.cgpo_weights(entropy, dependency, jnp.array([1.1, 0.9]), mask)
+    np.testing.assert_allclose(got, [[1.1, 0, 1, 0], [0, 0.9, 0.9, 0]], rtol=1e-6)
+
+
+def test_top_share_of_group_by_hand():
+    scores = jnp.array([[1.0, 2], [8, 9], [3, 1], [0, 5]])
+    mask = jnp.array([[1, 1], [1, 1], [1, 1], [0, 1]], bool)
+    got = perception.top_share_of_group(scores, mask, 0.5, group_size=2)
+    np.testing.assert_array_equal(got, [[0, 0], [1, 1], [1, 0], [0, 1]])
+
+
+def test_log_ratios_by_hand():
+    old, blind = jnp.array([[-1.0, -3, 0]]), jnp.array([[-4.0, -1, jnp.nan]])
+    mask = jnp.array([[True, True, False]])
+    got = perception.log_ratio(old, blind, mask)
+    np.testing.assert_array_equal(got, [[3, -2, 0]])
+    got = perception.absolute_log_ratio(old, blind, mask)
+    np.testing.assert_array_equal(got, [[3, 2, 0]])
 
 
 def test_vgpo_by_hand():

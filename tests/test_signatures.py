@@ -18,6 +18,11 @@ def public_functions(body, prefix=""):
         if isinstance(node, ast.ClassDef):
             yield from public_functions(node.body, f"{node.name}.")
         elif isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
+            if any(
+                isinstance(d, ast.Name) and d.id == "overload"
+                for d in node.decorator_list
+            ):
+                continue  # the implementation is what is documented
             yield prefix + node.name, node
 
 

@@ -78,7 +78,7 @@ def batch_zscore(
     blown up, as its own std would.
     """
     centered = group_centered(rewards, group_size=group_size)
-    return centered / (rewards.std(ddof=1) + eps)
+    return centered / (masked.std(rewards, ~jnp.isnan(rewards)) + eps)
 
 
 def leave_one_out(
@@ -89,8 +89,45 @@ def leave_one_out(
     RLOO, https://arxiv.org/abs/2402.14740. A group of one has no others:
     verl gives such a row its reward or 0, this refuses it.
     """
-    scale = group_size / max(group_size - 1, 1)
-    return scale * group_centered(rewards, group_size=group_size)
+    centered = group_centered(rewards, group_size=group_size)
+    known = by_group(~jnp.isnan(rewards), group_size=group_size).sum(axis=1)
+    return jnp.repeat(known / jnp.maximum(known - 1, 1), group_size) * centered
+
+
+def split_centered(
+    rewards: Float[Array, " B"], own: Bool[Array, " B"], *, group_size: int
+) -> Float[Array, " B"]:
+    """R_i - mean of the group's rewards where `own`, for every response of the group.
+
+    The "split" variant of LUFFY, https://arxiv.org/abs/2504.14945: an expert's response
+    is judged by the policy's own, without raising their baseline. 0 where no reward of
+    the group is known to be its own.
+    """
+    groups = by_group(rewards, group_size=group_size)
+    counted = own.reshape(groups.shape) & ~jnp.isnan(groups)
+    centered = groups - masked.mean(groups, counted, 1)[:, None]
+    usable = ~jnp.isnan(groups) & counted.any(axis=1, keepdims=True)
+    return jnp.where(usable, centered, 0).reshape(-1)
+
+
+def decoupled(
+    rewards: Float[Array, "K B"],
+    weights: Float[Array, " K"],
+    *,
+    group_size: int,
+    eps: float = 1e-4,
+) -> Float[Array, " B"]:
+    """Group z-scores of each reward, their weighted sum, its z-score in the batch.
+
+    A reward of small spread then counts as much as one of large spread. GDPO,
+    https://arxiv.org/abs/2601.05242, as TRL's normalize_then_sum, whose eps this is and
+    which skips what is NaN. A response without any reward gets 0.
+    """
+    each = [group_zscore(row, group_size=group_size, eps=eps) for row in rewards]
+    total = weights @ jnp.stack(each)
+    known = ~jnp.isnan(rewards).all(axis=0)
+    centered = jnp.where(known, total - masked.mean(total, known), 0)
+    return centered / (masked.std(total, known) + eps)
 
 
 def pass_at_k(
@@ -103,9 +140,12 @@ def pass_at_k(
     best reward give 0.
     """
     groups = by_group(rewards, group_size=group_size)
-    second, first = jnp.moveaxis(jnp.sort(groups, axis=1)[:, -2:], 1, 0)
-    gain = (first - second) / (groups.std(axis=1, ddof=1) + eps)
-    best = jnp.arange(group_size) == jnp.argmax(groups, axis=1)[:, None]
+    known = ~jnp.isnan(groups)
+    ranked = jnp.where(known, groups, -jnp.inf)
+    second, first = jnp.moveaxis(jnp.sort(ranked, axis=1)[:, -2:], 1, 0)
+    gain = jnp.where(second > -jnp.inf, first - second, 0)
+    gain = gain / (jax.vmap(masked.std)(groups, known) + eps)
+    best = jnp.arange(group_size) == jnp.argmax(ranked, axis=1)[:, None]
     return jnp.where(best, gain[:, None], 0).reshape(-1)
 
 
@@ -119,11 +159,13 @@ def length_weighted(
     equal rewards.
     """
     groups = by_group(rewards, group_size=group_size)
-    weights = lengths.reshape(groups.shape)
+    known = ~jnp.isnan(groups)
+    weights = jnp.where(known, lengths.reshape(groups.shape), 0)
     total = jnp.maximum(weights.sum(axis=1, keepdims=True), 1)
-    baseline = (weights * groups).sum(axis=1, keepdims=True) / total
-    differs = jnp.ptp(groups, axis=1, keepdims=True) > 0
-    return jnp.where(differs, groups - baseline, 0).reshape(-1)
+    weighted = masked.sum(weights * groups, known, 1)
+    differs = masked.max(groups, known, 1) > masked.min(groups, known, 1)
+    centered = groups - weighted[:, None] / total
+    return jnp.where(known & differs[:, None], centered, 0).reshape(-1)
 
 
 def greedy_baseline(
@@ -135,7 +177,8 @@ def greedy_baseline(
     reward-to-go, which is the same for one reward at the end. EasyR1 multiplies a
     vector with a matrix there, which is wrong unless B and T differ, and then raises.
     """
-    return rewards - greedy_rewards
+    gain = rewards - greedy_rewards
+    return jnp.where(jnp.isnan(gain), 0, gain)
 
 
 def gpg(rewards: Float[Array, " B"], *, group_size: int) -> Float[Array, " B"]:
@@ -146,10 +189,10 @@ def gpg(rewards: Float[Array, " B"], *, group_size: int) -> Float[Array, " B"]:
     paper's threshold on (B - M) / B, below which it samples more, is a matter of
     sampling: `programs.dynamic_sampling`.
     """
-    groups = by_group(rewards, group_size=group_size)
-    signal = (jnp.ptp(groups, axis=1) > 0).sum()
-    scale = groups.shape[0] / jnp.maximum(signal, 1)
-    return scale * group_centered(rewards, group_size=group_size)
+    centered = group_centered(rewards, group_size=group_size)
+    signal = by_group(centered, group_size=group_size).any(axis=1).sum()
+    scale = (rewards.size // group_size) / jnp.maximum(signal, 1)
+    return scale * centered
 
 
 def gpg_released(rewards: Float[Array, " B"], *, group_size: int) -> Float[Array, " B"]:
@@ -157,7 +200,8 @@ def gpg_released(rewards: Float[Array, " B"], *, group_size: int) -> Float[Array
 
     Not the paper's factor: adding a constant to all rewards changes it.
     """
-    scale = rewards.size / jnp.maximum((rewards != 0).sum(), 1)
+    known = ~jnp.isnan(rewards)
+    scale = known.sum() / jnp.maximum((known & (rewards != 0)).sum(), 1)
     return scale * group_centered(rewards, group_size=group_size)
 
 

@@ -47,7 +47,8 @@ def low_var_kl(
 ) -> Float[Array, "B T"]:
     """clamp(k3, -10, 10) of d clamped to [-20, 20], as verl and EasyR1 have it.
 
-    Gradient that of `k3`, and 0 where a clamp holds.
+    Gradient that of `k3`, and 0 where a clamp holds. TRL's has no clamps:
+    https://github.com/volcengine/verl at b178a3c, https://github.com/huggingface/trl.
     """
     minus_d = masked.clamp(other_logprobs - logprobs, -20.0, 20.0)
     return masked.clamp(_k3(minus_d), -10.0, 10.0)

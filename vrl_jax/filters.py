@@ -24,8 +24,7 @@ def mixed_groups(
     EasyR1's bounds. The paper counts correct responses; verl keeps the groups
     that are not `zero_variance_groups`.
     """
-    groups = by_group(scores, group_size=group_size)
-    average = masked.mean(groups, ~jnp.isnan(groups), 1)
+    average = _group_mean(scores, group_size=group_size)
     return (low < average) & (average < high)
 
 
@@ -55,10 +54,24 @@ def soft_gate(
 ) -> Float[Array, " B"]:
     """max(mean_group(score), floor), to multiply the advantages of a group by.
 
-    PEARL, as in its code and as its abstract argues; a printed version has min.
+    PEARL, https://arxiv.org/abs/2511.18437, as in its code and as its abstract argues;
+    what a note of the paper prints is `capped_gate`.
     """
-    average = by_group(scores, group_size=group_size).mean(axis=1)
+    average = _group_mean(scores, group_size=group_size)
     return jnp.repeat(jnp.maximum(average, floor), group_size)
+
+
+def capped_gate(
+    scores: Float[Array, " B"], *, group_size: int, ceiling: float = 0.5
+) -> Float[Array, " B"]:
+    """min(mean_group(score), ceiling): `soft_gate` as printed, flat above it."""
+    average = _group_mean(scores, group_size=group_size)
+    return jnp.repeat(jnp.minimum(average, ceiling), group_size)
+
+
+def _group_mean(scores: Float[Array, " B"], *, group_size: int) -> Float[Array, " P"]:
+    groups = by_group(scores, group_size=group_size)
+    return masked.mean(groups, ~jnp.isnan(groups), 1)
 
 
 def finished_responses(

@@ -60,6 +60,15 @@ def std(
     return jnp.where(variance > 0, jnp.sqrt(jnp.where(variance > 0, variance, 1)), 0)
 
 
+def correlation(
+    x: Float[Array, "..."], y: Float[Array, "..."], mask: Bool[Array, "..."]
+) -> Float[Array, ""]:
+    """Pearson's, of x[mask] with y[mask]; 0 where either does not vary."""
+    dx, dy = (jnp.where(mask, v, 0) - mean(v, mask) for v in (x, y))
+    scale = std(x, mask, ddof=0) * std(y, mask, ddof=0)
+    return jnp.where(scale > 0, mean(dx * dy, mask) / jnp.where(scale > 0, scale, 1), 0)
+
+
 def quantile(
     x: Float[Array, "..."], mask: Bool[Array, "..."], q: float
 ) -> Float[Array, ""]:

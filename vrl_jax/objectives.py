@@ -59,8 +59,9 @@ def response_ratio(
 ) -> Float[Array, "B T"]:
     """exp(sum_t(logprobs - old_logprobs)), the same for each token of a response.
 
-    The response as one action, not normalised by its length: TRL's RLOO, and the
-    sequence weights between sampler and learner.
+    The response as one action, not normalised by its length: RLOO,
+    https://arxiv.org/abs/2402.14740, as in TRL (verl has token ratios), and the weights
+    of whole responses between sampler and learner.
     """
     log_ratio = jnp.where(mask, logprobs - old_logprobs, 0)
     return _of_response(masked.sum(log_ratio, mask, axis=1), mask)
@@ -176,7 +177,11 @@ def two_sided_surrogate(
 def policy_gradient(
     logprobs: Float[Array, "B T"], advantages: Float[Array, "B T"]
 ) -> Float[Array, "B T"]:
-    """-A logprobs: REINFORCE, without ratio or clip. ReMax and GPG, token mean."""
+    """-A logprobs: REINFORCE, without ratio or clip.
+
+    With a token mean that of ReMax, https://arxiv.org/abs/2310.10505, and of GPG,
+    https://arxiv.org/abs/2504.02546.
+    """
     return -advantages * masked.finite(logprobs)
 
 

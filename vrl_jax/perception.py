@@ -49,6 +49,24 @@ def probability_drop(
     return jnp.where(mask, jnp.exp(old_logprobs) - jnp.exp(perturbed_logprobs), 0)
 
 
+def log_ratio(
+    old_logprobs: Float[Array, "B T"],
+    perturbed_logprobs: Float[Array, "B T"],
+    mask: Bool[Array, "B T"],
+) -> Float[Array, "B T"]:
+    """old - perturbed: above 0 where the picture supports the token; 0 off mask."""
+    return jnp.where(mask, old_logprobs - perturbed_logprobs, 0)
+
+
+def absolute_log_ratio(
+    old_logprobs: Float[Array, "B T"],
+    perturbed_logprobs: Float[Array, "B T"],
+    mask: Bool[Array, "B T"],
+) -> Float[Array, "B T"]:
+    """|old - perturbed|; 0 off mask. ToR, https://arxiv.org/abs/2603.25077."""
+    return jnp.abs(log_ratio(old_logprobs, perturbed_logprobs, mask))
+
+
 def view_kl(
     hidden: Float[Array, "N d"],
     other: Float[Array, "N d"],
@@ -161,6 +179,19 @@ def top_share_of_batch(
     return masked.top(scores, mask, masked.ceil_share(share, mask.sum()))
 
 
+def top_share_of_group(
+    scores: Float[Array, "B T"],
+    mask: Bool[Array, "B T"],
+    share: float,
+    *,
+    group_size: int,
+) -> Bool[Array, "B T"]:
+    """`top_share_of_batch` in each group: the responses to a prompt share one count."""
+    rows = (-1, group_size * mask.shape[1])
+    chosen = top_share(scores.reshape(rows), mask.reshape(rows), share)
+    return chosen.reshape(mask.shape)
+
+
 def above_quantile(
     scores: Float[Array, "B T"], mask: Bool[Array, "B T"], share: float
 ) -> Bool[Array, "B T"]:
@@ -257,6 +288,25 @@ def median_weights(
     return 1 + strength * jnp.tanh(scaled)
 
 
+def cgpo_weights(
+    entropy: Float[Array, "B T"],
+    dependency: Float[Array, "B T"],
+    weights: Float[Array, " B"],
+    mask: Bool[Array, "B T"],
+    *,
+    share: float = 0.3,
+) -> Float[Array, "B T"]:
+    """alpha_i in the top share by dependency, 1 in that by entropy alone, 0 elsewhere.
+
+    CGPO, its weight of a token, with alpha from `median_weights`. Both shares are of
+    the whole batch. The tokens inside a box that a response names count as perception
+    too: give them a dependency of infinity.
+    """
+    perceives = top_share_of_batch(dependency, mask, share)
+    reasons = top_share_of_batch(entropy, mask, share)
+    return jnp.where(perceives, weights[:, None], reasons.astype(weights.dtype))
+
+
 def pgpo_weights(
     scores: Float[Array, "B T"],
     mask: Bool[Array, "B T"],
@@ -322,8 +372,8 @@ def tor_weights(
 ) -> Float[Array, "B T"]:
     """`reasoning` in the top share by entropy, else `perception` by dependency, else 0.
 
-    Both shares are of the whole batch; dependency is |old - log-prob without picture|,
-    divisors count all tokens. ToR, https://arxiv.org/abs/2603.25077.
+    Both shares are of the whole batch; dependency is `absolute_log_ratio` without the
+    picture, divisors count all tokens. ToR, https://arxiv.org/abs/2603.25077.
     """
     reasons = top_share_of_batch(entropy, mask, share)
     perceives = top_share_of_batch(dependency, mask, share)

@@ -22,6 +22,44 @@ def sigmoid_decay(
     return math.floor(start / (1 + math.exp(slope * (step - middle) / total)))
 
 
+def linear(step: int, *, start: float, end: float, total: int) -> float:
+    """start + (end - start) step / (total - 1), `end` from the last step on.
+
+    Of PEPO's lambda (0 to 1), PAD's temperature (1 to 0.3), the share of noisy branches
+    of DUPL (1 to 0) and PAPO's optional gamma: each paper says only that it is linear.
+    """
+    return start + (end - start) * min(step / max(total - 1, 1), 1.0)
+
+
+def late_decay(
+    step: int, *, start: float = 0.02, rate: float = 0.985, wait: int = 20
+) -> float:
+    """0 for `wait` updates, then start, start rate, start rate^2, ...
+
+    The weight of the entropy in ReVisual-R1, https://arxiv.org/abs/2506.04207, with the
+    wait of its configuration; its table has 140.
+    """
+    return start * rate ** (step - wait) if step >= wait else 0.0
+
+
+def adaptive_coefficient(
+    coefficient: float,
+    kl: float,
+    steps: int,
+    *,
+    target: float = 0.1,
+    horizon: float = 10_000,
+) -> float:
+    """coefficient (1 + clip(kl / target - 1, -0.2, 0.2) steps / horizon), the next one.
+
+    Keeps the KL to a reference near `target`. Ziegler et al., section 2.2,
+    https://arxiv.org/abs/1909.08593, with the defaults of verl and EasyR1, whose
+    `steps` are the responses of an update.
+    """
+    error = min(max(kl / target - 1, -0.2), 0.2)
+    return coefficient * (1 + error * steps / horizon)
+
+
 def diffusion_noise_std(step: int) -> float:
     """sqrt(1 - abar_step), abar = prod(1 - beta_j) over j = 0..step.
 

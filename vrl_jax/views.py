@@ -5,7 +5,9 @@ Each acts on patches as the vision tower gets them: normalised, a row flattened 
 prompt without pictures is its own view. Row p draws from `fold_in(key, p)` and a patch
 by its place, so that neither a larger patch budget nor further rows change what is
 drawn. A view sees a prompt a row; `each_prompt` shows it those of packs, each with its
-own key.
+own key. Patch blackening, noise, blur and grey are VPPO's,
+https://arxiv.org/abs/2510.09285, which perturbs 8-bit pixels before the last resize,
+where these act on normalised patches after it.
 """
 
 import dataclasses
@@ -165,7 +167,7 @@ def diffusion_noise(
     key: Key[Array, ""],
     images: Images,
     *,
-    noise_std: float,
+    noise_std: float | Float[Array, ""],
     mean: RGB = CLIP_MEAN,
     std: RGB = CLIP_STD,
 ) -> Images:
@@ -298,8 +300,8 @@ def _blur_axis(
 def _add_noise(
     key: Key[Array, ""],
     images: Images,
-    kept: float,
-    noise_std: float,
+    kept: float | Float[Array, ""],
+    noise_std: float | Float[Array, ""],
     mean: RGB,
     std: RGB,
 ) -> Images:

@@ -10,6 +10,7 @@ import pytest
 
 from vrl_jax import divergences, perception, views
 from vrl_jax.engine import slots
+from vrl_jax.engine.actor import look, seeing
 from vrl_jax.engine.likelihood import final_states
 from vrl_jax.programs.single_turn import single_turn
 from vrl_jax.types import Images
@@ -168,3 +169,18 @@ def test_add_divergence_without_states_reads_the_picture_again():
             rtol=1e-4,
             atol=2e-6,
         )
+
+
+def test_a_shared_draw_is_the_same_for_a_group_and_for_any_pass():
+    rollout, key = small.rollout(), jax.random.key(7)
+    found = [
+        small.actor(prompts_per_pass=size)
+        .add_shared_logprobs(rollout, "black", views.blacken_patches, key)
+        .extra_logprobs["black"]
+        for size in (64, 1)
+    ]
+    np.testing.assert_allclose(*found, atol=1e-5)
+    images = look(views.blacken_patches, key, rollout.prompts)
+    again = small.actor().likelihood(seeing(rollout, images)).logprobs
+    np.testing.assert_allclose(found[0], again, atol=1e-6)
+    assert np.abs(found[0] - rollout.old_logprobs).max() > 0.01

@@ -1,6 +1,7 @@
 """Groups that are not all sampled, or not from the same picture."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -8,11 +9,14 @@ import numpy as np
 import pytest
 
 from vrl_jax import views
+from vrl_jax.engine.actor import look
 from vrl_jax.programs.demonstrations import beside_demonstration, preference_pairs
 from vrl_jax.programs.mixed_views import mixed_views
 from vrl_jax.programs.single_turn import single_turn
+from vrl_jax.recipes.noisy_rollout import noisy_rollout
 
 from ..fixtures import small
+from ..fixtures.compilations import compilations
 
 KEY = jax.random.key(5)
 
@@ -54,14 +58,14 @@ def test_preference_pairs_are_chosen_then_rejected():
         preference_pairs(actor, iter([bare]), KEY)
 
 
-def black(key, images):
-    return views.blacken_patches(key, images, share=1.0)
+def black(actor, key, prompts):
+    return look(functools.partial(views.blacken_patches, share=1.0), key, prompts)
 
 
 def test_mixed_views_sample_under_one_picture_and_score_under_the_other():
     actor, samples = small.actor(), small.samples()
     rollout = mixed_views(
-        actor, iter([samples]), KEY, group_size=4, view=black, perturbed=2
+        actor, iter([samples]), KEY, group_size=4, pictures=black, perturbed=2
     )
     plain = single_turn(actor, iter([samples]), jax.random.split(KEY)[0], group_size=4)
     clean = np.arange(16) % 4 < 2
@@ -75,3 +79,24 @@ def test_mixed_views_sample_under_one_picture_and_score_under_the_other():
     scored = actor.likelihood(rollout).logprobs
     np.testing.assert_allclose(rollout.old_logprobs, scored, atol=1e-6)
     assert jnp.array_equal(rollout.prompts.images.patches, plain.prompts.images.patches)
+
+
+def test_noisy_rollout_noises_by_the_actor_s_step():
+    """The heavier noise of the first step, then none: only that changes the draws."""
+    actor, samples = small.chain_actor(), small.samples()
+
+    def play(step):
+        now = dataclasses.replace(actor, step=step, total_steps=60)
+        recipe = noisy_rollout(group_size=4)
+        return recipe.act(now, iter([samples]), KEY)
+
+    with compilations() as seen:
+        first, late, last = play(0), play(50), play(59)
+    plain = single_turn(actor, iter([samples]), jax.random.split(KEY)[0], group_size=4)
+    clean = np.arange(16) % 4 < 2
+    for rollout in (first, late, last):
+        np.testing.assert_array_equal(rollout.tokens[clean], plain.tokens[clean])
+    assert (first.tokens != plain.tokens).any()
+    moved = [np.abs(r.old_logprobs - plain.old_logprobs).max() for r in (late, last)]
+    assert moved[1] <= moved[0]
+    assert sum("noised" in name for name in seen) <= 1

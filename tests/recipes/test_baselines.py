@@ -14,13 +14,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vrl_jax import perception, preference
+from vrl_jax import divergences, perception, preference, schedules
+from vrl_jax.engine.reference import near
+from vrl_jax.recipes import noisy_rollout as noisy_file
 from vrl_jax.recipes import papo as papo_file
 from vrl_jax.recipes import vppo as vppo_file
 from vrl_jax.recipes.cispo import cispo
 from vrl_jax.recipes.dpo import dpo
 from vrl_jax.recipes.dr_grpo import dr_grpo
 from vrl_jax.recipes.gmpo import gmpo
+from vrl_jax.recipes.grpo import grpo
 from vrl_jax.recipes.gspo import gspo
 from vrl_jax.recipes.luffy import luffy
 from vrl_jax.recipes.noisy_rollout import noisy_rollout
@@ -126,6 +129,87 @@ def test_papo_golden():
     for name, key in (("kl_prcp", "kl_prcp"), ("pg_loss", "pg_loss")):
         mean = metrics[f"actor/{name}"]
         np.testing.assert_allclose(mean.total / mean.weight, case[key], **CLOSE)
+
+
+def anchored(weight, divergence):
+    """Near a reference whose log-probs the file has."""
+    anchor = near({}, weight=weight, divergence=divergence)
+    return anchor, golden(reference=INPUTS["ref_logp"])
+
+
+def test_grpo_near_a_reference_golden():
+    case = CASES["kl"]["grpo_plus_kl_loss"]
+    anchor, scored = anchored(case["config"]["beta"], divergences.low_var_kl)
+    recipe = grpo(group_size=4, anchor=anchor)
+    value, slope, metrics = value_and_slope(recipe, scored, INPUTS["logp"])
+    np.testing.assert_allclose(value, case["loss"], **CLOSE)
+    kl = metrics["actor/kl_loss"]
+    mean = next(v for k, v in CASES["kl"]["seq_mean"].items() if "low_var" in k)
+    np.testing.assert_allclose(kl.total / kl.weight, mean, **CLOSE)
+    mask = np.array(INPUTS["response_mask"]) > 0
+    plain = np.array(LOSSES["grpo_seq_mean"]["grad_wrt_logp"])
+    pull = CASES["kl"]["grad_per_token_wrt_logp"]["k3"]  # nothing is clamped here
+    lengths = mask.sum(axis=1, keepdims=True)
+    expected = plain + case["config"]["beta"] * np.array(pull) / lengths / len(mask)
+    np.testing.assert_allclose(slope, np.where(mask, expected, 0), **CLOSE)
+
+
+def test_rloo_pays_for_the_reference_out_of_the_reward_golden():
+    case = CASES["advantages"]["rloo_with_k1_in_reward_beta_0p05"]
+    anchor, scored = anchored(0.05, divergences.k1)
+    batch, _ = rloo(group_size=4, anchor=anchor).credit(scored)
+    np.testing.assert_allclose(batch.advantages[:, 0], case["advantage"], **CLOSE)
+
+
+def test_reinforce_pp_pays_for_the_reference_token_by_token():
+    anchor, _ = anchored(0.5, divergences.k1)
+    scored = rollout(
+        [[-1.0, -2.0, 9.0], [-1.0, -1.0, -1.0]],
+        [1.0, 0.0],
+        np.array([[1, 1, 0], [1, 1, 1]], bool),
+        reference=[[-2.0, -2.0, 9.0], [-1.0, -3.0, -1.0]],
+    )
+    batch, metrics = reinforce_pp(group_size=2, anchor=anchor).credit(scored)
+    # k1 is 1, 0 | 0, 2, 0: rewards -.5, 1 | 0, -1, 0; to go .5, 1 | -1, -1, 0.
+    to_go = np.array([0.5, 1, -1, -1, 0])
+    white = (to_go - to_go.mean()) / np.sqrt(to_go.var(ddof=1) + 1e-8)
+    np.testing.assert_allclose(np.asarray(batch.advantages)[scored.mask], white)
+    assert metrics["critic/kl"].total == 3 and metrics["critic/kl"].weight == 5
+
+
+def test_reinforce_pp_leaves_out_the_unscored():
+    mask = np.array([[1, 1], [1, 0], [1, 1]], bool)
+    scored = rollout(np.zeros((3, 2)), [1.0, 0.0, np.nan], mask)
+    batch, _ = reinforce_pp(group_size=3).credit(scored)
+    known = rollout(np.zeros((2, 2)), [1.0, 0.0], mask[:2])
+    alone, _ = reinforce_pp(group_size=2).credit(known)
+    np.testing.assert_allclose(batch.advantages[:2], alone.advantages, **CLOSE)
+    assert not batch.advantages[2].any()
+
+
+def test_papo_near_a_reference_adds_its_distance():
+    anchor, scored = anchored(0.01, divergences.low_var_kl)
+    extra = {
+        **scored.extra_logprobs,
+        "blackened": jnp.array(INPUTS["masked_image_logp"]),
+    }
+    scored = dataclasses.replace(scored, extra_logprobs=extra)
+    free, _, _ = value_and_slope(papo(group_size=4), scored, INPUTS["logp"])
+    recipe = papo(group_size=4, anchor=anchor)
+    value, _, _ = value_and_slope(recipe, scored, INPUTS["logp"])
+    mean = next(v for k, v in CASES["kl"]["token_mean"].items() if "low_var" in k)
+    np.testing.assert_allclose(value - free, 0.01 * mean, **CLOSE)
+
+
+def test_noisy_rollout_fades_as_published():
+    # Steps and noise of the paper's run of 60 steps; the same shape in 600.
+    case = next(
+        v for k, v in CASES["other_perception"].items() if k.startswith("noisy")
+    )
+    found = [noisy_file.fading(step, case["t_max"]) for step in case["steps"]]
+    assert found == case["noise_step"]
+    assert noisy_file.fading(400, 600) == 250
+    assert schedules.diffusion_noise_std(noisy_file.fading(0, 0)) > 0.5
 
 
 def test_papo_differentiates_the_second_pass_where_told():

@@ -106,6 +106,13 @@ def test_run_writes_a_line_a_step(unbroken):
         4,
     ]
     assert rows[-1]["data/prompts_played"] % 2 == 0
+    assert rows[0]["data/tokens_played"] == 0  # a demonstration is not sampled
+    for row in rows[3:]:
+        kept = round(row["response_length/mean"] * 2 * small.GROUP)
+        dropped = row["data/prompts_played"] - 2
+        longest = dropped * small.GROUP * small.BUDGET
+        assert kept + dropped * small.GROUP <= row["data/tokens_played"]
+        assert row["data/tokens_played"] <= kept + longest
     assert {row.get("training/logprob_gap", 0) < 1e-5 for row in rows} == {True}
 
 

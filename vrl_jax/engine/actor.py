@@ -96,10 +96,23 @@ class Actor:
         """log pi of the same tokens under another view, as `extra_logprobs[name]`.
 
         Every response is scored under a draw of its own, view(fold_in(key, row), its
-        prompt's pictures), whatever the size of a pass.
+        prompt's pictures), whatever the size of a pass, and reads a prompt of its own:
+        a pass takes `prompts_per_pass` of those.
         """
         scored = self._under(view, _likelihood, rollout, key, rollout.log_kept)
         extra = {**rollout.extra_logprobs, name: scored.logprobs}
+        return dataclasses.replace(rollout, extra_logprobs=extra)
+
+    def add_shared_logprobs(
+        self, rollout: Rollout, name: str, view: View, key: Key[Array, ""]
+    ) -> Rollout:
+        """As `add_logprobs`, under one draw for each prompt, which its responses share.
+
+        A prompt is then read once, and not once for each of its responses.
+        """
+        images = look(view, key, rollout.prompts)
+        seen = self.likelihood(seeing(rollout, images)).logprobs
+        extra = {**rollout.extra_logprobs, name: seen}
         return dataclasses.replace(rollout, extra_logprobs=extra)
 
     def add_divergence(
@@ -247,7 +260,7 @@ def _score_view(
 
     return in_pieces(
         score,
-        prompts_per_pass,
+        max(prompts_per_pass // group, 1),  # copies count
         rollout.prompts,
         (noted, rollout.shown),
         jnp.arange(batch),

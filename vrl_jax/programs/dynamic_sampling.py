@@ -18,6 +18,10 @@ Act = Callable[[Actor, Iterator[Sequence[Sample]], Key[Array, ""]], Rollout]
 Keep = Callable[[Rollout], Bool[Array, " P"]]
 
 
+class TooFewGroups(RuntimeError):
+    """The policy is right, or wrong, on nearly every question."""
+
+
 def mixed_accuracy(
     rollout: Rollout, *, low: float = 0.01, high: float = 0.99
 ) -> Bool[Array, " P"]:
@@ -59,7 +63,7 @@ def dynamic_sampling(
 ) -> Rollout:
     """Plays batch after batch with `act` until as many groups are kept as one has.
 
-    Batches are of one size; surplus groups are cut. Raises `RuntimeError` after
+    Batches are of one size; surplus groups are cut. Raises `TooFewGroups` after
     `max_rounds` batches. DAPO, equation 11, https://arxiv.org/abs/2503.14476; the
     limit is EasyR1's.
     """
@@ -74,7 +78,7 @@ def dynamic_sampling(
             held += len(found)
         if held == wanted:
             return _together(actor, kept)
-    raise RuntimeError(
+    raise TooFewGroups(
         f"dynamic sampling kept {held} of {wanted * max_rounds} groups in {max_rounds} "
         f"rounds and needs {wanted}: the questions are too easy or too hard for the "
         "policy. Change the data or the bounds of `keep`, or raise max_rounds."

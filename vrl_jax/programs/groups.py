@@ -46,9 +46,10 @@ def beside(prompts: int, *parts: Sampled) -> Sampled:
     """Responses from several sources, those to one prompt together."""
 
     def join(*x: Array) -> Array:
-        groups = [a.reshape(prompts, -1, *a.shape[1:]) for a in x]
+        # Counted, not -1: an array may be of no size.
+        groups = [a.reshape(prompts, len(a) // prompts, *a.shape[1:]) for a in x]
         joined = jnp.concatenate(groups, axis=1)
-        return joined.reshape(-1, *joined.shape[2:])
+        return joined.reshape(prompts * joined.shape[1], *joined.shape[2:])
 
     return jax.tree.map(join, *parts)
 

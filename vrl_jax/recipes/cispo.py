@@ -35,6 +35,8 @@ def cispo(*, group_size: int = 8, max_weight: float = 5.0) -> Recipe:
             new.logprobs, batch.old_logprobs, batch.advantages, max_weight=max_weight
         )
         mean = reductions.token_mean(per_token, batch.mask)
-        return mean, policy_metrics(new, batch, clip_low=1, clip_high=max_weight - 1)
+        return mean, policy_metrics(
+            new, batch, mean, clip_low=1, clip_high=max_weight - 1
+        )
 
     return Recipe(act, score, credit, loss)

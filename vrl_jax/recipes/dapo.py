@@ -51,6 +51,6 @@ def dapo(
             new.logprobs, batch.old_logprobs, batch.advantages, **clips
         )
         mean = reductions.token_mean(per_token, batch.mask)
-        return mean, policy_metrics(new, batch, **clips)
+        return mean, policy_metrics(new, batch, mean, **clips)
 
     return Recipe(act, score, credit, loss)

@@ -41,6 +41,6 @@ def dr_grpo(*, group_size: int = 8, clip: float = 0.2) -> Recipe:
         mean = reductions.constant_length(
             per_token, batch.mask, max_length=batch.mask.shape[1]
         )
-        return mean, policy_metrics(new, batch, **clips)
+        return mean, policy_metrics(new, batch, mean, **clips)
 
     return Recipe(act, score, credit, loss)

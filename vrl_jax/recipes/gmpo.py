@@ -38,6 +38,6 @@ def gmpo(*, group_size: int = 8, clip: float = 0.4) -> Recipe:
         per_token = objectives.weighted(ratio, batch.advantages)
         mean = reductions.sequence_mean(per_token, batch.mask)
         clips = {"clip_low": 1 - math.exp(-clip), "clip_high": math.exp(clip) - 1}
-        return mean, policy_metrics(new, batch, **clips)
+        return mean, policy_metrics(new, batch, mean, **clips)
 
     return Recipe(act, score, credit, loss)

@@ -38,6 +38,6 @@ def gspo(
         ratio = objectives.sequence_ratio(new.logprobs, batch.old_logprobs, batch.mask)
         per_token = objectives.clipped(ratio, batch.advantages, **clips)
         mean = reductions.sequence_mean(per_token, batch.mask)
-        return mean, policy_metrics(new, batch, ratio=ratio, **clips)
+        return mean, policy_metrics(new, batch, mean, ratio=ratio, **clips)
 
     return Recipe(act, score, credit, loss)

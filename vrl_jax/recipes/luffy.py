@@ -50,7 +50,7 @@ def luffy(*, group_size: int = 8, gamma: float = 0.1) -> Recipe:
             jnp.where(expert, shaped, own), batch.mask, max_length=batch.mask.shape[1]
         )
         sampled = dataclasses.replace(batch, mask=batch.mask & ~expert)
-        metrics = policy_metrics(new, sampled, clip_low=0.2, clip_high=0.2)
+        metrics = policy_metrics(new, sampled, mean, clip_low=0.2, clip_high=0.2)
         likelihood = reductions.token_mean(jnp.exp(new.logprobs), expert)
         return mean, {**metrics, "actor/expert_probability": likelihood}
 

@@ -10,30 +10,61 @@ There is no KL term.
     credit  A_it = (R_i - mean(R)) / (std(R) + 1e-6), over the whole group
     loss    clipped surrogate (0.2, 0.2), mean over all tokens
 
-The released code averages over the tokens of each micro-batch; this does so over those
-of the batch. The paper's noise fades over training, `schedules.sigmoid_decay`: a recipe
-does not know the step, so its noise is one strength, and a run that anneals is a list
-of stages, each with a `noise_std` of its own.
+The noise fades over training: heavy until shortly before two thirds of the steps, none
+at the end. The released code averages over the tokens of each micro-batch; this does so
+over those of the batch.
 """
 
 import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
 
 from vrl_jax import advantages, objectives, reductions, schedules, views
 from vrl_jax.programs.mixed_views import mixed_views
 from vrl_jax.training.iteration import Recipe, as_batch
 from vrl_jax.training.metrics import policy_metrics
+from vrl_jax.types import Images, Prompts
 
-FIRST = schedules.diffusion_noise_std(schedules.sigmoid_decay(0))
+
+def fading(step: int, total_steps: int) -> int:
+    """499 of 1000 steps of diffusion at first, 250 at 2/3 of the training, then few.
+
+    The paper's schedule for 60 training steps, stretched to as many as there are.
+    """
+    total = max(total_steps, 1)
+    return schedules.sigmoid_decay(step, middle=total * 2 / 3, total=total)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _noised(
+    view: Callable, key: Key[Array, ""], prompts: Prompts, noise_std: Float[Array, ""]
+) -> Images:
+    # The noise is traced: one compilation for all of the training.
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(prompts.tokens)))
+    noised = functools.partial(view, noise_std=noise_std)
+    return views.each_prompt(noised, keys, prompts.images)
 
 
 def noisy_rollout(
-    *, group_size: int = 12, noise_std: float = FIRST, clip: float = 0.2
+    *,
+    group_size: int = 12,
+    noise: Callable[[int, int], int] = fading,
+    clip: float = 0.2,
 ) -> Recipe:
-    """`noise_std` by default as at the paper's first step: 499 of 1000 of diffusion."""
+    """`noise` says how many steps of diffusion, of the step and how many there are."""
+
+    def noised(actor, key, prompts):
+        std = schedules.diffusion_noise_std(noise(actor.step, actor.total_steps))
+        view = actor.painting(views.diffusion_noise)
+        return _noised(view, key, prompts, jnp.float32(std))
+
     act = functools.partial(
         mixed_views,
         group_size=group_size,
-        view=functools.partial(views.diffusion_noise, noise_std=noise_std),
+        pictures=noised,
         perturbed=group_size // 2,
     )
 
@@ -51,6 +82,6 @@ def noisy_rollout(
             new.logprobs, batch.old_logprobs, batch.advantages, **clips
         )
         mean = reductions.token_mean(per_token, batch.mask)
-        return mean, policy_metrics(new, batch, **clips)
+        return mean, policy_metrics(new, batch, mean, **clips)
 
     return Recipe(act, score, credit, loss)

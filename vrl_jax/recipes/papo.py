@@ -4,13 +4,15 @@ Perception-Aware Policy Optimization, Wang et al., 2025,
 https://arxiv.org/abs/2507.06448; code https://github.com/MikeWangWZHL/PAPO.
 
     act     DAPO's: play until enough groups are mixed
-    score   l'_it = log pi_old(y_it | blackened image), one draw per prompt
+    score   l'_it = log pi_old(y_it | blackened image), one draw per prompt;
+            log pi_ref(y_it | image), with an anchor
     credit  A_it = (R_i - mean(R)) / (std(R) + 1e-6)
     loss    dual-clipped surrogate (0.2, 0.28, 3) - 0.01 k3(l_it, l'_it)
             - 0.03 l_it - 0.03 l'_it, mean over all tokens
 
-The numbers are those of PAPO-D; PAPO-G has clips (0.2, 0.3), plays every group, and
-0.01 low_var_kl to a reference, which is left out. The paper maximises KL(pi || pi') and
+The numbers are those of PAPO-D; PAPO-G has clips (0.2, 0.3), keep=every_group, gamma
+0.02 and anchor=near(reference, weight=0.01, divergence=divergences.low_var_kl). The
+paper maximises KL(pi || pi') and
 both entropies fall; in the code l' is scored once and `constant`, so that its entropy
 term trains nothing, and the gradient of k3 is that of the reverse divergence.
 `differentiated` is the paper's: a second pass of the policy under the blackened
@@ -29,6 +31,7 @@ from jaxtyping import Array, Float, Key
 
 from vrl_jax import advantages, divergences, objectives, reductions, views
 from vrl_jax.engine.actor import Actor, View, look, seeing
+from vrl_jax.engine.reference import Anchor, free
 from vrl_jax.programs.dynamic_sampling import (
     Keep,
     dynamic_sampling,
@@ -49,9 +52,7 @@ class Second(NamedTuple):
 
 
 def _scored(actor: Actor, rollout: Rollout, view: View, key: Key[Array, ""]) -> Rollout:
-    images = look(view, key, rollout.prompts)
-    seen = actor.likelihood(seeing(rollout, images)).logprobs
-    return dataclasses.replace(rollout, extra_logprobs={"blackened": seen})
+    return actor.add_shared_logprobs(rollout, "blackened", view, key)
 
 
 def _drawn(actor: Actor, rollout: Rollout, view: View, key: Key[Array, ""]) -> Rollout:
@@ -71,6 +72,7 @@ def papo(
     group_size: int = 8,
     gamma: float = 0.01,
     entropy_penalty: float = 0.03,
+    anchor: Anchor = free,
     blackened: float = 0.6,
     second: Second = constant,
     clip_low: float = 0.2,
@@ -88,7 +90,8 @@ def papo(
     view = functools.partial(views.blacken_patches, share=blackened)
 
     def score(actor, rollout, key):
-        return second.score(actor, rollout, view, key)
+        rollout = second.score(actor, rollout, actor.painting(view), key)
+        return anchor.score(actor, rollout)
 
     def credit(rollout):
         advantage = advantages.group_zscore(rollout.rewards, group_size=group_size)
@@ -102,11 +105,14 @@ def papo(
         )
         perception = divergences.low_var_kl(new.logprobs, blind)
         penalty = objectives.sampled_entropy(new.logprobs + blind)
+        distance = anchor.distance(new.logprobs, batch.extra)
         per_token = surrogate - gamma * perception + entropy_penalty * penalty
+        per_token = per_token + anchor.weight * distance
         mean = reductions.token_mean(per_token, batch.mask)
+        pg_loss = reductions.token_mean(surrogate, batch.mask)
         return mean, {
-            **policy_metrics(new, batch, **clips),
-            "actor/pg_loss": reductions.token_mean(surrogate, batch.mask),
+            **policy_metrics(new, batch, pg_loss, **clips),
+            "actor/kl_loss": reductions.token_mean(distance, batch.mask),
             "actor/kl_prcp": reductions.token_mean(perception, batch.mask),
             "actor/aug_nll": reductions.token_mean(-blind, batch.mask),
         }

@@ -41,6 +41,6 @@ def sapo(
         )
         mean = reductions.sequence_mean(per_token, batch.mask)
         # Nothing is clipped; logged is what GRPO would clip.
-        return mean, policy_metrics(new, batch, clip_low=0.2, clip_high=0.2)
+        return mean, policy_metrics(new, batch, mean, clip_low=0.2, clip_high=0.2)
 
     return Recipe(act, score, credit, loss)

@@ -38,7 +38,7 @@ from vrl_jax.programs.dynamic_sampling import (
 )
 from vrl_jax.programs.single_turn import single_turn
 from vrl_jax.training.iteration import Recipe, as_batch
-from vrl_jax.training.metrics import once, policy_metrics
+from vrl_jax.training.metrics import Metrics, once, policy_metrics
 from vrl_jax.types import Rollout
 
 Select = Callable[[Float[Array, "B T"], Bool[Array, "B T"]], Shaped[Array, "B T"]]
@@ -49,7 +49,7 @@ Compare = Callable[
 
 
 class Scoring(NamedTuple):
-    """What tokens are ranked by: what `score` adds, and how `credit` reads it.
+    """What tokens are ranked by: what `score` adds, how `credit` reads and logs it.
 
     `note` says what the actor must keep of the hidden states while it plays.
     """
@@ -57,6 +57,7 @@ class Scoring(NamedTuple):
     score: Callable[[Actor, Rollout, Key[Array, ""]], Rollout]
     scores: Callable[[Rollout], Float[Array, "B T"]]
     note: Callable = slots.nothing
+    metrics: Callable[[Rollout], Metrics] = lambda rollout: {}
 
 
 def dependency(view: Callable, compare: Compare = perception.sampled_k3) -> Scoring:
@@ -65,11 +66,40 @@ def dependency(view: Callable, compare: Compare = perception.sampled_k3) -> Scor
     def score(actor, rollout, key):
         return actor.add_logprobs(rollout, "blackened", actor.painting(view), key)
 
+    return _blackened(score, compare)
+
+
+def shared_dependency(
+    view: Callable, compare: Compare = perception.sampled_k3
+) -> Scoring:
+    """`dependency` under one draw for each prompt, which its responses share.
+
+    PAPO draws so. Cheaper: a perturbed prompt is read once, not `group_size` times.
+    """
+
+    def score(actor, rollout, key):
+        painted = actor.painting(view)
+        return actor.add_shared_logprobs(rollout, "blackened", painted, key)
+
+    return _blackened(score, compare)
+
+
+def _blackened(score: Callable, compare: Compare) -> Scoring:
     def scores(rollout):
         seen = rollout.extra_logprobs["blackened"]
         return compare(rollout.old_logprobs, seen, rollout.mask)
 
-    return Scoring(score, scores)
+    def metrics(rollout):
+        opposed = rollout.extra_logprobs["blackened"] > rollout.old_logprobs
+        kept = {"saturated": scores(rollout) >= 10, "opposed": opposed}
+        return {
+            f"perception/{name}": reductions.token_mean(
+                part.astype(jnp.float32), rollout.mask
+            )
+            for name, part in kept.items()
+        }
+
+    return Scoring(score, scores, metrics=metrics)
 
 
 def divergence(view: Callable, measure: Callable = perception.view_kl) -> Scoring:
@@ -104,6 +134,7 @@ def _add_random(actor: Actor, rollout: Rollout, key: Key[Array, ""]) -> Rollout:
 top_40 = functools.partial(perception.top_share, share=0.4)
 half_black = functools.partial(views.blacken_patches, share=0.5)
 blackened = dependency(half_black)
+blackened_once = shared_dependency(half_black)
 full_kl = divergence(half_black)
 entropy = Scoring(_add_entropy, lambda rollout: -rollout.extra_logprobs["expected"])
 at_random = Scoring(_add_random, lambda rollout: -rollout.extra_logprobs["random"])
@@ -133,6 +164,7 @@ def vppo(
         soft filter             select=partial(perception.soft_share, share=0.4)
         fixed range             shape=perception.fixed_range_weights
         other scores, views     scoring=dependency(view, perception.probability_drop)
+        one draw for a prompt   scoring=blackened_once
         the paper's KL          scoring=full_kl
         its reverse, JS         scoring=divergence(view, perception.view_reverse_kl)
     """
@@ -151,12 +183,13 @@ def vppo(
         mask = rollout.mask
         scores = scoring.scores(rollout)
         chosen = select(scores, mask)
-        weights = shape(
-            perception.trajectory_dependency(scores, mask), mask.any(axis=1)
-        )
+        rows = mask.any(axis=1)
+        looks = perception.trajectory_dependency(scores, mask)
+        weights = shape(looks, rows)
         advantage = advantages.group_zscore(rollout.rewards, group_size=group_size)
-        kept, rows = mask & (chosen > 0), mask.any(axis=1)
+        kept, known = mask & (chosen > 0), rows & ~jnp.isnan(rollout.rewards)
         metrics = {
+            **scoring.metrics(rollout),
             "perception/dependency_mean": reductions.token_mean(scores, mask),
             "perception/dependency_kept": reductions.token_mean(scores, kept),
             "perception/dependency_dropped": reductions.token_mean(
@@ -165,13 +198,18 @@ def vppo(
             "perception/share_kept": reductions.token_mean(
                 kept.astype(jnp.float32), mask
             ),
-            "perception/saturated": reductions.token_mean(
-                (scores >= 10).astype(jnp.float32), mask
+            "perception/reward_correlation": once(
+                masked.correlation(looks, rollout.rewards, known)
             ),
+            "perception/length_correlation": once(
+                masked.correlation(looks, mask.sum(axis=1), rows)
+            ),
+            "perception/weight_mean": reductions.row_mean(weights, rows),
             "perception/weight_min": once(masked.min(weights, rows)),
             "perception/weight_max": once(masked.max(weights, rows)),
         }
-        return as_batch(rollout, chosen * (weights * advantage)[:, None]), metrics
+        credit = chosen * (weights * advantage)[:, None]
+        return as_batch(rollout, credit, {"kept": kept}), metrics
 
     def loss(policy, batch):
         new = policy(batch)
@@ -181,10 +219,12 @@ def vppo(
         )
         penalty = objectives.sampled_entropy(new.logprobs)
         mean = reductions.token_mean(surrogate + entropy_penalty * penalty, batch.mask)
-        metrics = policy_metrics(new, batch, **clips)
+        pg_loss = reductions.token_mean(surrogate, batch.mask)
+        forks = perception.top_share(new.entropy, batch.mask, 0.2)
+        overlap = (forks & batch.extra["kept"]).astype(jnp.float32)
         return mean, {
-            **metrics,
-            "actor/pg_loss": reductions.token_mean(surrogate, batch.mask),
+            **policy_metrics(new, batch, pg_loss, **clips),
+            "perception/kept_of_top_entropy": reductions.token_mean(overlap, forks),
         }
 
     return Recipe(act, scoring.score, credit, loss)

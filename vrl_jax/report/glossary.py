@@ -78,11 +78,15 @@ GROUPS = (
             "normal with one update a batch.",
             "actor/kl_prcp": "How far the policy is from itself with blackened "
             "pictures. A sudden fall with the reward: the term was gamed, lower gamma.",
+            "actor/kl_loss": "How far the policy is from the reference, before its "
+            "weight. A steep rise: the reference has stopped holding it.",
             "actor/expert_probability": "What the policy gives to the expert's tokens.",
             "actor/lr": "Learning rate.",
             "training/logprob_gap": "Difference between the log-probabilities of the "
             "sampler and of the learner. It should stay at rounding error: growth is a "
             "fault in the code, not learning.",
+            "training/rollout_probs_diff_mean": "The same between probabilities, under "
+            "the name that verl has for it.",
         },
         ("actor/", "training/"),
     ),
@@ -97,6 +101,16 @@ GROUPS = (
             "should lie far below the kept ones.",
             "perception/saturated": "Share of tokens whose dependency is at its bound, "
             "10; their order is arbitrary.",
+            "perception/opposed": "Share of tokens that are more likely without the "
+            "picture. The score ranks the worst of them highest.",
+            "perception/kept_of_top_entropy": "Share of the most uncertain fifth that "
+            "received a gradient. At the filter's own share the two choose alike by "
+            "chance only.",
+            "perception/reward_correlation": "Of a response's dependency with its "
+            "reward: above 0, those that look are right more often.",
+            "perception/length_correlation": "Of a response's dependency with its "
+            "length.",
+            "perception/weight_mean": "1, where the weights keep the step's size.",
             "perception/weight_max": "The largest weight of a response. Far above the "
             "others, a few responses lead the update.",
             "perception/weight_min": "The smallest.",
@@ -108,6 +122,8 @@ GROUPS = (
         "Seconds a step; the first step of each kind also holds its compilation.",
         {
             "timing_s/step": "The whole step.",
+            "data/prompts_played": "Prompts sampled in the step, kept or not.",
+            "data/tokens_played": "Tokens sampled in the step, kept or not.",
             "timing_s/gen": "Sampling the responses.",
             "timing_s/perturbed": "Scoring them again with blackened pictures.",
             "timing_s/update": "Gradient and optimiser.",

@@ -10,10 +10,22 @@ from jaxtyping import Array, Float, Key
 
 from vrl_jax.engine.actor import Actor
 from vrl_jax.training.learner import Learner, Loss, split, update
-from vrl_jax.training.metrics import Metrics, average, fact_metrics, rollout_metrics
+from vrl_jax.training.metrics import (
+    Metrics,
+    advantage_metrics,
+    average,
+    fact_metrics,
+    rollout_metrics,
+)
 from vrl_jax.types import Batch, Rollout, Sample
 
 Batches = Iterator[Sequence[Sample]]
+
+SAMPLER_GAP = {
+    "actor/logprob_gap": "training/logprob_gap",
+    "actor/probs_diff": "training/rollout_probs_diff_mean",
+}
+"""Before any update they compare the sampler with the learner: logged under both."""
 
 
 class Recipe(NamedTuple):
@@ -77,8 +89,14 @@ def iteration(
     for minibatch in split(batch, learner.minibatches):
         learner, metrics = update(recipe.loss, learner, minibatch)
         history.append(metrics)
-    played = {**facts, **jax.jit(rollout_metrics)(rollout)}
-    metrics = {**played, **credited, **average(history)}
-    if gap := history[0].get("actor/logprob_gap"):
-        metrics["training/logprob_gap"] = gap  # before any update: sampler v. learner
+    metrics = {
+        **facts,
+        **jax.jit(rollout_metrics)(rollout),
+        **jax.jit(advantage_metrics)(batch),
+        **credited,
+        **average(history),
+    }
+    for name, first in SAMPLER_GAP.items():
+        if name in history[0]:
+            metrics[first] = history[0][name]
     return learner, metrics

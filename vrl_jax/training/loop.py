@@ -20,7 +20,7 @@ from vrl_jax.training.ahead import Ahead
 from vrl_jax.training.data import sample_stream
 from vrl_jax.training.iteration import Recipe, iteration
 from vrl_jax.training.learner import Learner, make_learner
-from vrl_jax.training.metrics import as_floats, rewards_by_source
+from vrl_jax.training.metrics import as_floats, by_source
 from vrl_jax.training.preemption import Preempted, sigterm
 from vrl_jax.training.progress import progress_bar
 from vrl_jax.training.rollouts import Group, write_rollouts
@@ -211,10 +211,13 @@ def run_stage(
     """
     written = run_files(folder)
     played: list[Group] = []
+    tokens: list[int] = []
     several = len({sample.source for sample in stage.samples}) > 1
 
     def observe(*group: Any) -> None:
         actor.observe(*group)
+        turns = itertools.chain.from_iterable(episode.turns for episode in group[0])
+        tokens.append(sum(len(turn.tokens) for turn in turns if turn.chosen))
         if several or len(played) < ROLLOUT_GROUPS:
             played.append(group)
 
@@ -234,9 +237,10 @@ def run_stage(
             )
             row = {"phase": stage.name, "step": step + 1, **as_floats(metrics)}
             if several:
-                row |= rewards_by_source(played)
+                row |= by_source(played)
             seconds["timing_s/step"] = time.perf_counter() - start
             row["data/prompts_played"] = len(drawn)
+            row["data/tokens_played"] = sum(tokens)
             files.append_line(written.metrics, row)
             files.append_line(
                 written.timings, {"phase": stage.name, "step": step + 1, **seconds}
@@ -261,6 +265,7 @@ def run_stage(
                 files.append_line(written.evaluations, {**line, **measured})
             show(step + 1, headline({**row, **shown}))
             played.clear()
+            tokens.clear()
             yield Taken(step + 1, learner, measured, suspects)
 
 

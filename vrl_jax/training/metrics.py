@@ -30,6 +30,7 @@ def mean_known(values: Float[Array, " B"]) -> Mean:
 def policy_metrics(
     new: Likelihood,
     batch: Batch,
+    pg_loss: Mean,
     *,
     clip_low: float,
     clip_high: float,
@@ -38,7 +39,8 @@ def policy_metrics(
     """How far the policy is from the one that sampled, and how sure it is.
 
     `actor/logprob_gap` is mean |log pi - log pi_old|: on the first update of an
-    iteration both are the same policy, and it measures sampler against learner.
+    iteration both are the same policy, and it measures sampler against learner, as
+    `actor/probs_diff`, mean |pi - pi_old|, does. `pg_loss` is the surrogate alone.
     `ratio` is what the loss clips, by default that of single tokens.
     """
     if ratio is None:
@@ -52,9 +54,13 @@ def policy_metrics(
         return reductions.token_mean(x.astype(jnp.float32), batch.mask)
 
     return {
+        "actor/pg_loss": pg_loss,
         "actor/entropy": mean(new.entropy),
         "actor/ppo_kl": mean(gap),
         "actor/logprob_gap": mean(jnp.abs(gap)),
+        "actor/probs_diff": mean(
+            jnp.abs(jnp.exp(new.logprobs) - jnp.exp(batch.old_logprobs))
+        ),
         "actor/pg_clipfrac_lower": mean(low),
         "actor/pg_clipfrac_higher": mean(high),
     }
@@ -69,6 +75,7 @@ def rollout_metrics(rollout: Rollout) -> Metrics:
     lengths, episodes = rollout.mask.sum(axis=1), len(rollout.rewards)
     if rollout.episode is not None:
         lengths = jax.ops.segment_sum(lengths, rollout.episode, episodes)
+    prompt_lengths = rollout.prompts.mask.sum(axis=1)
     prompts = rollout.prompts.tokens.shape[0]
     group_size = rollout.tokens.shape[0] // prompts
     metrics = {
@@ -79,7 +86,9 @@ def rollout_metrics(rollout: Rollout) -> Metrics:
         "response_length/max": once(lengths.max()),
         "response_length/min": once(lengths.min()),
         "response_length/clip_ratio": once((lengths == rollout.mask.shape[1]).mean()),
-        "prompt_length/mean": once(rollout.prompts.mask.sum(axis=1).mean()),
+        "prompt_length/mean": once(prompt_lengths.mean()),
+        "prompt_length/max": once(prompt_lengths.max()),
+        "prompt_length/min": once(prompt_lengths.min()),
         "actor/sampled_nll": once(masked.mean(-rollout.old_logprobs, rollout.mask)),
         **{
             f"reward/{name}": mean_known(part)
@@ -105,20 +114,39 @@ def fact_metrics(rollout: Rollout) -> Metrics:
     return {f"play/{name}": once(fact.mean()) for name, fact in facts.items()}
 
 
-def rewards_by_source(
+def advantage_metrics(batch: Batch) -> Metrics:
+    """What credit made of the rewards, over the tokens."""
+    values, mask = batch.advantages, batch.mask
+    return {
+        "critic/advantages/mean": reductions.token_mean(values, mask),
+        "critic/advantages/max": once(masked.max(values, mask)),
+        "critic/advantages/min": once(masked.min(values, mask)),
+    }
+
+
+def by_source(
     played: Sequence[tuple[Sequence[Episode], Sequence[Mapping[str, float]]]],
 ) -> dict[str, float]:
-    """Each reward part as `reward/<part>/<source>`, over the groups that were played.
+    """Rewards, lengths and groups without signal of each source that was played.
 
-    On the host: which sources a step has is not known when it is compiled.
+    `reward/<part>/<source>`, `response_length/mean/<source>` and
+    `groups/zero_variance/<source>`. On the host: which sources a step has is not known
+    when it is compiled.
     """
     values: dict[str, list[float]] = {}
     for group, scores in played:
+        source = group[0].sample.source
         for score in scores:
             for name, value in score.items():
                 if not math.isnan(value):
-                    key = f"reward/{name}/{group[0].sample.source}"
-                    values.setdefault(key, []).append(value)
+                    values.setdefault(f"reward/{name}/{source}", []).append(value)
+        values.setdefault(f"response_length/mean/{source}", []).extend(
+            sum(len(turn.tokens) for turn in episode.turns if turn.chosen)
+            for episode in group
+        )
+        overall = {score["overall"] for score in scores}
+        known = {value for value in overall if not math.isnan(value)}
+        values.setdefault(f"groups/zero_variance/{source}", []).append(len(known) < 2)
     return {key: sum(found) / len(found) for key, found in sorted(values.items())}
 
 

@@ -1,0 +1,25 @@
+"""Schedules by hand; that of the noise is in test_cases.py."""
+
+import pytest
+
+from vrl_jax import schedules
+
+
+def test_linear_ends_at_the_last_step_and_stays():
+    # PAD's temperature over five steps.
+    found = [schedules.linear(t, start=1.0, end=0.3, total=5) for t in (0, 2, 4, 9)]
+    assert found == pytest.approx([1, 0.65, 0.3, 0.3])
+    assert schedules.linear(0, start=1.0, end=0.3, total=1) == 1
+
+
+def test_late_decay_waits_then_falls():
+    found = [schedules.late_decay(t) for t in (0, 19, 20, 21, 22)]
+    assert found == pytest.approx([0, 0, 0.02, 0.02 * 0.985, 0.02 * 0.985**2])
+
+
+def test_adaptive_coefficient_follows_the_target_in_small_steps():
+    # verl's controller: the error is clipped to 20 %, 512 of 10000 steps.
+    step = 512 / 10_000
+    for kl, factor in ((0.11, 0.1), (1.0, 0.2), (0.1, 0.0), (0.0, -0.2)):
+        got = schedules.adaptive_coefficient(0.05, kl, 512)
+        assert got == pytest.approx(0.05 * (1 + factor * step))
