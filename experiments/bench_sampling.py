@@ -98,7 +98,10 @@ def measured(
     }
     for run in (ours, first, theirs, *slots.values()):
         run()  # compiles
-    seconds = in_turns({"ours": ours, "theirs": theirs}, rounds)
+    both = {"ours": ours, "theirs": theirs}
+    seconds = in_turns(both, rounds)
+    # What they use of the processors, where others are at work on them too.
+    used = in_turns(both, max(1, rounds // 2), time.process_time)
     extra = in_turns({"first": first, **slots}, max(1, rounds // 2))
     tokens = int(lengths.sum())
     bound = bound_seconds(actor, samples, lengths, machine)
@@ -109,6 +112,7 @@ def measured(
         "transformers": tokens / seconds["theirs"],
         "ratio": seconds["theirs"] / seconds["ours"],
         "bar": BARS[name],
+        "cpu_ratio": used["theirs"] / used["ours"],
         "time_to_first_token_s": extra["first"],
         "share_of_bound": bound / seconds["ours"],
         **{f"tokens_per_s_{n}_slots": tokens / extra[n] for n in slots},
@@ -248,14 +252,18 @@ def torch_inputs(actor: Actor, samples: list[Sample]) -> dict[str, Any]:
     }
 
 
-def in_turns(runs: dict[Any, Callable[[], None]], rounds: int) -> dict[Any, float]:
+def in_turns(
+    runs: dict[Any, Callable[[], None]],
+    rounds: int,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[Any, float]:
     """Median seconds of each."""
     seconds: dict[Any, list[float]] = {name: [] for name in runs}
     for _ in range(rounds):
         for name, run in runs.items():
-            start = time.perf_counter()
+            start = clock()
             run()
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(clock() - start)
     return {name: statistics.median(found) for name, found in seconds.items()}
 
 

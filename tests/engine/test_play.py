@@ -239,8 +239,6 @@ def test_allowed_answers_are_the_only_ones():
     scored = small.actor().likelihood(said).logprobs
     np.testing.assert_allclose(scored, said.old_logprobs, rtol=0, atol=1e-5)
     assert (said.log_kept[:, 0] < -1).all()
-    with pytest.raises(ValueError, match="one token, and 'it is it' has"):
-        small_error(asking(allowed=("it is it",)))
 
 
 def small_error(program):
@@ -307,6 +305,34 @@ def test_another_model_is_asked_by_name_and_never_trained():
     assert rollout.mask.sum() == sum(
         len(one.episode.turns[0].tokens) for group in groups for one in group
     )
+
+
+def test_a_program_may_ask_as_often_as_it_may():
+    groups = played(look_again, small.chain_actor(), limits=ROOM._replace(asks=3))
+    assert all(one.episode.facts == {"asks": 3} for group in groups for one in group)
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ({"temperature": 0.0}, "top_k=1 is greedy"),
+        ({"top_p": 0.0}, r"top_p in \(0, 1\]"),
+        ({"allowed": ("it is it",)}, "one token, and 'it is it' has"),
+        ({"model": "nobody"}, "nobody"),
+    ],
+)
+def test_an_ask_that_cannot_be_is_told_to_its_program(how, said):
+    with pytest.raises((ValueError, KeyError), match=said):
+        small_error(asking(**how))
+
+
+def test_a_conversation_has_one_temperature():
+    def warming(sample):
+        said = yield Ask(question(sample))
+        yield Ask((*question(sample), said, user("Again?")), temperature=2.0)
+
+    with pytest.raises(ValueError, match=r"drawn at 0.8, the next would be at 2.0"):
+        small_error(warming)
 
 
 def for_ever(sample):

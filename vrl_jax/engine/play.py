@@ -12,8 +12,9 @@ that rewards shall see (None: all that the policy wrote). `play` interleaves all
 episodes over the slots of each model. The key of an answer is folded from (key, sample,
 rollout, number of the ask), so neither slots nor order change what is sampled.
 
-Nothing that a program does is without bound: a context that has no room, more than
-`max_asks` asks, or an exception ends the episode, which is counted under its reason.
+What a program does is bounded: a context that has no room, too many asks, or an
+exception end the episode, which is counted under its reason. Only a program that never
+comes to its next ask is waited for; slow work belongs into a tool, which has its time.
 """
 
 import dataclasses
@@ -200,6 +201,7 @@ class _Desk:
     ) -> None:
         self.processor = actor.processor
         self.actor = actor
+        self.stops = tuple(np.asarray(actor.stop_ids).tolist())
         self.row_tokens = limits.row_tokens or actor.max_new_tokens
         self.room = limits.room(actor)._replace(prompts_per_pack=1)
         self.waiting = 0
@@ -235,26 +237,30 @@ class _Desk:
             )
         return min(ask.max_new_tokens or self.actor.max_new_tokens, left)
 
-    def ask(self, ask: Ask, read: Transcript, **order: Any) -> None:
-        """Queues the ask; those that read the same share what is read."""
-        actor = self.actor
+    def order(self, ask: Ask) -> dict[str, Any]:
+        """How its answer is drawn: what it says, else what the actor says."""
         allowed = ask.allowed
         if allowed is not None:
             allowed = tuple(one_token(self.processor, text) for text in allowed)
 
         def own(name: str) -> Any:
             value = getattr(ask, name)
-            return getattr(actor, name) if value is None else value
+            return getattr(self.actor, name) if value is None else value
 
+        names = ("temperature", "top_k", "top_p")
+        how = {name: own(name) for name in names}
+        if not how["temperature"] > 0 or how["top_k"] < 0 or not 0 < how["top_p"] <= 1:
+            raise ValueError(
+                "an answer needs temperature > 0 (top_k=1 is greedy), top_k >= 0 and "
+                f"top_p in (0, 1], got {how}."
+            )
+        rule = Rule(self.stops, allowed)
+        return {"rule": rule, "stop_strings": ask.stops, **how}
+
+    def ask(self, ask: Ask, read: Transcript, **order: Any) -> None:
+        """Queues the ask; those that read the same share what is read."""
         key = (identity(ask.context), ask.given)
-        self.fresh.setdefault(key, (read, []))[1].append(
-            {
-                "rule": Rule(tuple(map(int, actor.stop_ids)), allowed),
-                "stop_strings": ask.stops,
-                **{name: own(name) for name in ("temperature", "top_k", "top_p")},
-                **order,
-            }
-        )
+        self.fresh.setdefault(key, (read, []))[1].append(order)
         self.waiting += 1
 
     def run(self) -> list[Response]:
@@ -341,9 +347,11 @@ class _Playing:
         """Runs the program to its next ask and hands that in, or ends the episode."""
         step = functools.partial(self.program.send, answer)
         self.over = True
-        while self.count < self.most:
+        while True:
             try:
                 yielded = step()
+                self.several = not isinstance(yielded, Ask)
+                asks = tuple(yielded) if self.several else (yielded,)
             except StopIteration as end:
                 self.returned = end.value
                 return
@@ -352,20 +360,20 @@ class _Playing:
                 if not isinstance(error, OutOfRoom):
                     LOG.warning("sample %s: %r", self.sample.id, error, exc_info=error)
                 return
+            if self.count + len(asks) > self.most:
+                self.ended = "TooManyAsks"
+                self.program.close()
+                return
             try:
-                self._hand_in(yielded, desks)
+                self._hand_in(asks, desks)
                 self.over = False
                 return
-            except Exception as error:
+            except Exception as error:  # it hears what is wrong, and may ask otherwise
                 self.count += 1
                 step = functools.partial(self.program.throw, error)
-        self.ended = "TooManyAsks"
-        self.program.close()
 
-    def _hand_in(self, yielded: Any, desks: Mapping[str, _Desk]) -> None:
+    def _hand_in(self, asks: Sequence[Ask], desks: Mapping[str, _Desk]) -> None:
         """Every ask goes to the desk of its model, or none does."""
-        self.several = not isinstance(yielded, Ask)
-        asks = tuple(yielded) if self.several else (yielded,)
         if not asks:
             raise ValueError("a program yielded no ask.")
         asked, orders, taken = [], [], []
@@ -380,9 +388,18 @@ class _Playing:
                 row = next((row for row in free if row.goes_on(ask.context)), None)
                 row = row or _OpenRow(context)
                 taken.append(row)
-            limit = desk.limit(ask, read, row.prompt if row else context)
+            order = desk.order(ask)
+            warmth = order["temperature"]
+            if row and row.said:
+                before = row.said[0].response.request.temperature
+                if warmth != before:
+                    raise ValueError(
+                        "a conversation is scored at one temperature: its first answer "
+                        f"was drawn at {before}, the next would be at {warmth}."
+                    )
+            order["limit"] = desk.limit(ask, read, row.prompt if row else context)
             asked.append(_Asked(ask, read, row))
-            orders.append({"limit": limit, "turn": self.count + place})
+            orders.append({**order, "turn": self.count + place})
         for place, ((ask, read, _), order) in enumerate(
             zip(asked, orders, strict=True)
         ):
@@ -425,6 +442,8 @@ class _Playing:
             turns = (turns,)
         if turns is None:
             turns = _all_turns(self.said)
+        if not all(isinstance(turn, Turn) for turn in turns):
+            raise TypeError(f"a program returns turns, got {turns!r}.")
         own = [said for said in self.said if said.turn.chosen]
         first = own[0].read if own else Transcript("", np.zeros(0, np.int32), (), ())
         ended = {f"ended/{self.ended}": 1.0} if self.ended else {}

@@ -56,6 +56,7 @@ def as_rollout(
     def fact(name: str) -> Float[Array, " E"]:
         return jnp.array([known.get(name, 0.0) for known in facts], jnp.float32)
 
+    anything = any(row.pictures for row in flat if row) or limits.blocks
     return Rollout(
         prompts=jax.tree.map(jnp.asarray, prompts),
         tokens=jnp.asarray(stacked.tokens),
@@ -69,7 +70,7 @@ def as_rollout(
         group=jnp.repeat(jnp.arange(sizes[0]), sizes[2]),
         log_kept=jnp.asarray(stacked.log_kept) if stacked.log_kept.any() else None,
         states=jnp.asarray(stacked.states) if noted.shape[1] else None,
-        shown=_shown(actor, flat, stacked, room),
+        shown=_shown(actor, flat, stacked, room) if anything else None,
         episode=jnp.asarray(sample * sizes[2] + rollout) if rows > 1 else None,
         place=jnp.asarray(place) if rows > 1 else None,
         facts={name: fact(name) for name in sorted(set(itertools.chain(*facts)))},
@@ -108,13 +109,11 @@ def _prompts(
 
 def _shown(
     actor: Actor, rows: Sequence[Row | None], written: "_Written", room: Room
-) -> Shown | None:
-    """The pictures between turns, packed as if responses were prompts."""
+) -> Shown:
+    """The pictures between turns, packed as if responses were prompts, in one size."""
     pictures = [row.pictures if row else () for row in rows]
-    if not any(pictures):
-        return None
-    length = written.tokens.shape[1]
-    room = room._replace(prompt_tokens=(length,), prompts_per_pack=1)
+    length, blocks = written.tokens.shape[1], room.blocks[-1]
+    room = Room(prompt_tokens=(length,), block=room.block, blocks=(blocks,))
     alone = [
         Unpadded(tokens, positions, shown)
         for tokens, positions, shown in zip(

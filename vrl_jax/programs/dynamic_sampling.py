@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +29,7 @@ def mixed_accuracy(
 
     No group where the reward failed for every one.
     """
-    parts, count = rollout.reward_parts, len(rollout.prompts.tokens)
+    parts, count = rollout.reward_parts, groups_of(rollout)
     if "accuracy" not in parts and np.all(parts.get("errors", 0)):
         return jnp.zeros(count, bool)
     if "accuracy" not in parts:
@@ -43,7 +44,12 @@ def mixed_accuracy(
 
 def every_group(rollout: Rollout) -> Bool[Array, " P"]:
     """No filter: one round is enough."""
-    return jnp.ones(len(rollout.prompts.tokens), bool)
+    return jnp.ones(groups_of(rollout), bool)
+
+
+def groups_of(rollout: Rollout) -> int:
+    """How many samples were played."""
+    return int(rollout.group[-1]) + 1
 
 
 def dynamic_sampling(
@@ -65,7 +71,7 @@ def dynamic_sampling(
     held = 0
     for number in range(max_rounds):
         rollout = act(actor, batches, jax.random.fold_in(key, number))
-        wanted = len(rollout.prompts.tokens)
+        wanted = groups_of(rollout)
         found = np.flatnonzero(keep(rollout))[: wanted - held]
         if len(found):
             kept.append((jax.device_get(rollout), found))
@@ -80,15 +86,19 @@ def dynamic_sampling(
 
 
 def _same_parts(*rollouts: Rollout) -> list[Rollout]:
-    """With the reward parts of all of them; a part that was not returned is 0."""
-    names = sorted({name for rollout in rollouts for name in rollout.reward_parts})
+    """With the reward parts and facts of all; what one was not told is 0."""
+
+    def filled(rollout: Rollout, field: str) -> dict[str, np.ndarray]:
+        names = {name for other in rollouts for name in getattr(other, field)}
+        nothing = np.zeros_like(rollout.rewards)
+        own = getattr(rollout, field)
+        return {name: own.get(name, nothing) for name in sorted(names)}
+
     return [
         dataclasses.replace(
             rollout,
-            reward_parts={
-                name: rollout.reward_parts.get(name, np.zeros_like(rollout.rewards))
-                for name in names
-            },
+            reward_parts=filled(rollout, "reward_parts"),
+            facts=filled(rollout, "facts"),
         )
         for rollout in rollouts
     ]
@@ -105,15 +115,29 @@ def _together(
     rollouts = _same_parts(*(rollout for rollout, _ in kept))
     alone, parts = [], []
     for rollout, (_, groups) in zip(rollouts, kept, strict=True):
+        count = groups_of(rollout)
+
+        def take(x: Any, groups: np.ndarray = groups, count: int = count) -> Any:
+            """What belongs to the groups: prompts, rows, episodes or pictures."""
+            return x.reshape(count, -1, *x.shape[1:])[groups]
+
         each = unpacked(front_end, rollout.prompts)
-        alone += [each[group] for group in groups]
-        size = len(rollout.tokens) // len(each)
-        rows = (groups[:, None] * size + np.arange(size)).reshape(-1)
-        bare = dataclasses.replace(rollout, prompts=None)
-        parts.append(jax.tree.map(lambda x, rows=rows: x[rows], bare))
-    together = dataclasses.replace(
-        jax.tree.map(lambda *x: np.concatenate(x), *parts),
-        prompts=packed(room, front_end, alone),
-        group=np.repeat(np.arange(len(alone)), size),
+        per_group = len(each) // count
+        alone += [each[g * per_group + i] for g in groups for i in range(per_group)]
+        parts.append(jax.tree.map(take, dataclasses.replace(rollout, prompts=None)))
+    longest = max(len(row.tokens) for row in alone)
+    if longest > room.prompt_tokens[-1]:
+        room = room._replace(prompt_tokens=(*room.prompt_tokens, longest))
+    joined = jax.tree.map(lambda *x: np.concatenate(x), *parts)
+    number = np.arange(len(joined.group))[:, None]
+    group = number + 0 * joined.group
+    episode = joined.episode
+    if episode is not None:
+        size = joined.group.shape[1]
+        episode = episode % size + number * size
+    flat = jax.tree.map(
+        lambda x: jnp.asarray(x.reshape(-1, *x.shape[2:])),
+        dataclasses.replace(joined, group=group, episode=episode),
     )
-    return jax.tree.map(jnp.asarray, together)
+    prompts = packed(room, front_end, alone)
+    return dataclasses.replace(flat, prompts=jax.tree.map(jnp.asarray, prompts))

@@ -14,6 +14,7 @@ from vrl_jax.training.metrics import (
     Metrics,
     advantage_metrics,
     average,
+    fact_metrics,
     rollout_metrics,
 )
 from vrl_jax.types import Batch, Rollout, Sample
@@ -81,6 +82,7 @@ def iteration(
     act_key, score_key = jax.random.split(key)
     actor = dataclasses.replace(actor, params=learner.params)
     rollout = recipe.act(actor, batches, act_key)  # y_i ~ pi_old(. | x), R_i
+    facts, rollout = fact_metrics(rollout), dataclasses.replace(rollout, facts={})
     rollout = recipe.score(actor, rollout, score_key)  # extra log-probs of y_i
     batch, credited = jax.jit(recipe.credit)(rollout)  # A_it
     history = []
@@ -88,6 +90,7 @@ def iteration(
         learner, metrics = update(recipe.loss, learner, minibatch)
         history.append(metrics)
     metrics = {
+        **facts,
         **jax.jit(rollout_metrics)(rollout),
         **jax.jit(advantage_metrics)(batch),
         **credited,

@@ -67,8 +67,14 @@ def policy_metrics(
 
 
 def rollout_metrics(rollout: Rollout) -> Metrics:
-    """Scores, lengths, and how many groups carry no signal."""
-    lengths = rollout.mask.sum(axis=1)
+    """Scores, lengths, and how many groups carry no signal.
+
+    A length is an episode's, over its rows. Where no two rows share a prompt, shapes do
+    not say what is a group, and nothing is said of groups.
+    """
+    lengths, episodes = rollout.mask.sum(axis=1), len(rollout.rewards)
+    if rollout.episode is not None:
+        lengths = jax.ops.segment_sum(lengths, rollout.episode, episodes)
     prompt_lengths = rollout.prompts.mask.sum(axis=1)
     prompts = rollout.prompts.tokens.shape[0]
     group_size = rollout.tokens.shape[0] // prompts
@@ -107,6 +113,15 @@ def advantage_metrics(batch: Batch) -> Metrics:
         "critic/advantages/max": once(masked.max(values, mask)),
         "critic/advantages/min": once(masked.min(values, mask)),
     }
+
+
+def fact_metrics(rollout: Rollout) -> Metrics:
+    """The mean of each number that was noted of the episodes.
+
+    On the host: which there are is not known when a step is compiled.
+    """
+    facts = jax.device_get(rollout.facts)
+    return {f"play/{name}": once(fact.mean()) for name, fact in facts.items()}
 
 
 def by_source(

@@ -4,6 +4,7 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from vrl_jax.training.files import write_lines
 from vrl_jax.types import Episode, ImageRef
@@ -30,6 +31,7 @@ def write_rollouts(
             "prompt": episode.prompt,
             "images": [_kept(image, target) for image in episode.sample.images],
             "response": episode.text,
+            **({"turns": _turns(episode, target)} if len(episode.turns) > 1 else {}),
             "response_length": sum(len(t.tokens) for t in episode.turns if t.chosen),
             "finished": episode.finished,
             "ground_truth": episode.sample.answer,
@@ -42,6 +44,18 @@ def write_rollouts(
     file = target / f"{phase.replace(' ', '_')}_{step}.jsonl"
     write_lines(file, rows)
     return file
+
+
+def _turns(episode: Episode, target: Path) -> list[dict[str, Any]]:
+    return [
+        {
+            "text": turn.text,
+            "chosen": turn.chosen,
+            "images": [_kept(image, target) for image in turn.images],
+            **({"facts": dict(turn.facts)} if turn.facts else {}),
+        }
+        for turn in episode.turns
+    ]
 
 
 def _number(value: float) -> float | None:
