@@ -2,7 +2,11 @@
 # make test    set-up, then every test (no torch)
 # make parity  adds torch, then the comparisons with transformers
 # make parity-sweep SEEDS=20 FIRST=1000   the same on other random models and pictures
+# make aot     adds libtpu, then compiles the kernels for four TPUs, without a TPU
 # make bench-load  seconds and memory of loading a checkpoint, for BENCHMARKS.md
+# make chaos KILLS=25 SEED=0   a run that is killed at random moments ends with the same bits
+# make test-new     tests of the kernels on the newest jax, where Python 3.12 is found
+# make compile-mgpu the Hopper kernel compiled for an H200 that need not be there (5 GB)
 # make lint    style and format
 # make cases   the golden cases again, on other files: OBJECTIVES=a.json VERIFIERS=b.json
 # make fuzz EXAMPLES=1000   every reward and parser on so many arbitrary inputs, counted
@@ -17,21 +21,37 @@ OBJECTIVES ?= tests/golden/objectives_cases.json
 VERIFIERS ?= tests/golden/verifiers_cases.json
 EXAMPLES ?= 1000
 SEEDS ?= 20
+KILLS ?= 25
+SEED ?= 0
 FIRST ?= 1000
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 PYTEST := $(BIN)/python -m pytest
+NEW := .venv-new
+CUDA := .venv-cuda
+# The newest jax needs Python 3.12: the first that runs, in PATH or among pyenv's.
+PYENV := $(HOME)/.pyenv/versions/*/bin
+NEW_PYTHON ?= $(shell for p in python3.14 python3.13 python3.12 $(PYENV)/python3.1[2-9]; do \
+	$$p -c 'import ensurepip, venv' >/dev/null 2>&1 && command -v $$p && break; done)
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 # It would say that torch is missing; it is not needed.
 export TRANSFORMERS_VERBOSITY ?= error
 
-.PHONY: demo test parity parity-sweep cases fuzz bench-load lint table study clean
+.PHONY: demo test parity parity-sweep chaos cases bench-load lint table study clean fuzz aot test-new compile-mgpu
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo
 	$(BIN)/python experiments/vppo_tiny_digits.py --out $(RUN)
 
 test: $(VENV)/.test
-	$(PYTEST) -n 2 -m "not parity"
+	$(PYTEST) -n 2 -m "not parity and not aot"
+
+test-new:
+	@if test -n "$(NEW_PYTHON)"; then $(MAKE) --no-print-directory $(NEW)/.ready && \
+		JAX_PLATFORMS=cpu $(NEW)/bin/python -m pytest -n 2 -rs tests/kernels; \
+	else echo "test-new skipped: no Python 3.12 or newer in PATH or pyenv's versions"; fi
+
+compile-mgpu: $(CUDA)/.ready
+	$(CUDA)/bin/python benchmarks/compile_mgpu.py
 
 parity: $(VENV)/.parity
 	$(PYTEST) -m parity tests/parity
@@ -39,6 +59,12 @@ parity: $(VENV)/.parity
 parity-sweep: $(VENV)/.parity
 	JAX_PLATFORMS=cpu XLA_FLAGS=--xla_backend_optimization_level=1 \
 		$(BIN)/python -m tests.parity.sweep --seeds $(SEEDS) --first $(FIRST)
+
+chaos: $(VENV)/.test
+	JAX_PLATFORMS=cpu $(BIN)/python -m tests.chaos --kills $(KILLS) --seed $(SEED)
+
+aot: $(VENV)/.aot
+	$(PYTEST) -m aot tests/kernels
 
 bench-load: $(VENV)/.demo
 	JAX_PLATFORMS=cpu $(BIN)/python benchmarks/load_checkpoint.py
@@ -80,5 +106,23 @@ $(VENV)/.parity: $(VENV)/.test
 	@$(PIP) --editable ".[test,parity]"
 	@touch $@
 
+$(VENV)/.aot: $(VENV)/.test
+	@$(PIP) --editable ".[test,aot]"
+	@touch $@
+
+$(NEW)/.ready: pyproject.toml
+	@echo "installing the newest jax into $(NEW)"
+	@test -x $(NEW)/bin/python || $(NEW_PYTHON) -m venv $(NEW)
+	@$(NEW)/bin/python -m pip --disable-pip-version-check install --quiet --upgrade \
+		jax jaxtyping numpy pytest pytest-xdist
+	@$(NEW)/bin/python -m pip --disable-pip-version-check install --quiet --no-deps -e .
+
+$(CUDA)/.ready: pyproject.toml
+	@echo "installing jax for CUDA into $(CUDA): 5 GB"
+	@test -x $(CUDA)/bin/python || $(NEW_PYTHON) -m venv $(CUDA)
+	@$(CUDA)/bin/python -m pip --disable-pip-version-check install --quiet --upgrade \
+		"jax[cuda13]" jaxtyping nvidia-cuda-nvdisasm
+	@$(CUDA)/bin/python -m pip --disable-pip-version-check install --quiet --no-deps -e .
+
 clean:
-	rm -rf $(VENV) .cache build *.egg-info
+	rm -rf $(VENV) $(NEW) $(CUDA) .cache build *.egg-info

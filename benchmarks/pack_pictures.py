@@ -16,8 +16,9 @@ import numpy as np
 from PIL import Image
 
 from vrl_jax.engine.packing import Room, Unpadded, packed
+from vrl_jax.models.parameters import init_params
 from vrl_jax.models.qwen_vl.front_end import front_end
-from vrl_jax.models.qwen_vl.parameters import init_params
+from vrl_jax.models.qwen_vl.parameters import parameter_table
 from vrl_jax.models.qwen_vl.spec import QwenSpec, TextSpec, VisionSpec
 from vrl_jax.models.qwen_vl.vision import encode_images
 
@@ -26,7 +27,7 @@ SPEC = QwenSpec(
     TextSpec(1, 32, 32, 4, 2, 256, rope_sections=(1, 1, 2)),
     tied=True,
 )
-PROMPTS, ROUNDS = 16, 5
+PROMPTS, ROUNDS = 16, 3
 
 
 def prompts() -> list[Unpadded]:
@@ -56,7 +57,7 @@ def main() -> None:
         "4 prompts, one stretch": Room((10**4,), 4 * whole, (1,), 4),
         "16 prompts, blocks": Room((10**4,), largest, anything, 16),
     }
-    params = init_params(jax.random.key(0), SPEC)
+    params = init_params(jax.random.key(0), parameter_table(SPEC))
     run = jax.jit(lambda params, images: encode_images(params, SPEC, images).main)
     tables = {name: packed(room, host, rows) for name, room in rooms.items()}
     seconds = {name: [] for name in rooms}
@@ -69,10 +70,11 @@ def main() -> None:
             taken.append(time.perf_counter() - start)
     first = np.median(seconds["a prompt, one stretch"])
     for name, taken in seconds.items():
-        images, room = tables[name].images, rooms[name]
+        size, middle = tables[name].images.frames.size, np.median(taken)
         print(
-            f"| {name} | {images.frames.size} | {1 - used / images.frames.size:.0%} | "
-            f"{room.block} | {np.median(taken):.2f} | {first / np.median(taken):.1f} |"
+            f"| {name} | {size} | {1 - used / size:.0%} | "
+            f"{size * rooms[name].block / 1e6:.1f} M | {middle:.2f} s | "
+            f"{first / middle:.1f} |"
         )
     print(f"{len(rows)} prompts, {used} patches; jax {jax.__version__}")
 

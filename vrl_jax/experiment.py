@@ -10,6 +10,7 @@ import json
 import os
 import resource
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -41,6 +42,7 @@ from vrl_jax.training.files import read_lines, write_json, write_lines
 from vrl_jax.training.iteration import Recipe
 from vrl_jax.training.learner import adamw
 from vrl_jax.training.loop import Stage, run_files, train
+from vrl_jax.training.preemption import Preempted
 from vrl_jax.types import Sample
 from vrl_jax.worlds import digits, tiny
 from vrl_jax.worlds.writing import write_parquet
@@ -287,6 +289,9 @@ def command_line(main: Callable[..., Any]) -> None:
     """Runs `main` with its keyword arguments as flags; a user's error is one line."""
     try:
         tyro.cli(main)
+    except Preempted as reason:
+        say(str(reason))
+        sys.exit(128 + signal.SIGTERM)
     except (ValueError, OSError, FloatingPointError) as error:
         if os.environ.get("VRL_JAX_TRACEBACK"):
             raise

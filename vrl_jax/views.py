@@ -47,7 +47,7 @@ def each_prompt(view: Callable, keys: Key[Array, " P"], images: Images) -> Image
 
     The view sees one prompt at a time, with its pictures at the front, whatever pack
     they are in: neither the pack nor its other prompts change what is drawn. A view
-    changes patches alone.
+    changes patches alone. It is applied to a pack once for each prompt.
     """
     packs, rows = images.frames.shape
 

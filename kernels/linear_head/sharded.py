@@ -80,7 +80,8 @@ def js_divergence(
     """`js_divergence` of a weight whose rows are spread over `axis`."""
     hidden, other, weight = jax.lax.stop_gradient((hidden, other, weight))
     streams = (hidden, other)
-    nowhere = jnp.full_like(hidden[:, 0], -1, jnp.int32)
+    # From the rows, so that it lies on the devices as they do.
+    nowhere = 0 * hidden[:, 0].astype(jnp.int32) - 1
     inputs = checked(streams, weight, nowhere, temperature, allowed)
     engine = _engine(mesh, axis, rows, backend, streams, weight)
     state = engine.sums(streams, *inputs)

@@ -13,8 +13,9 @@ from vrl_jax.engine.actor import allowed_ids
 from vrl_jax.engine.budgets import budgets, ladder
 from vrl_jax.engine.packing import Room
 from vrl_jax.engine.processing import Fitting, Processor, fitting
+from vrl_jax.models.parameters import init_params
 from vrl_jax.models.qwen_vl.front_end import front_end
-from vrl_jax.models.qwen_vl.parameters import init_params
+from vrl_jax.models.qwen_vl.parameters import parameter_table
 from vrl_jax.models.qwen_vl.policy import policy
 from vrl_jax.models.qwen_vl.spec import TextSpec, VisionSpec
 from vrl_jax.programs.dynamic_sampling import every_group
@@ -97,7 +98,10 @@ def prompts(count: int, seed: int) -> list[Sample]:
 
 
 def test_200_prompts_compile_a_program_once_a_shape():
-    """Law 6: sampling, scoring under a view, credit and update, with repacking."""
+    """Law 6: sampling, scoring under a view, credit and update, with repacking.
+
+    One size of prompts here, as every shape costs the test a set of programs.
+    """
     spec = dataclasses.replace(
         small.spec(),
         vision=VisionSpec(2, 16, 2, 16, (1,), patch=4, window=16),
@@ -111,11 +115,12 @@ def test_200_prompts_compile_a_program_once_a_shape():
     fit = fitting(processor, prompts(200, 1))
     assert len(fit.samples) == 200
     assert {len(sizes) for sizes in fit.pictures} == {*range(7)}
-    found = budgets(fit, prompts_per_step=8, prompts_per_pack=4, most=2)
-    processor = dataclasses.replace(processor, room=found.room)
+    found = budgets(fit, prompts_per_step=8, prompts_per_pack=4, most=3)
+    room = found.room._replace(prompt_tokens=found.room.prompt_tokens[-1:])
+    processor = dataclasses.replace(processor, room=room)
     actor = small.actor(
         policy=policy(spec),
-        params=init_params(jax.random.key(0), spec),
+        params=init_params(jax.random.key(0), parameter_table(spec)),
         processor=processor,
         allowed=allowed_ids(processor, spec.text.vocabulary),
         max_new_tokens=3,
@@ -143,11 +148,10 @@ def test_200_prompts_compile_a_program_once_a_shape():
 
     with compilations() as seen:
         learner = run(learner, prompts(200, 1))
-    most = len(found.room.prompt_tokens) * len(found.room.blocks)
-    assert 1 < len(shapes) <= most == 4
+    assert 1 < len(shapes) <= len(room.blocks) == 3
     counts = collections.Counter(seen)
     for name in ("generate", "_score_view", "credit", "update_moving"):
         assert counts[f"jit({name})"] == len(shapes), counts
     with compilations() as seen:
-        run(learner, prompts(200, 1))
+        run(learner, prompts(200, 1)[:40])
     assert seen == []

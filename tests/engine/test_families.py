@@ -38,8 +38,7 @@ PARTS = {
 }
 
 GEMMA_PICTURES = gemma_front_end(gemma.spec())
-# Two prompts share a pack of two blocks; a picture is half a block.
-GEMMA_ROOM = Room((64,), block=32, blocks=(2,), prompts_per_pack=2)
+GEMMA_ROOM = Room(prompt_tokens=(64,), block=32)  # two pictures
 
 
 def qwen_spec(name):

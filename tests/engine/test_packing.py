@@ -20,7 +20,7 @@ from vrl_jax.engine.packing import (
 )
 from vrl_jax.engine.processing import encode, encode_one
 from vrl_jax.engine.sampling import response_positions
-from vrl_jax.models.qwen_vl import vision
+from vrl_jax.models import attention
 from vrl_jax.programs.dynamic_sampling import dynamic_sampling
 from vrl_jax.programs.single_turn import single_turn
 
@@ -71,7 +71,7 @@ def scored(policy, params, prompts, tokens, allowed):
 
 
 def test_packs_change_neither_likelihood_nor_gradient(family_actor):  # noqa: F811
-    """All generations; NaN in the padding, other budgets, other order."""
+    """All families; NaN in the padding, other budgets, other order."""
     actor, unit = family_actor, family_actor.processor.front_end.granularity
     tokens = np.random.RandomState(0).randint(100, size=(4, 2, 3))
 
@@ -264,10 +264,10 @@ def test_attention_in_pieces_is_attention(monkeypatch):
     frames = jnp.asarray(np.repeat(random.randint(0, 3, (5, 4)), 3, axis=1))
 
     def run(logits):
-        monkeypatch.setattr(vision, "LOGITS", logits)
+        monkeypatch.setattr(attention, "LOGITS", logits)
 
         def total(q, k, v):
-            seen = vision._attend_tiles(q, k, v, frames)
+            seen = attention.attend_within(q, k, v, frames)
             return (jnp.sin(seen) * (frames > 0)[..., None, None]).sum(), seen
 
         return jax.grad(total, (0, 1, 2), has_aux=True)(q, k, v)

@@ -1,11 +1,16 @@
 """Saving and restoring a run: the learner's arrays and the host's state, by orbax.
 
 What a stage holds fixed is written once, when it starts; its checkpoints hold the rest.
+The host's state notes a fingerprint of the arrays, so that a checkpoint whose bits have
+changed on the disk is not taken for a whole one.
 """
 
-from collections.abc import Mapping
+import contextlib
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,49 +21,190 @@ from jaxtyping import Array
 from vrl_jax.training.learner import Learner
 
 
-def open_manager(folder: Path, *, keep: int = 3) -> ocp.CheckpointManager:
-    """The checkpoints of a run folder, `global_step_N`; the last `keep` are kept."""
+class Mismatch(ValueError):
+    """A checkpoint of another model or optimiser: whole, but not ours."""
+
+
+class Resumed(NamedTuple):
+    """A checkpoint that was read: its step, its arrays, its host state."""
+
+    step: int
+    learner: Learner
+    host: dict[str, Any]
+
+
+@contextlib.contextmanager
+def open_manager(folder: Path, *, keep: int = 3) -> Iterator[ocp.CheckpointManager]:
+    """The checkpoints of a run folder, `global_step_N`.
+
+    Kept are the last `keep` and the one with the best score. Raises `OSError` where a
+    checkpoint could not be written: those before it are whole.
+    """
+    place = (folder / "checkpoints").resolve()
+    policies = ocp.checkpoint_managers
     options = ocp.CheckpointManagerOptions(
-        max_to_keep=keep,
+        preservation_policy=policies.AnyPreservationPolicy(
+            [
+                policies.LatestN(keep),
+                policies.BestN(get_metric_fn=_score, n=1),
+            ]
+        ),
+        best_fn=_score,
         step_prefix="global_step",
         create=True,
         enable_async_checkpointing=True,
+        # A folder that cannot be made fails at once; in a thread it would leave other
+        # threads waiting for it, for minutes.
+        async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
     )
-    return ocp.CheckpointManager(
-        (folder / "checkpoints").resolve(),
-        options=options,
-        # Named here, or a manager that has not saved yet knows no array's shape.
-        item_handlers={
-            "learner": ocp.StandardCheckpointHandler(),
-            "host": ocp.JsonCheckpointHandler(),
-        },
-    )
+    with _told(place):
+        manager = ocp.CheckpointManager(
+            place,
+            options=options,
+            # Named here, or a manager that has not saved yet knows no array's shape.
+            item_handlers={
+                "learner": ocp.StandardCheckpointHandler(),
+                "host": ocp.JsonCheckpointHandler(),
+            },
+        )
+    try:
+        yield manager
+    except BaseException:
+        # What ended the run is what is told, not that its last save failed as well.
+        with contextlib.suppress(Exception):
+            manager.close()
+        raise
+    with _told(place):
+        finish(manager)
+        manager.close()
 
 
 def save(
-    manager: ocp.CheckpointManager, step: int, learner: Learner, host: dict[str, Any]
+    manager: ocp.CheckpointManager,
+    step: int,
+    learner: Learner,
+    host: dict[str, Any],
+    *,
+    score: float | None = None,
 ) -> None:
-    """Atomic; the host's state is JSON."""
-    arrays = ocp.args.StandardSave(_arrays(learner))
-    manager.save(
-        step, args=ocp.args.Composite(learner=arrays, host=ocp.args.JsonSave(host))
+    """Atomic and asynchronous; the host's state is JSON. The highest `score` is best.
+
+    Raises `OSError` where this checkpoint, or the one before, could not be written.
+    """
+    arrays = _arrays(learner)
+    host = {**host, "fingerprint": _fingerprint(arrays)}
+    items = ocp.args.Composite(
+        learner=ocp.args.StandardSave(arrays), host=ocp.args.JsonSave(host)
     )
+    with _told(manager.directory):
+        finish(manager)
+        manager.save(step, args=items, metrics={"score": score})
 
 
-def host_state(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
-    """The JSON part alone: it says which stage the arrays belong to."""
-    return manager.restore(step, args=ocp.args.Composite(host=ocp.args.JsonRestore()))[
-        "host"
-    ]
+def finish(manager: ocp.CheckpointManager) -> None:
+    """Waits until what was saved is on the disk; raises what went wrong there."""
+    manager.wait_until_finished()
+    manager.check_for_errors()
 
 
-def restore(manager: ocp.CheckpointManager, step: int, learner: Learner) -> Learner:
-    """`learner` with the arrays of a checkpoint. `ValueError` where shapes differ."""
+def resume(
+    manager: ocp.CheckpointManager, folder: Path, start: Callable[[int], Learner]
+) -> Resumed | None:
+    """The newest whole checkpoint, in the learner that `start(stage)` makes.
+
+    One that cannot be read, or whose arrays are not those that were saved, is set
+    aside in `damaged/`, is told, and the one before it is taken; None where there is
+    none. Raises `Mismatch` for a checkpoint of another model or optimiser.
+    """
+    for step in sorted(manager.all_steps(), reverse=True):
+        try:
+            return _read(manager, folder, step, start)
+        except Mismatch:
+            raise
+        except Exception as error:  # whatever a reader makes of broken files
+            reason = str(error).splitlines()[0] if str(error) else repr(error)
+            kept = _set_aside(manager, folder, step)
+            print(
+                f"checkpoint {step} is damaged ({reason[:200]}); it is now in {kept}, "
+                "and the one before it is taken",
+                flush=True,
+            )
+    return None
+
+
+def _read(
+    manager: ocp.CheckpointManager,
+    folder: Path,
+    step: int,
+    start: Callable[[int], Learner],
+) -> Resumed:
+    args = ocp.args.Composite(host=ocp.args.JsonRestore())
+    host = manager.restore(step, args=args)["host"]
+    learner = restore_fixed(folder, host["stage"], start(host["stage"]))
     like = jax.tree.map(ocp.utils.to_shape_dtype_struct, _arrays(learner))
     stored = manager.item_metadata(step)["learner"]
     _check_shapes(f"{manager.directory}, step {step}", stored, like)
     args = ocp.args.Composite(learner=ocp.args.StandardRestore(like))
-    return _with_arrays(learner, manager.restore(step, args=args)["learner"])
+    arrays = manager.restore(step, args=args)["learner"]
+    found = _fingerprint(arrays)
+    if wrong := [name for name in found if found[name] != host["fingerprint"][name]]:
+        raise OSError(f"{', '.join(wrong[:4])} changed after they were saved")
+    return Resumed(step, _with_arrays(learner, arrays), host)
+
+
+def _set_aside(manager: ocp.CheckpointManager, folder: Path, step: int) -> Path:
+    name = f"global_step_{step}"
+    (folder / "damaged").mkdir(exist_ok=True)
+    number = sum(path.name.startswith(name) for path in (folder / "damaged").iterdir())
+    kept = folder / "damaged" / (f"{name}.{number}" if number else name)
+    os.rename(manager.directory / name, kept)
+    manager.reload()
+    return kept
+
+
+def _score(metrics: Mapping[str, float | None]) -> float:
+    return -math.inf if metrics["score"] is None else metrics["score"]
+
+
+@contextlib.contextmanager
+def _told(place: Path) -> Iterator[None]:
+    """What a writer raises, as one `OSError` with the way out."""
+    try:
+        yield
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else repr(error)
+        raise OSError(
+            f"a checkpoint could not be written to {place}: {reason[:300]}. The ones "
+            "before it are whole: make room or give the folder back its permissions, "
+            "and run the same command again."
+        ) from error
+
+
+@jax.jit
+def _sums(arrays: dict[str, Array]) -> dict[str, Array]:
+    def weighed(x: Array) -> Array:
+        """The sum of the words, each times an odd number of its own, modulo 2^32.
+
+        A changed bit adds an odd multiple of a power of two, which is never 0.
+        """
+        if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+            x = jax.random.key_data(x)
+        unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}
+        x = x.astype(jnp.uint8) if x.dtype == jnp.bool_ else x
+        words = jax.lax.bitcast_convert_type(x, unsigned[x.dtype.itemsize])
+        words = words.astype(jnp.uint32)
+        weights = jnp.uint32(1)
+        for axis in range(words.ndim):
+            places = jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
+            # Odd, so products are odd; 2654435761 is 2^32 over the golden ratio.
+            weights = weights * (2 * (places + 1) * jnp.uint32(2654435761) + 1)
+        return (words * weights).sum(dtype=jnp.uint32)
+
+    return jax.tree.map(weighed, arrays)
+
+
+def _fingerprint(arrays: Mapping[str, Array]) -> dict[str, int]:
+    return {name: int(total) for name, total in _sums(dict(arrays)).items()}
 
 
 def save_fixed(folder: Path, stage: int, learner: Learner) -> None:
@@ -69,7 +215,7 @@ def save_fixed(folder: Path, stage: int, learner: Learner) -> None:
 
 
 def restore_fixed(folder: Path, stage: int, learner: Learner) -> Learner:
-    """`learner` with what `save_fixed` wrote. `ValueError` where shapes differ."""
+    """`learner` with what `save_fixed` wrote. `Mismatch` where shapes differ."""
     if not (arrays := _arrays(learner, fixed=True)):
         return learner
     place = _fixed_folder(folder, stage)
@@ -114,7 +260,7 @@ def _check_shapes(
         if _shape(stored, name) != _shape(like, name)
     ]
     if wrong:
-        raise ValueError(
+        raise Mismatch(
             f"the checkpoint {where} is of another model or optimiser: "
             f"{'; '.join(wrong[:4])}{' ...' if len(wrong) > 4 else ''}. "
             "Choose another run folder, or the settings it was made with."

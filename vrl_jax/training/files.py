@@ -14,8 +14,14 @@ def append_line(file: Path, row: Mapping[str, Any]) -> None:
         name: None if isinstance(value, float) and not math.isfinite(value) else value
         for name, value in row.items()
     }
-    with file.open("a", encoding="utf-8") as lines:
-        lines.write(json.dumps(finite) + "\n")
+    try:
+        with file.open("a", encoding="utf-8") as lines:
+            lines.write(json.dumps(finite) + "\n")
+    except OSError as error:
+        raise OSError(
+            f"{file} could not be written: {error}. Make room or give the folder back "
+            "its permissions, and run the same command again: it resumes."
+        ) from error
 
 
 def sizes(files: Iterable[Path]) -> dict[str, int]:
@@ -24,10 +30,20 @@ def sizes(files: Iterable[Path]) -> dict[str, int]:
 
 
 def cut(files: Iterable[Path], sizes: Mapping[str, int]) -> None:
-    """Takes back what was written after a checkpoint that noted `sizes`."""
+    """Takes back what was written after a checkpoint that noted `sizes`.
+
+    Raises `ValueError` for a file that has lost lines since.
+    """
     for file in files:
         if file.exists():
-            os.truncate(file, sizes.get(file.name, 0))
+            noted, found = sizes.get(file.name, 0), file.stat().st_size
+            if found < noted:
+                raise ValueError(
+                    f"{file} has {found} bytes and had {noted} at the checkpoint: "
+                    "lines were taken out of it. Put them back, or choose another run "
+                    "folder."
+                )
+            os.truncate(file, noted)
 
 
 def write_json(file: Path, value: Mapping[str, Any]) -> None:

@@ -1,11 +1,12 @@
 """Stages of training in a run folder, resumable at any moment."""
 
+import contextlib
 import dataclasses
 import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import optax
@@ -20,6 +21,7 @@ from vrl_jax.training.data import sample_stream
 from vrl_jax.training.iteration import Recipe, iteration
 from vrl_jax.training.learner import Learner, make_learner
 from vrl_jax.training.metrics import as_floats, by_source
+from vrl_jax.training.preemption import Preempted, sigterm
 from vrl_jax.training.progress import progress_bar
 from vrl_jax.training.rollouts import Group, write_rollouts
 from vrl_jax.types import Sample
@@ -38,6 +40,11 @@ def newest_params(learner: Learner) -> Params:
 
 def ignore(stage: "Stage", learner: Learner) -> None:
     """The observer that looks away."""
+
+
+def held_out_accuracy(measured: Mapping[str, float]) -> float | None:
+    """What the best checkpoint is best at; None where nothing was measured."""
+    return measured.get("val/accuracy")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +94,7 @@ def train(
     seed: int,
     evaluate: Evaluate,
     checkpoint_every: int = 50,
+    best: Callable[[Mapping[str, float]], float | None] = held_out_accuracy,
     ended: Callable[[Stage, Learner], None] = ignore,
 ) -> Actor:
     """Runs the stages in order and returns the actor with the trained parameters.
@@ -94,59 +102,94 @@ def train(
     Writes `metrics.jsonl`, `timings.jsonl`, `evaluations.jsonl`, `checkpoints/` and, of
     the steps that are evaluated, some `rollouts/` in `folder`. Called again with the
     same arguments it continues after the newest checkpoint, and ends with the same
-    parameters and metrics as an unbroken run.
+    parameters and metrics as an unbroken run. The newest three checkpoints are kept,
+    and the one whose measurements `best` scores highest; a damaged one is set aside.
+    SIGTERM saves and raises `Preempted`.
     `ended` is told of each stage's learner, for what the actor does not keep: adapters
     alone, say.
     """
     lines = dataclasses.astuple(run_files(folder))
-    with checkpoint.open_manager(folder) as manager:
-        newest = manager.latest_step()
-        saved: dict[str, Any] = {"stage": 0, "step": 0, "stream": None, "files": {}}
-        if newest is not None:
-            saved = checkpoint.host_state(manager, newest)
-            print(f"resuming {folder} after step {newest}", flush=True)
+
+    def start(number: int) -> Learner:
+        stage = stages[number]
+        return make_learner(
+            actor.policy,
+            actor.params,
+            stage.optimizer,
+            actor.allowed,
+            trains=stage.trains,
+            minibatches=stage.minibatches,
+            micro_batches=stage.micro_batches,
+        )
+
+    total_steps = sum(stage.steps for stage in stages)
+    with (
+        checkpoint.open_manager(folder) as manager,
+        sigterm() as asked,
+        contextlib.ExitStack() as held,
+    ):
+        resumed = checkpoint.resume(manager, folder, start)
+        saved: dict[str, Any] = {"stage": 0, "step": 0, "files": {}, "suspects": []}
+        if resumed:
+            saved = resumed.host
+            print(f"resuming {folder} after step {resumed.step}", flush=True)
         files.cut(lines, saved["files"])
         for number, stage in enumerate(stages[saved["stage"] :], start=saved["stage"]):
-            learner = make_learner(
-                actor.policy,
-                actor.params,
-                stage.optimizer,
-                actor.allowed,
-                trains=stage.trains,
-                minibatches=stage.minibatches,
-                micro_batches=stage.micro_batches,
-            )
-            stream = Ahead(
+            ahead = Ahead(
                 sample_stream(stage.samples, seed=seed),
                 actor.processor,
                 stage.prompts_per_step,
             )
+            stream = held.enter_context(contextlib.closing(ahead))
             plays = dataclasses.replace(actor, processor=stream.processor)
             done, before = 0, sum(earlier.steps for earlier in stages[:number])
-            if newest is not None and number == saved["stage"]:
-                learner = checkpoint.restore_fixed(folder, number, learner)
-                learner = checkpoint.restore(manager, newest, learner)
+            suspects: list[list[str]] = []
+            if resumed and number == saved["stage"]:
+                learner, done = resumed.learner, saved["step"]
                 stream.set_state(saved["stream"])
-                done = saved["step"]
+                suspects = saved["suspects"]
             else:
+                learner = start(number)
                 checkpoint.save_fixed(folder, number, learner)
             key = jax.random.fold_in(jax.random.key(seed), number)
             steps = run_stage(
-                stage, plays, learner, stream, key, done, folder, evaluate
+                stage, plays, learner, stream, key, done, suspects, folder, evaluate
             )
-            for step, learner in steps:
-                if step == stage.steps or step % checkpoint_every == 0:
+            for step, learner, measured, suspects in steps:
+                leaving = asked() and before + step < total_steps
+                if leaving or step == stage.steps or step % checkpoint_every == 0:
                     state = {
                         "stage": number,
                         "step": step,
                         "stream": stream.get_state(),
+                        "suspects": suspects,
                         "files": files.sizes(lines),
                     }
-                    checkpoint.save(manager, before + step, learner, state)
-            stream.close()
+                    checkpoint.save(
+                        manager, before + step, learner, state, score=best(measured)
+                    )
+                if leaving:
+                    checkpoint.finish(manager)
+                    raise Preempted(
+                        f"stopped by SIGTERM after step {before + step}, which is "
+                        f"saved in {folder}; the same command goes on from there"
+                    )
             ended(stage, learner)
             actor = dataclasses.replace(actor, params=stage.result(learner))
     return actor
+
+
+class Taken(NamedTuple):
+    """A step that was taken and logged: what a checkpoint holds of it.
+
+    `measured` is empty where the policy was not evaluated; `suspects` are the samples
+    of the last steps in a row whose gradient was not finite.
+    """
+
+    step: int
+    learner: Learner
+    measured: Mapping[str, float]
+    suspects: list[list[str]]
 
 
 def run_stage(
@@ -156,17 +199,17 @@ def run_stage(
     stream: Iterator[Sample],
     key: Key[Array, ""],
     done: int,
+    suspects: list[list[str]],
     folder: Path,
     evaluate: Evaluate,
-) -> Iterator[tuple[int, Learner]]:
-    """Yields (steps taken, learner) after each step from `done` on, once it is logged.
+) -> Iterator[Taken]:
+    """Yields what was taken after each step from `done` on, once it is logged.
 
     The key of a step is fold_in(key, step), so a resumed stage draws what an unbroken
     one would have drawn. Raises `FloatingPointError` after five steps in a row whose
     gradient is not finite, and names their samples.
     """
     written = run_files(folder)
-    suspects: list[list[str]] = []
     played: list[Group] = []
     tokens: list[int] = []
     several = len({sample.source for sample in stage.samples}) > 1
@@ -211,6 +254,7 @@ def run_stage(
                     f"their samples are in {folder / 'not_finite.json'}. Lower the "
                     "learning rate, or look at these samples."
                 )
+            measured: Mapping[str, float] = {}
             due = stage.evaluate_every and (step + 1) % stage.evaluate_every == 0
             if due or step + 1 == stage.steps:
                 write_rollouts(folder, stage.name, step + 1, played[:ROLLOUT_GROUPS])
@@ -222,7 +266,7 @@ def run_stage(
             show(step + 1, headline({**row, **shown}))
             played.clear()
             tokens.clear()
-            yield step + 1, learner
+            yield Taken(step + 1, learner, measured, suspects)
 
 
 def timed(recipe: Recipe, seconds: dict[str, float]) -> Recipe:

@@ -23,6 +23,8 @@ def encode_images(
 ) -> Float[Array, "K M H"]:
     """Features of the tokens in packed order; 0 where there is only padding."""
     vision, tower = spec.vision, params["vision"]
+    if not images.frames.size:  # a batch of text alone
+        return jnp.zeros((images.frames.shape[0], 0, spec.text.width))
     real = images.frames > 0
     # Padding may hold anything; what enters the tower from it is 0.
     patches = jnp.where(real[..., None], images.patches, 0)

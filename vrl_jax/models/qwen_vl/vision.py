@@ -1,7 +1,8 @@
 """The vision tower: packed patches in, features of each merged token out.
 
-Patches lie window by window (`images.pack_images`), so window attention is a reshape
-and full attention an equality mask on the picture's number; nothing is gathered.
+Patches lie window by window (`images.lay_out`) and pictures whole in blocks, so window
+attention is a reshape, and full attention one into blocks with an equality mask on the
+picture's number; nothing is gathered.
 Qwen2-VL, section 2.1 of https://arxiv.org/abs/2409.12191; windows, section 2.1.1 of
 https://arxiv.org/abs/2502.13923; learned positions and deepstack, section 2 of
 https://arxiv.org/abs/2511.21631.
@@ -150,7 +151,7 @@ def _attention(
 ) -> Float[Array, "P N D"]:
     """Each patch attends to its picture where `full`, else to its window.
 
-    Without windows, to its picture.
+    Without windows, to its picture, which lies in one block of `images.block` patches.
     """
     kernel, bias = weights["qkv"]["kernel"], weights["qkv"]["bias"]
     rows = x.reshape(-1, vision.width)

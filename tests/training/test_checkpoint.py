@@ -1,0 +1,183 @@
+"""What goes wrong with checkpoints costs steps at most, and is told."""
+
+import contextlib
+import dataclasses
+import os
+import resource
+import signal
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from vrl_jax.recipes.grpo import grpo
+from vrl_jax.training import checkpoint, files
+from vrl_jax.training.loop import Stage, train
+from vrl_jax.training.preemption import Preempted
+
+from ..fixtures import small, toy
+
+RECIPE = grpo(group_size=small.GROUP)
+
+
+def run(folder, evaluate=lambda actor: {}, **changes):
+    """Four steps, each evaluated and saved."""
+    stage = Stage("only", RECIPE, small.samples(), 4, 4, optax.sgd(0.1))
+    return train(
+        [dataclasses.replace(stage, evaluate_every=1, **changes)],
+        toy.actor(),
+        folder=folder,
+        seed=0,
+        evaluate=evaluate,
+        checkpoint_every=1,
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    return run(folder), (folder / "metrics.jsonl").read_bytes()
+
+
+def same(folder, actor, whole):
+    jax.tree.map(np.testing.assert_array_equal, actor.params, whole[0].params)
+    assert (folder / "metrics.jsonl").read_bytes() == whole[1]
+
+
+def after(step, action):
+    """An evaluation that does something once, after the given step."""
+    calls = []
+
+    def evaluate(actor):
+        calls.append(1)
+        if len(calls) == step:
+            action()
+        return {}
+
+    return evaluate
+
+
+class Killed(Exception):
+    pass
+
+
+def killed():
+    raise Killed
+
+
+def halted(folder):
+    """The third step is saved, the fourth only logged."""
+    with pytest.raises(Killed):
+        run(folder, after(4, killed))
+    return folder / "checkpoints"
+
+
+def largest(folder):
+    return max((f for f in folder.rglob("*") if f.is_file()), key=os.path.getsize)
+
+
+def cut_short(step):
+    file = largest(step)
+    os.truncate(file, os.path.getsize(file) // 2)
+
+
+def flip(step):
+    """One bit of the arrays' bytes."""
+    file = largest(step / "learner")
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+
+
+def no_host(step):
+    next((step / "host").iterdir()).write_text("{")
+
+
+@pytest.mark.parametrize("damage", [cut_short, flip, no_host])
+def test_damaged_newest_gives_way_to_the_one_before(tmp_path, whole, damage, capsys):
+    steps = halted(tmp_path)
+    damage(steps / "global_step_3")
+    actor = run(tmp_path)
+    told = capsys.readouterr().out
+    assert "checkpoint 3 is damaged" in told and "resuming" in told
+    assert "after step 2" in told
+    assert (tmp_path / "damaged" / "global_step_3").is_dir()
+    same(tmp_path, actor, whole)
+
+
+def test_all_damaged_starts_over(tmp_path, whole, capsys):
+    for step in halted(tmp_path).glob("global_step_*"):
+        no_host(step)
+    actor = run(tmp_path)
+    assert "resuming" not in capsys.readouterr().out
+    same(tmp_path, actor, whole)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int32", "uint8", "bool"])
+def test_fingerprint_sees_every_bit_and_the_order(dtype):
+    values = np.random.RandomState(0).randint(0, 2, (3, 5)).astype(dtype)
+    kept = checkpoint._fingerprint({"x": values})
+    for place in np.ndindex(3, 5):
+        for bit in range(8 * values.itemsize if dtype != "bool" else 1):
+            other = values.copy()
+            view = other.view(f"uint{8 * values.itemsize}")
+            view[place] ^= view.dtype.type(1) << view.dtype.type(bit)
+            assert checkpoint._fingerprint({"x": other}) != kept
+    turned = np.arange(15, dtype=np.int32).reshape(3, 5)
+    assert checkpoint._fingerprint({"x": turned}) != checkpoint._fingerprint(
+        {"x": turned[::-1].copy()}
+    )
+
+
+def test_sigterm_saves_and_ends(tmp_path, whole):
+    asked = after(2, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    handler = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Preempted, match="after step 2"):
+        run(tmp_path, asked)
+    assert signal.getsignal(signal.SIGTERM) == handler
+    same(tmp_path, run(tmp_path), whole)
+
+
+@contextlib.contextmanager
+def room_for(size):
+    """No file may grow beyond `size` bytes: what a writer sees of a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize(
+    "room, file", [(16, "evaluations.jsonl"), (1 << 14, "checkpoints")]
+)
+def test_full_disk_is_told_and_loses_nothing(tmp_path, whole, room, file):
+    with contextlib.ExitStack() as stack:
+        fill = after(2, lambda: stack.enter_context(room_for(room)))
+        with pytest.raises(OSError) as raised:
+            run(tmp_path, fill)
+    told = str(raised.value)
+    assert file in told and "could not be written" in told and "ake room" in told
+    same(tmp_path, run(tmp_path), whole)
+
+
+def test_a_place_that_is_no_folder_is_told(tmp_path):
+    (tmp_path / "checkpoints").write_text("a file")
+    with pytest.raises(OSError, match="checkpoints"):
+        run(tmp_path)
+
+
+def test_the_best_is_kept_beside_the_newest(tmp_path):
+    scores = iter([0.1, 0.9, 0.2, 0.3, 0.4, 0.5])
+    run(tmp_path, lambda actor: {"val/accuracy": next(scores)}, steps=6)
+    kept = {path.name for path in (tmp_path / "checkpoints").iterdir()}
+    assert kept == {f"global_step_{step}" for step in (2, 4, 5, 6)}
+
+
+def test_lines_that_were_taken_out_are_told(tmp_path):
+    halted(tmp_path)
+    files.write_lines(tmp_path / "metrics.jsonl", [])
+    with pytest.raises(ValueError, match=r"metrics\.jsonl has 0 bytes and had"):
+        run(tmp_path)
