@@ -18,3 +18,20 @@ os.environ["XLA_FLAGS"] = " ".join(
         "--xla_force_host_platform_device_count=8",
     ]
 )
+
+import gc  # noqa: E402
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+MANY_MAPPINGS = 30_000
+"""Of memory; Linux allows 65530 a process, and a compiled program takes a dozen."""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def room_for_programs():
+    """Programs of earlier files are let go before there are too many to map."""
+    maps = Path("/proc/self/maps")
+    if maps.exists() and len(maps.read_bytes().splitlines()) > MANY_MAPPINGS:
+        jax.clear_caches()
+        gc.collect()

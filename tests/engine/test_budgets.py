@@ -150,7 +150,7 @@ def test_200_prompts_compile_a_program_once_a_shape():
         learner = run(learner, prompts(200, 1))
     assert 1 < len(shapes) <= len(room.blocks) == 3
     counts = collections.Counter(seen)
-    for name in ("generate", "_score_view", "credit", "update_moving"):
+    for name in ("read", "_score_view", "credit", "update_moving"):
         assert counts[f"jit({name})"] == len(shapes), counts
     with compilations() as seen:
         run(learner, prompts(200, 1)[:40])

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from vrl_jax.engine.conversation import Ask, conversation, following, user
+from vrl_jax.engine.desk import Limits, OutOfRoom
 from vrl_jax.engine.packing import packed
-from vrl_jax.engine.play import Limits, Outcome, OutOfRoom, play
+from vrl_jax.engine.play import Outcome, play
 from vrl_jax.engine.processing import question, unpadded
 from vrl_jax.engine.rows import as_rollout
 from vrl_jax.types import Turn

@@ -7,7 +7,8 @@ import pytest
 pytest.importorskip("torch")
 
 from vrl_jax.engine.conversation import Ask, user
-from vrl_jax.engine.play import Limits, play
+from vrl_jax.engine.desk import Limits
+from vrl_jax.engine.play import play
 from vrl_jax.engine.processing import question
 from vrl_jax.engine.rows import as_rollout
 from vrl_jax.models import hub

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from vrl_jax.engine import tools
-from vrl_jax.engine.play import Limits, OutOfRoom
+from vrl_jax.engine.desk import Limits, OutOfRoom
 from vrl_jax.engine.tools import Call, crop
 from vrl_jax.programs.acting import act
 from vrl_jax.programs.cascade import cascade

@@ -164,5 +164,7 @@ def test_split_keeps_groups_whole_and_in_order():
 
 
 def test_split_says_what_does_not_divide():
-    with pytest.raises(ValueError, match=r"4 prompts does not split into 3 .*divide"):
+    with pytest.raises(
+        ValueError, match=r"4 prompts in 4 packs does not split into 3 .*divide"
+    ):
         split(batch(), 3)

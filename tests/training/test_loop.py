@@ -187,7 +187,11 @@ def test_parts_are_logged_for_each_source(tmp_path):
     run(tmp_path, [one], reward=reward)
     [row] = files.read_lines(run_files(tmp_path).metrics)
     logged = {name: row[name] for name in row if name.endswith(("/a", "/b"))}
+    lengths = [logged.pop(f"response_length/mean/{source}") for source in "ab"]
+    assert sum(lengths) / 2 == row["response_length/mean"]
     assert logged == {
+        "groups/zero_variance/a": 1,
+        "groups/zero_variance/b": 1,
         "reward/accuracy/a": 1,
         "reward/accuracy/b": 0,
         "reward/errors/a": 0,

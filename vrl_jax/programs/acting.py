@@ -10,7 +10,8 @@ from typing import Any
 from jaxtyping import Array, Key
 
 from vrl_jax.engine.actor import Actor
-from vrl_jax.engine.play import Limits, Played, Program, play
+from vrl_jax.engine.desk import Limits
+from vrl_jax.engine.play import Played, Program, play
 from vrl_jax.engine.rows import as_rollout
 from vrl_jax.rewards.combine import call_safely
 from vrl_jax.types import Episode, Rollout, Sample

@@ -1,7 +1,8 @@
 """An answer, what a critic says of it, and a better answer."""
 
 from vrl_jax.engine.conversation import Ask, user
-from vrl_jax.engine.play import OutOfRoom, Steps
+from vrl_jax.engine.desk import OutOfRoom
+from vrl_jax.engine.play import Steps
 from vrl_jax.engine.processing import question
 from vrl_jax.types import Sample, literal
 

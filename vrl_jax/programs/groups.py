@@ -46,10 +46,9 @@ def beside(prompts: int, *parts: Sampled) -> Sampled:
     """Responses from several sources, those to one prompt together."""
 
     def join(*x: Array) -> Array:
-        # Counted, not -1: an array may be of no size.
         groups = [a.reshape(prompts, len(a) // prompts, *a.shape[1:]) for a in x]
         joined = jnp.concatenate(groups, axis=1)
-        return joined.reshape(prompts * joined.shape[1], *joined.shape[2:])
+        return jax.lax.collapse(joined, 0, 2)
 
     return jax.tree.map(join, *parts)
 

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 
 from vrl_jax.engine import tools
 from vrl_jax.engine.conversation import Ask, user
-from vrl_jax.engine.play import Outcome, OutOfRoom, Steps
+from vrl_jax.engine.desk import OutOfRoom
+from vrl_jax.engine.play import Outcome, Steps
 from vrl_jax.engine.processing import question
 from vrl_jax.engine.tools import PICTURE_TOOLS, Tool
 from vrl_jax.types import Sample, Turn, literal

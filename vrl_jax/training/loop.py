@@ -126,7 +126,7 @@ def train(
     with (
         checkpoint.open_manager(folder) as manager,
         sigterm() as asked,
-        contextlib.ExitStack() as at_the_end,
+        contextlib.ExitStack() as held,
     ):
         resumed = checkpoint.resume(manager, folder, start)
         saved: dict[str, Any] = {"stage": 0, "step": 0, "files": {}, "suspects": []}
@@ -135,12 +135,12 @@ def train(
             print(f"resuming {folder} after step {resumed.step}", flush=True)
         files.cut(lines, saved["files"])
         for number, stage in enumerate(stages[saved["stage"] :], start=saved["stage"]):
-            stream = Ahead(
+            ahead = Ahead(
                 sample_stream(stage.samples, seed=seed),
                 actor.processor,
                 stage.prompts_per_step,
             )
-            at_the_end.callback(stream.close)
+            stream = held.enter_context(contextlib.closing(ahead))
             plays = dataclasses.replace(actor, processor=stream.processor)
             done, before = 0, sum(earlier.steps for earlier in stages[:number])
             suspects: list[list[str]] = []

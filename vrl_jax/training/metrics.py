@@ -105,15 +105,6 @@ def rollout_metrics(rollout: Rollout) -> Metrics:
     return metrics
 
 
-def fact_metrics(rollout: Rollout) -> Metrics:
-    """The mean of each number that was noted of the episodes.
-
-    On the host: which there are is not known when a step is compiled.
-    """
-    facts = jax.device_get(rollout.facts)
-    return {f"play/{name}": once(fact.mean()) for name, fact in facts.items()}
-
-
 def advantage_metrics(batch: Batch) -> Metrics:
     """What credit made of the rewards, over the tokens."""
     values, mask = batch.advantages, batch.mask
@@ -122,6 +113,15 @@ def advantage_metrics(batch: Batch) -> Metrics:
         "critic/advantages/max": once(masked.max(values, mask)),
         "critic/advantages/min": once(masked.min(values, mask)),
     }
+
+
+def fact_metrics(rollout: Rollout) -> Metrics:
+    """The mean of each number that was noted of the episodes.
+
+    On the host: which there are is not known when a step is compiled.
+    """
+    facts = jax.device_get(rollout.facts)
+    return {f"play/{name}": once(fact.mean()) for name, fact in facts.items()}
 
 
 def by_source(
