@@ -57,7 +57,8 @@ def main(
         json: the file to write them to.
         smoke: tiny shapes, this device only.
         repeats: of every timing; the forms take turns, the median is given.
-        ops: what to time and compile.
+        ops: what to time and compile. "one + backward" is also timed by the share of
+            tokens that train.
         topologies: TPUs to compile for.
     """
     on_cpu = jax.default_backend() == "cpu"
@@ -65,8 +66,9 @@ def main(
     parts = [
         functools.partial(accuracy, SMOKE if smoke else ACCURACY),
         functools.partial(times, timed, repeats, ops),
-        functools.partial(active_shares, timed, repeats),
     ]
+    if "one + backward" in ops:
+        parts.append(functools.partial(active_shares, timed, repeats))
     if not smoke:
         places = (None, *topologies)
         parts += [functools.partial(memory, FULL, place, ops) for place in places]

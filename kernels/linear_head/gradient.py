@@ -47,16 +47,17 @@ def gradients(
     allowed: Bool[Array, " V"],
     state: State | PairState,
     cotangents: HeadStats | PairStats,
-    dtype: jnp.dtype,
+    dtypes: tuple[tuple[jnp.dtype, ...], jnp.dtype],
 ) -> tuple[tuple[Float[Array, "N d"], ...], Float[Array, "V d"]]:
-    """Gradients of the streams, in float32, and of the weight, in `dtype`."""
+    """Gradients of the streams and of the weight, in these `dtypes`."""
+    stream_dtypes, dtype = dtypes
     size = ids.shape[0]
     block = min(BLOCK // len(streams), -(-size // 8))
     active = jnp.stack(cotangents).any(axis=0)
     count = active.sum()
     padded = -(-size // block) * block
     order = jnp.flatnonzero(active, size=padded, fill_value=0)
-    rows = Row(state, finish(state), cotangents, ids, temperature)
+    tokens = Row(state, finish(state), cotangents, ids, temperature)
 
     def tile(carry, start, width):
         totals, dweight = carry
@@ -70,7 +71,7 @@ def gradients(
             index = tiles.columns(place, block, order)
             live = place + jnp.arange(block) < count
             some = [jnp.where(live[:, None], tiles.pick(index, h), 0) for h in streams]
-            row = jax.tree.map(lambda x: x[index], rows)
+            row = jax.tree.map(lambda x: x[index], tokens)
             z = [tiles.logits(h, part, row.temperature, keep) for h in some]
             slopes = _slopes(z, tiles.hits(row.ids, start, width), row)
             for i, (dz, h) in enumerate(zip(slopes, some, strict=True)):
@@ -89,12 +90,28 @@ def gradients(
     exact = jnp.promote_types(streams[0].dtype, jnp.float32)
     totals = tuple(jnp.zeros((padded, h.shape[1]), exact) for h in streams)
     size = weight.shape[0]
+    most = tiles.TILE if len(streams) == 1 else tiles.PAIR_TILE
+    rows = tiles.tile_rows(size, most)
     dweight = jnp.zeros(weight.shape, dtype)
-    totals, dweight = tiles.over_tiles(
-        tile, (totals, dweight), size, tiles.tile_rows(size)
-    )
+    totals, dweight = tiles.over_tiles(tile, (totals, dweight), size, rows)
+    return tuple(
+        _at_their_places(total, active, block, its)
+        for total, its in zip(totals, stream_dtypes, strict=True)
+    ), dweight
+
+
+def _at_their_places(total, active, block, dtype):
+    # The rows that were left out are 0. A block at a time: in one piece XLA would hold
+    # the total twice.
     place = jnp.cumsum(active) - 1
-    return tuple(jnp.where(active[:, None], x[place], 0) for x in totals), dweight
+
+    def some(out, start, rows):
+        index, live = (tiles.columns(start, rows, x) for x in (place, active))
+        found = jnp.where(live[:, None], total[index], 0)
+        return tiles.put(start, found.astype(dtype), out)
+
+    out = jnp.zeros((len(active), total.shape[1]), dtype)
+    return tiles.over_tiles(some, out, len(active), block)
 
 
 def _add(totals, i, more, place):

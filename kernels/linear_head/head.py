@@ -88,8 +88,8 @@ def _forward(engine, *inputs):
 def _backward(engine, residuals, cotangents):
     inputs, state = residuals
     streams, weight, *_ = inputs
-    found, dweight = engine.gradients(*inputs, state, cotangents, weight.dtype)
-    dstreams = tuple(d.astype(h.dtype) for d, h in zip(found, streams, strict=True))
+    dtypes = tuple(h.dtype for h in streams), weight.dtype
+    dstreams, dweight = engine.gradients(*inputs, state, cotangents, dtypes)
     return dstreams, dweight, None, None, None
 
 

@@ -32,7 +32,8 @@ def divergence(
         return total + jnp.where(keep, _integrand(logp, logq), 0).sum(axis=1)
 
     size = weight.shape[0]
-    return tiles.over_tiles(step, jnp.zeros_like(state.s), size, tiles.tile_rows(size))
+    rows = tiles.tile_rows(size, tiles.TILE)
+    return tiles.over_tiles(step, jnp.zeros_like(state.s), size, rows)
 
 
 def _integrand(logp, logq):

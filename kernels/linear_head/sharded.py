@@ -129,8 +129,11 @@ def _spread(mesh, axis, rows, backend):
         return merge_across(state, axis)
 
     def local_gradients(
-        streams, weight, ids, temperature, allowed, state, cotangents, *, dtype
+        streams, weight, ids, temperature, allowed, state, cotangents, *, dtypes
     ):
+        # What is still to be added up stays in float32.
+        stream_dtypes, dtype = dtypes
+        exact = tuple(jnp.promote_types(x, jnp.float32) for x in stream_dtypes)
         found, dweight = gradient.gradients(
             streams,
             weight,
@@ -139,15 +142,16 @@ def _spread(mesh, axis, rows, backend):
             allowed,
             state,
             cotangents,
-            dtype if rows is None else jnp.promote_types(dtype, jnp.float32),
+            (exact, dtype if rows is None else jnp.promote_types(dtype, jnp.float32)),
         )
         if rows is not None:
             dweight = jax.lax.psum(dweight, rows).astype(dtype)
-        return jax.lax.psum(found, axis), dweight
+        found = jax.lax.psum(found, axis)
+        return jax.tree.map(jnp.astype, found, stream_dtypes), dweight
 
     def gradients(*arguments):
-        *arrays, dtype = arguments
-        local = functools.partial(local_gradients, dtype=dtype)
+        *arrays, dtypes = arguments
+        local = functools.partial(local_gradients, dtypes=dtypes)
         specs = (*inputs, P(rows), P(rows))
         return _mapped(local, mesh, specs, (P(rows), P(axis)))(*arrays)
 

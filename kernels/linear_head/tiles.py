@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 from .state import MASKED
 
 TILE = 2816  # rows of the weight that one matrix product sees, at most
+PAIR_TILE = 2048  # where it lies beside two totals of dhidden
 Carry = TypeVar("Carry")
 
 
@@ -29,14 +30,14 @@ def over_tiles(step: Callable, carry: Carry, size: int, tile: int) -> Carry:
     return step(carry, count * tile, rest) if rest else carry
 
 
-def tile_rows(vocabulary: int) -> int:
-    """The rows of a tile: of the numbers near `TILE`, the one that leaves least over.
+def tile_rows(vocabulary: int, most: int) -> int:
+    """The rows of a tile: of the numbers just below `most`, what leaves least over.
 
     What is left over is compiled, and has its memory, beside the loop.
     """
-    if vocabulary <= TILE:
+    if vocabulary <= most:
         return vocabulary
-    near = range(TILE, 7 * TILE // 10, -128)
+    near = range(most, 7 * most // 10, -128)
     return min(near, key=lambda rows: vocabulary % rows)
 
 
@@ -66,14 +67,14 @@ def logits(
 
 def columns(start: Int[Array, ""] | int, rows: int, x: Array) -> Array:
     """x[start : start + rows], the start known only when it runs."""
-    x, start = _together(x, start)
-    return _float(jax.lax.dynamic_slice_in_dim(_bits(x), start, rows), x.dtype)
+    return _taken(
+        lambda x, start: jax.lax.dynamic_slice_in_dim(x, start, rows), x, start
+    )
 
 
 def pick(index: Int[Array, " R"], x: Array) -> Array:
     """x[index]."""
-    x, index = _together(x, index)
-    return _float(_bits(x)[index], x.dtype)
+    return _taken(lambda x, index: x[index], x, index)
 
 
 def put(start: Int[Array, ""] | int, rows: Array, x: Array) -> Array:
@@ -81,19 +82,19 @@ def put(start: Int[Array, ""] | int, rows: Array, x: Array) -> Array:
     return jax.lax.dynamic_update_slice_in_dim(x, rows, start, 0)
 
 
-# XLA for CPU slices and gathers bfloat16 by way of float32, and does so ahead of a loop
-# if it can: a slice of the weight would make it hold all of the weight twice. It leaves
-# integers of the same bits alone, and the barrier keeps their making in the loop.
-def _together(*inputs):
-    return jax.lax.optimization_barrier(inputs)
+def _taken(take, x, where):
+    # XLA for CPU slices and gathers bfloat16 by way of float32, and does so ahead of a
+    # loop if it can: a slice of the weight would make it hold all of the weight twice.
+    # It leaves integers of the same bits alone, and the barrier keeps their making in
+    # the loop. On a TPU v5p the integers would be the copy.
+    x, where = jax.lax.optimization_barrier((x, where))
+    if x.dtype != jnp.bfloat16:
+        return take(x, where)
 
+    def of_integers(x, where):
+        return take(x.view(jnp.uint16), where).view(x.dtype)
 
-def _bits(x):
-    return x.view(jnp.uint16) if x.dtype == jnp.bfloat16 else x
-
-
-def _float(x, dtype):
-    return x.view(dtype) if x.dtype == jnp.uint16 else x
+    return jax.lax.platform_dependent(x, where, cpu=of_integers, default=take)
 
 
 def hits(ids: Int[Array, " N"], start: Int[Array, ""] | int, rows: int) -> Array:

@@ -52,7 +52,7 @@ def pair_states(
 def _by_platform(*inputs):
     streams, weight, *_ = inputs
     every = weight.shape[0]
-    some = tiles.tile_rows(every)
+    some = tiles.tile_rows(every, tiles.TILE)
     shapes = (CPU, some), (GPU // len(streams), every), (OTHER, some)
     cpu, gpu, other = (functools.partial(in_blocks, shape) for shape in shapes)
     return jax.lax.platform_dependent(

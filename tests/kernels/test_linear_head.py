@@ -75,6 +75,7 @@ def gradients(cotangents, arguments, dtype, backend):
 
 def small_tiles(monkeypatch, tile=8, block=3):
     monkeypatch.setattr(tiles, "TILE", tile)
+    monkeypatch.setattr(tiles, "PAIR_TILE", tile)
     monkeypatch.setattr(gradient, "BLOCK", block)
 
 
