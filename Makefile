@@ -43,7 +43,7 @@ demo: $(VENV)/.demo
 	$(BIN)/python experiments/vppo_tiny_digits.py --out $(RUN)
 
 test: $(VENV)/.test
-	$(PYTEST) -n 2 -m "not parity and not aot"
+	$(PYTEST) -n 2 --dist worksteal -m "not parity and not aot"
 
 test-new:
 	@if test -n "$(NEW_PYTHON)"; then $(MAKE) --no-print-directory $(NEW)/.ready && \

@@ -150,8 +150,10 @@ def test_200_prompts_compile_a_program_once_a_shape():
         learner = run(learner, prompts(200, 1))
     assert 1 < len(shapes) <= len(room.blocks) == 3
     counts = collections.Counter(seen)
-    for name in ("read", "_score_view", "credit", "update_moving"):
+    for name in ("_score_view", "credit", "update_moving"):
         assert counts[f"jit({name})"] == len(shapes), counts
+    for name in ("read", "run"):  # sampling fills slots as it goes, from any shape
+        assert 1 <= counts[f"jit({name})"] <= len(shapes), counts
     with compilations() as seen:
         run(learner, prompts(200, 1)[:40])
     assert seen == []
