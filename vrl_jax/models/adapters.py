@@ -141,7 +141,7 @@ def uncached_policy(
         shown: Any = None,
     ) -> Float[Array, "P G T H"]:
         if shown is not None:
-            raise NotImplementedError(
+            raise ValueError(
                 "a model without a cache cannot score pictures between turns; give it "
                 "a policy of its own, with `extend`."
             )
