@@ -27,6 +27,7 @@ class Parameter(NamedTuple):
 
     `shape`, `axes` and `stored` (the checkpoint's shape) are those of one layer.
     `scale` is the standard deviation at the start; a constant for vectors, see `fill`.
+    An axis of heads has `unit` values a head.
     """
 
     path: str
@@ -38,11 +39,17 @@ class Parameter(NamedTuple):
     scale: float = 0.0
     fill: float = 0.0
     transposed: bool = False
+    unit: int = 1
 
     @property
     def stacked_shape(self) -> tuple[int, ...]:
         """Shape with the layers in front."""
         return (self.layers, *self.shape) if self.layers else self.shape
+
+    @property
+    def stacked_axes(self) -> tuple[str | None, ...]:
+        """Logical axes with the layers in front."""
+        return ("layers", *self.axes) if self.layers else self.axes
 
     @property
     def layout(self) -> Layout:
@@ -84,6 +91,7 @@ def linear_rows(
     *,
     bias: bool = True,
     damping: float = 1.0,
+    unit: int = 1,
 ) -> list[Parameter]:
     """A matrix [in, *out] with standard deviation damping / sqrt(in), and a bias."""
     rows, out = shape[0], math.prod(shape[1:])
@@ -97,14 +105,16 @@ def linear_rows(
         layers,
         scale,
         transposed=True,
+        unit=unit,
     )
     vector = Parameter(
-        f"{path}/bias", shape[1:], axes[1:], f"{name}.bias", (out,), layers
+        f"{path}/bias", shape[1:], axes[1:], f"{name}.bias", (out,), layers, unit=unit
     )
     return [matrix, vector] if bias else [matrix]
 
 
-def _nest(items: Iterable[tuple[str, Any]]) -> Params:
+def nest(items: Iterable[tuple[str, Any]]) -> Params:
+    """The nested dict of paths such as "text/layers/norm1/scale" and their leaves."""
     tree: Params = {}
     for path, leaf in items:
         *folders, last = path.split("/")
@@ -135,7 +145,7 @@ def init_params(
         return row.scale * jax.random.normal(row_key, row.stacked_shape, dtype)
 
     keys = jax.random.split(key, len(table))
-    return _nest(
+    return nest(
         (row.path, start(row, row_key))
         for row, row_key in zip(table, keys, strict=True)
     )
@@ -145,16 +155,14 @@ def abstract_params(
     table: Sequence[Parameter], dtype: jnp.dtype = jnp.float32
 ) -> Params:
     """Shapes alone: for planning, sharding and restoring."""
-    return _nest(
+    return nest(
         (row.path, jax.ShapeDtypeStruct(row.stacked_shape, dtype)) for row in table
     )
 
 
 def logical_axes(table: Sequence[Parameter]) -> Params:
     """The same tree with a tuple of axis names (or None) for each array."""
-    return _nest(
-        (row.path, ("layers", *row.axes) if row.layers else row.axes) for row in table
-    )
+    return nest((row.path, row.stacked_axes) for row in table)
 
 
 def to_checkpoint(
@@ -219,7 +227,7 @@ def from_checkpoint(
         parts = (tensors[name] for name in names)
         return place(parts, row.stacked_shape, dtype, sharding, row.layout)
 
-    return _nest((row.path, filled(row)) for row in table)
+    return nest((row.path, filled(row)) for row in table)
 
 
 def _check_fit(

@@ -60,7 +60,13 @@ def _vision_table(spec: Gemma3Spec) -> list[Parameter]:
             row
             for part, theirs, shape, axes, damp in matrices
             for row in linear_rows(
-                f"{block}/{part}", f"{name}.{theirs}", shape, axes, depth, damping=damp
+                f"{block}/{part}",
+                f"{name}.{theirs}",
+                shape,
+                axes,
+                depth,
+                damping=damp,
+                unit=vision.head_dim,
             )
         ),
         *norm_rows("vision/norm", VISUAL + "post_layernorm", width, embed, bias=True),
@@ -125,7 +131,13 @@ def _text_table(spec: Gemma3Spec) -> list[Parameter]:
             row
             for part, theirs, shape, axes in matrices
             for row in linear_rows(
-                f"{block}/{part}", f"{name}.{theirs}", shape, axes, layers, bias=False
+                f"{block}/{part}",
+                f"{name}.{theirs}",
+                shape,
+                axes,
+                layers,
+                bias=False,
+                unit=text.head_dim,
             )
         ),
     ]

@@ -64,6 +64,7 @@ def _vision_table(spec: QwenSpec) -> list[Parameter]:
             (width, 3, width),
             (embed, None, "vision_heads"),
             depth,
+            unit=vision.head_dim,
         ),
         *linear_rows(
             f"{block}/out",
@@ -72,6 +73,7 @@ def _vision_table(spec: QwenSpec) -> list[Parameter]:
             ("vision_heads", embed),
             depth,
             damping=damping,
+            unit=vision.head_dim,
         ),
         *mlp,
         *_merger_rows("vision/merger", visual + "merger", spec, norm_width=width),
@@ -160,6 +162,7 @@ def _text_table(spec: QwenSpec) -> list[Parameter]:
                 ("embed", axis),
                 layers,
                 bias=spec.family.qkv_bias,
+                unit=text.head_dim,
             )
         ),
         *(head_norms if spec.family.qk_norm else []),
@@ -171,6 +174,7 @@ def _text_table(spec: QwenSpec) -> list[Parameter]:
             layers,
             bias=False,
             damping=damping,
+            unit=text.head_dim,
         ),
         *(
             row

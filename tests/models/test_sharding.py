@@ -1,0 +1,61 @@
+"""Where parameters lie on a mesh: by one rule table, heads whole."""
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+
+from tests.models.cases import SPECS, random_params
+from vrl_jax.models import sharding
+from vrl_jax.models.families import family_of
+from vrl_jax.models.parameters import abstract_params
+
+P = PartitionSpec
+
+
+def test_a_mesh_takes_all_devices():
+    mesh = sharding.make_mesh(data=2, fsdp=2, tensor=2)
+    assert dict(mesh.shape) == {"data": 2, "fsdp": 2, "tensor": 2}
+    with pytest.raises(ValueError, match="needs 3 devices, and there are 8"):
+        sharding.make_mesh(data=3)
+
+
+def test_partition_follows_the_rules_where_they_divide():
+    mesh = sharding.make_mesh(fsdp=2, tensor=4)
+    assert sharding.partition(("embed", "mlp"), (8, 12), mesh) == P("fsdp", "tensor")
+    assert sharding.partition(("embed", "mlp"), (8, 10), mesh) == P("fsdp", None)
+    assert sharding.partition(("layers", None), (2, 8), mesh) == P(None, None)
+    assert sharding.partition(("batch",), (8,), mesh) == P(("data", "fsdp"))
+
+
+def test_heads_are_not_cut():
+    mesh = sharding.make_mesh(fsdp=2, tensor=4)
+    whole = sharding.partition(("embed", "kv_heads"), (8, 2 * 16), mesh, unit=16)
+    assert whole == P("fsdp", None)
+    cut = sharding.partition(("embed", "heads"), (8, 4 * 16), mesh, unit=16)
+    assert cut == P("fsdp", "tensor")
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_parameters_of_every_family_lie_on_a_mesh(name):
+    spec = SPECS[name]
+    table = family_of(spec).parameter_table(spec)
+    mesh = sharding.make_mesh(fsdp=2, tensor=2, devices=jax.devices()[:4])
+    shardings = sharding.param_shardings(table, mesh)
+    params = jax.device_put(random_params(spec, 1), shardings)
+    jax.tree.map(np.testing.assert_array_equal, params, random_params(spec, 1))
+    abstract = abstract_params(table)
+    parts = jax.tree.map(lambda s, a: s.shard_shape(a.shape), shardings, abstract)
+    assert parts["text"]["embedding"][0] * 2 == abstract["text"]["embedding"].shape[0]
+
+
+def test_placed_is_a_no_op_without_a_mesh():
+    x = np.ones((4, 2), np.float32)
+    assert sharding.placed(x, "batch", None) is x
+
+
+def test_placed_lays_out_on_the_mesh_that_is_set():
+    mesh = sharding.make_mesh(data=8)
+    with jax.set_mesh(mesh):
+        y = jax.jit(lambda x: sharding.placed(x + 1, "batch", None))(np.ones((8, 2)))
+    assert y.sharding.shard_shape(y.shape) == (1, 2)
