@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 LOGITS = 2**28
-"""Attention logits of a tower at a time: 1 GiB in float32."""
+"""Attention logits of a device at a time: 1 GiB in float32."""
 
 
 class KVCache(NamedTuple):
@@ -39,8 +39,49 @@ def attend(
     """softmax(scale q [k_1 k_2 ...]^T) [v_1 v_2 ...], in float32, heads grouped.
 
     Keys are [P keys K D] (shared by the G responses) or [P G keys K D]; each serves
-    heads / K consecutive query heads. Masks broadcast to [P G S keys].
+    heads / K consecutive query heads. Masks broadcast to [P G S keys]. At most `LOGITS`
+    logits a device at a time, or those of one query: some queries at a time.
     """
+    prompts, group, length, heads, _ = queries.shape
+    keys = sum(cache.keys.shape[-3] for cache in caches)
+    logits = prompts * group * length * heads * keys // _devices()
+    pieces = min(-(-logits // LOGITS), length)
+    if pieces <= 1:
+        return _attend(queries, caches, masks, scale)
+    size = -(-length // pieces)
+
+    def cut(x: Array, axis: int) -> Array:
+        wide = [(0, 0)] * x.ndim
+        wide[axis] = (0, pieces * size - length)
+        shape = (*x.shape[:axis], pieces, size, *x.shape[axis + 1 :])
+        return jnp.moveaxis(jnp.pad(x, wide).reshape(shape), axis, 0)
+
+    @jax.checkpoint
+    def piece(some: tuple[Array, list[Array | None]]) -> Array:
+        cuts = zip(some[1], masks, strict=True)
+        seen = [mask if part is None else part for part, mask in cuts]
+        return _attend(some[0], caches, seen, scale)
+
+    parts = [  # those that are not the same for every query
+        cut(mask, mask.ndim - 2) if mask.ndim > 1 and mask.shape[-2] > 1 else None
+        for mask in masks
+    ]
+    attended = jnp.moveaxis(jax.lax.map(piece, (cut(queries, 2), parts)), 0, 2)
+    return attended.reshape(*queries.shape[:2], -1, *queries.shape[3:])[:, :, :length]
+
+
+def _devices() -> int:
+    """Over how many the heads and rows of a batch are spread."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else mesh.size
+
+
+def _attend(
+    queries: Float[Array, "P G S heads D"],
+    caches: Sequence[KVCache],
+    masks: Sequence[Bool[Array, "..."]],
+    scale: float,
+) -> Float[Array, "P G S heads D"]:
     pairs = caches[0].keys.shape[-2]
     grouped = queries.reshape(*queries.shape[:3], pairs, -1, queries.shape[-1])
 
