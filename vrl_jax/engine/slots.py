@@ -11,7 +11,7 @@ another number of slots or columns; all shapes come from a few sizes.
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -108,17 +108,16 @@ def read(policy: Policy, params: Params, prompts: Prompts) -> Read:
 def empty(like: Read, count: int, columns: int) -> Slots:
     """Slots that hold nothing, for prompts such as these."""
 
-    def room(x: Array) -> Array:
-        return jnp.zeros((count, x.shape[1], columns, *x.shape[3:]), x.dtype)
+    def room(axis: int, x: Array) -> Array:
+        shape = (count, *x.shape[1:axis], columns, *x.shape[axis + 1 :])
+        return jnp.zeros(shape, x.dtype)
 
     def row(x: Array) -> Array:
         return jnp.zeros((count, *x.shape[1:]), x.dtype)
 
     numbers = jnp.zeros(count, jnp.int32)
     return Slots(
-        cache=SlotCache(
-            jax.tree.map(room, like.cache.columns), jax.tree.map(row, like.cache.rows)
-        ),
+        cache=_moved(like.cache, room, row),
         index=jnp.full((count, columns), -1, jnp.int32),
         states=row(like.states),
         written=numbers,
@@ -158,16 +157,13 @@ def fill(
     def row(old: Array, found: Array) -> Array:
         return pick(found[prompts].astype(old.dtype), old)
 
-    def column(old: Array, found: Array) -> Array:
-        size = found.shape[2]
-        return old.at[:, :, :size].set(row(old[:, :, :size], found))
+    def column(axis: int, old: Array, found: Array) -> Array:
+        begun = row(jax.lax.slice_in_dim(old, 0, found.shape[axis], axis=axis), found)
+        return jax.lax.dynamic_update_slice_in_dim(old, begun, 0, axis)
 
     index = jnp.where(columns < length[:, None], columns, -1)
     return Slots(
-        cache=SlotCache(
-            jax.tree.map(column, slots.cache.columns, new.cache.columns),
-            jax.tree.map(row, slots.cache.rows, new.cache.rows),
-        ),
+        cache=_moved(slots.cache, column, row, new.cache),
         index=pick(index, slots.index),
         states=row(slots.states, new.states),
         written=pick(jnp.zeros_like(slots.written), slots.written),
@@ -193,7 +189,7 @@ def move(
     The window loses its first `shift` columns. Of copies, at most one may be `live`.
     """
 
-    def column(x: Array, axis: int, empty: int) -> Array:
+    def column(axis: int, x: Array, empty: int = 0) -> Array:
         def padded(part: Array, size: int) -> Array:
             wide = [(0, 0)] * x.ndim
             wide[axis] = (0, max(0, size - part.shape[axis]))
@@ -208,13 +204,25 @@ def move(
     def row(x: Array) -> Array:
         return x[rows]
 
-    cache = SlotCache(
-        jax.tree.map(lambda x: column(x, 2, 0), slots.cache.columns),
-        jax.tree.map(row, slots.cache.rows),
-    )
-    index = column(slots.index, 1, -1)
+    cache = _moved(slots.cache, column, row)
+    index = column(1, slots.index, -1)
     rest = jax.tree.map(row, dataclasses.replace(slots, cache=(), index=()))
     return end(dataclasses.replace(rest, cache=cache, index=index), ~live)
+
+
+def _moved(
+    cache: SlotCache, column: Callable, row: Callable, *others: SlotCache
+) -> SlotCache:
+    """`column(axis of the columns, array, ...)` of every array that has columns."""
+
+    def every(function: Callable, part: str) -> Any:
+        return jax.tree.map(function, *(getattr(c, part) for c in (cache, *others)))
+
+    return SlotCache(
+        columns=every(functools.partial(column, 2), "columns"),
+        rows=every(row, "rows"),
+        turned=every(functools.partial(column, 3), "turned"),
+    )
 
 
 @functools.partial(jax.jit, donate_argnums=0)

@@ -143,18 +143,18 @@ def decode(
     around, nearby = _both_angles(here, spec)
     everywhere = index >= 0
     window = everywhere & (here[:, None] - index < text.window)
-    now = []
+    before, now = slots.layers_of(cache), []
     for number, layer in enumerate(weights["text"]["layers"]):
         is_global = number in text.global_layers
         queries, keys, values = _projected(
             layer, spec, x, around if is_global else nearby
         )
-        now.append(slots.write(cache.columns[number], column, keys, values))
+        now.append(slots.write(before[number], column, keys, values))
         seen = everywhere if is_global else window
         scale = text.query_scalar**-0.5
         attended = slots.attend(queries, now[-1], seen, scale=scale)
         x = _rest_of_layer(layer, spec, x, attended)
-    return rms_norm(weights["text"]["norm"], x, text.eps), SlotCache(tuple(now))
+    return rms_norm(weights["text"]["norm"], x, text.eps), slots.of_layers(now)
 
 
 def _embedded(params: Params, tokens: Int[Array, "..."]) -> Float[Array, "... H"]:

@@ -98,7 +98,9 @@ def decode(
     x = weights["embedding"][tokens]
     angles = _angles(positions, spec)
     now = []
-    for layer, before in zip(weights["layers"], cache.columns, strict=True):
+    for layer, before in zip(
+        weights["layers"], slot_caches.layers_of(cache), strict=True
+    ):
         normed = rms_norm(layer["norm1"], x, spec.text.eps)
         queries, keys, values = _projected(layer, spec, normed, angles)
         now.append(slot_caches.write(before, column, keys, values))
@@ -106,7 +108,7 @@ def decode(
         attended = slot_caches.attend(queries, now[-1], index >= 0, scale=scale)
         x = _rest_of_layer(layer, spec, x, attended)
     hidden = rms_norm(weights["norm"], x, spec.text.eps)
-    return hidden, SlotCache(tuple(now))
+    return hidden, slot_caches.of_layers(now)
 
 
 def _spliced(
