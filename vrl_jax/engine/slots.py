@@ -20,6 +20,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 from vrl_jax.engine.likelihood import first_positions, last_hidden
 from vrl_jax.engine.sampling import draw
 from vrl_jax.models.policy import Params, Policy, SlotCache
+from vrl_jax.models.sharding import by_row, everywhere, placed
 from vrl_jax.types import Prompts
 
 
@@ -91,6 +92,21 @@ class Writing(NamedTuple):
     count: Int[Array, " B"]
 
 
+def _laid(slots: Slots) -> Slots:
+    """As slots lie on a mesh: memories spread, what the host counts with everywhere."""
+
+    def column(x: Array) -> Array:
+        return placed(x, "batch", "kv_heads", *[None] * (x.ndim - 2))
+
+    cache = SlotCache(
+        jax.tree.map(column, slots.cache.columns),
+        jax.tree.map(by_row, slots.cache.rows),
+    )
+    rest = dataclasses.replace(slots, cache=(), states=())
+    rest = jax.tree.map(everywhere, rest)
+    return dataclasses.replace(rest, cache=cache, states=by_row(slots.states))
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def read(policy: Policy, params: Params, prompts: Prompts) -> Read:
     """Encodes pictures and reads prompts, once for all that will be asked of them."""
@@ -115,7 +131,7 @@ def empty(like: Read, count: int, columns: int) -> Slots:
         return jnp.zeros((count, *x.shape[1:]), x.dtype)
 
     numbers = jnp.zeros(count, jnp.int32)
-    return Slots(
+    slots = Slots(
         cache=SlotCache(
             jax.tree.map(room, like.cache.columns), jax.tree.map(row, like.cache.rows)
         ),
@@ -135,6 +151,7 @@ def empty(like: Read, count: int, columns: int) -> Slots:
             number=numbers,
         ),
     )
+    return _laid(slots)
 
 
 @functools.partial(jax.jit, donate_argnums=0)
@@ -163,7 +180,7 @@ def fill(
         return old.at[:, :, :size].set(row(old[:, :, :size], found))
 
     index = jnp.where(columns < length[:, None], columns, -1)
-    return Slots(
+    slots = Slots(
         cache=SlotCache(
             jax.tree.map(column, slots.cache.columns, new.cache.columns),
             jax.tree.map(row, slots.cache.rows, new.cache.rows),
@@ -176,6 +193,7 @@ def fill(
         stopped=slots.stopped & ~taken,
         orders=Orders(*(pick(n, o) for n, o in zip(orders, slots.orders, strict=True))),
     )
+    return _laid(slots)
 
 
 @functools.partial(jax.jit, static_argnums=(4, 5, 6))
@@ -221,7 +239,7 @@ def move(
 def end(slots: Slots, these: Bool[Array, " B"]) -> Slots:
     """Nothing more is written in these."""
     left = jnp.where(these, 0, slots.orders.left)
-    return dataclasses.replace(slots, orders=slots.orders._replace(left=left))
+    return _laid(dataclasses.replace(slots, orders=slots.orders._replace(left=left)))
 
 
 def nothing(states: Float[Array, "B H"]) -> Float[Array, "B 0"]:
@@ -252,7 +270,7 @@ def run(
     `note` says what is kept of the final hidden states, [B H] -> [B K].
     """
     weights = policy.unstack(params)
-    head = policy.head(params)
+    head = placed(policy.head(params), "vocabulary", None)
     alive = (slots.orders.left > 0).sum()
     count = slots.written.shape[0]
     rows = jnp.arange(count)
@@ -316,7 +334,7 @@ def run(
         jnp.zeros(count, jnp.int32),
     )
     _, slots, writing = jax.lax.while_loop(running, write, (jnp.int32(0), slots, blank))
-    return slots, writing
+    return _laid(slots), jax.tree.map(everywhere, writing)
 
 
 def _token_key(
