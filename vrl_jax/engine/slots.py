@@ -20,6 +20,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 from vrl_jax.engine.likelihood import first_positions, last_hidden
 from vrl_jax.engine.sampling import draw
 from vrl_jax.models.policy import Params, Policy, SlotCache
+from vrl_jax.models.sharding import by_row, everywhere, placed
 from vrl_jax.types import Prompts
 
 
@@ -91,6 +92,19 @@ class Writing(NamedTuple):
     count: Int[Array, " B"]
 
 
+def _laid(slots: Slots) -> Slots:
+    """As slots lie on a mesh: memories spread, what the host counts with everywhere."""
+
+    def column(axis: int, x: Array) -> Array:
+        del axis  # of the columns: they lie together
+        return placed(x, "batch", "kv_heads", *[None] * (x.ndim - 2))
+
+    cache = _moved(slots.cache, column, by_row)
+    rest = dataclasses.replace(slots, cache=(), states=())
+    rest = jax.tree.map(everywhere, rest)
+    return dataclasses.replace(rest, cache=cache, states=by_row(slots.states))
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def read(policy: Policy, params: Params, prompts: Prompts) -> Read:
     """Encodes pictures and reads prompts, once for all that will be asked of them."""
@@ -116,7 +130,7 @@ def empty(like: Read, count: int, columns: int) -> Slots:
         return jnp.zeros((count, *x.shape[1:]), x.dtype)
 
     numbers = jnp.zeros(count, jnp.int32)
-    return Slots(
+    slots = Slots(
         cache=_moved(like.cache, room, row),
         index=jnp.full((count, columns), -1, jnp.int32),
         states=row(like.states),
@@ -134,6 +148,7 @@ def empty(like: Read, count: int, columns: int) -> Slots:
             number=numbers,
         ),
     )
+    return _laid(slots)
 
 
 @functools.partial(jax.jit, donate_argnums=0)
@@ -162,7 +177,7 @@ def fill(
         return jax.lax.dynamic_update_slice_in_dim(old, begun, 0, axis)
 
     index = jnp.where(columns < length[:, None], columns, -1)
-    return Slots(
+    slots = Slots(
         cache=_moved(slots.cache, column, row, new.cache),
         index=pick(index, slots.index),
         states=row(slots.states, new.states),
@@ -172,6 +187,7 @@ def fill(
         stopped=slots.stopped & ~taken,
         orders=Orders(*(pick(n, o) for n, o in zip(orders, slots.orders, strict=True))),
     )
+    return _laid(slots)
 
 
 @functools.partial(jax.jit, static_argnums=(4, 5, 6))
@@ -229,7 +245,7 @@ def _moved(
 def end(slots: Slots, these: Bool[Array, " B"]) -> Slots:
     """Nothing more is written in these."""
     left = jnp.where(these, 0, slots.orders.left)
-    return dataclasses.replace(slots, orders=slots.orders._replace(left=left))
+    return _laid(dataclasses.replace(slots, orders=slots.orders._replace(left=left)))
 
 
 def nothing(states: Float[Array, "B H"]) -> Float[Array, "B 0"]:
@@ -260,7 +276,7 @@ def run(
     `note` says what is kept of the final hidden states, [B H] -> [B K].
     """
     weights = policy.unstack(params)
-    head = policy.head(params)
+    head = placed(policy.head(params), "vocabulary", None)
     alive = (slots.orders.left > 0).sum()
     count = slots.written.shape[0]
     rows = jnp.arange(count)
@@ -324,7 +340,7 @@ def run(
         jnp.zeros(count, jnp.int32),
     )
     _, slots, writing = jax.lax.while_loop(running, write, (jnp.int32(0), slots, blank))
-    return slots, writing
+    return _laid(slots), jax.tree.map(everywhere, writing)
 
 
 def _token_key(
