@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from vrl_jax import filters, masked, objectives, reductions
+from vrl_jax.models.sharding import on_host
 from vrl_jax.types import Batch, Episode, Likelihood, Mean, Rollout
 
 Metrics = Mapping[str, Mean]
@@ -120,7 +121,7 @@ def fact_metrics(rollout: Rollout) -> Metrics:
 
     On the host: which there are is not known when a step is compiled.
     """
-    facts = jax.device_get(rollout.facts)
+    facts = on_host(rollout.facts)
     return {f"play/{name}": once(fact.mean()) for name, fact in facts.items()}
 
 
