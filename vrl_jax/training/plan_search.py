@@ -15,22 +15,24 @@ TOUCHES: Mapping[str, tuple[str, ...]] = {
 """Programs that a choice changes; others change all of them."""
 
 
-def usual(topology: Topology, sizes: Sizes, *, tensor: int = 0) -> Choices:
+def usual(
+    topology: Topology, sizes: Sizes, *, axes: Mapping[str, int] | None = None
+) -> Choices:
     """Choices to begin with: a prompt with its group at a time on each part of a mesh.
 
-    Parameters are spread over as many devices as there are whole prompts for; the rest
-    of the devices share heads and widths.
+    Without `axes`, parameters are spread over as many devices as there are whole
+    prompts for; the rest of the devices share heads and widths.
     """
     devices = topology.devices
-    if not tensor:
+    if axes is None:
         splits = [n for n in range(1, devices + 1) if devices % n == 0]
         tensor = next(n for n in splits if sizes.prompts % (devices // n) == 0)
-    fsdp = devices // tensor
-    return Choices(
-        fsdp=fsdp,
-        tensor=tensor,
-        micro_batches=max(sizes.prompts // fsdp, 1),
-        per_pass=min(fsdp * sizes.group, sizes.prompts),
+        axes = {"fsdp": devices // tensor, "tensor": tensor}
+    begun = Choices()._replace(**axes)
+    rows = begun.data * begun.fsdp
+    return begun._replace(
+        micro_batches=max(sizes.prompts // rows, 1),
+        per_pass=min(rows * sizes.group, sizes.prompts),
         slots=sizes.prompts * sizes.group,
     )
 
