@@ -143,7 +143,7 @@ def programs(
         processor=Processor(
             None, front_end, Room((sizes.prompt_tokens,), front_end.granularity)
         ),
-        allowed=allowed,
+        allowed=None,
         stop_ids=None,
         reward=None,
         max_new_tokens=sizes.response_tokens,
@@ -154,15 +154,16 @@ def programs(
     reference = params if choices.reference != "none" else None
     resident = bytes_of(reference) if choices.reference == "device" else 0
 
-    def score(params: Any, reference: Any, rollout: Rollout, key: Any) -> Rollout:
-        playing = dataclasses.replace(actor, params=params)
+    def score(params: Any, allowed: Any, reference: Any, *rest: Any) -> Rollout:
+        rollout, key = rest
+        playing = dataclasses.replace(actor, params=params, allowed=allowed)
         return recipe(reference).score(playing, rollout, key)
 
     key = jax.eval_shape(lambda: jax.random.key(0))
     key = _lying(key, NamedSharding(mesh, PartitionSpec()))
     rollout = _by_row(_rollout(spec, front_end, sizes), mesh)
     with on(mesh):
-        scored = jax.eval_shape(score, params, reference, rollout, key)
+        scored = jax.eval_shape(score, params, allowed, reference, rollout, key)
         batch, _ = jax.eval_shape(method.credit, scored)
     minibatch = _by_row(_part(batch, choices.minibatches), mesh)
     shared = 0 if copied else bytes_of(params)
@@ -175,7 +176,10 @@ def programs(
     decode = _decode(policy, params, read, sizes, choices, mesh)
     frozen = bytes_of(learner.fixed)
     scoring = Program(
-        jax.jit(score), (params, reference, rollout, key), 1, shared=shared + resident
+        jax.jit(score),
+        (params, allowed, reference, rollout, key),
+        1,
+        shared=shared + resident,
     )
     return Planned(
         held={
