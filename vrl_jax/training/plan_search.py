@@ -1,6 +1,6 @@
 """What to change where a plan does not fit: one named choice at a time."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 
 from vrl_jax.training.plan import Plan, plan
 from vrl_jax.training.plan_chips import Topology
@@ -42,11 +42,13 @@ def search(
     compile: Callable[[Request, str], Found] | None = None,
     *,
     tries: int = 8,
+    only: Collection[str] = (),
 ) -> Iterator[Plan]:
     """The plan as asked, then others, each with one choice more; ends where one fits.
 
     Or where no choice is left, or after `tries`. Nothing here changes what is computed,
-    but for `precision` and `tower`, which come last.
+    but for `precision` and `tower`, which come last. Of `only` these programs, if any
+    are named.
     """
     known: dict[tuple, Found] = {}
 
@@ -62,7 +64,7 @@ def search(
 
     seen = set()
     for _ in range(tries):
-        found = plan(request, compile=cached if compile else None)
+        found = plan(request, compile=cached if compile else None, only=only)
         seen.add(request.choices)
         yield found
         if found.fits:
