@@ -8,7 +8,6 @@ end with the same losses.
 """
 
 import argparse
-import dataclasses
 import json
 import os
 import socket
@@ -48,23 +47,23 @@ def train_small(folder: Path, axes: str) -> None:
     """What every process runs."""
     import jax
 
-    from tests.fixtures import small
+    from tests.fixtures import meshed
     from vrl_jax.models import sharding
-    from vrl_jax.models.qwen_vl.parameters import parameter_table
-    from vrl_jax.training.learner import adamw
     from vrl_jax.training.loop import Stage, train
 
-    samples = [
-        dataclasses.replace(sample, id=f"{sample.id}-{copy}")
-        for copy in range(2)
-        for sample in small.samples()
-    ]
     with jax.set_mesh(sharding.parse_mesh(axes)):
-        params = sharding.spread(small.params(), parameter_table(small.spec()))
-        stage = Stage("rl", small.recipe("grpo"), samples, STEPS, 8, adamw(1e-4))
+        stage = Stage(
+            name="rl",
+            recipe=meshed.RECIPE,
+            samples=meshed.samples(),
+            steps=STEPS,
+            prompts_per_step=meshed.PROMPTS,
+            optimizer=meshed.OPTIMIZER,
+            minibatches=2,
+        )
         train(
             [stage],
-            small.actor(params=params, slots=32),
+            meshed.actor(),
             folder=folder,
             seed=0,
             evaluate=lambda actor: {},
@@ -92,7 +91,7 @@ def compare(folder: Path) -> int:
     return wrong + broken(folder / "killed", expected)
 
 
-def broken(folder: Path, expected: list[float]) -> int:
+def broken(folder: Path, expected: list[list[float]]) -> int:
     """One of two processes is killed in the middle; then the same command again."""
     count, axes = CASES["2 processes"]
     run = start_run(folder, count, axes)
@@ -149,14 +148,18 @@ def log(folder: Path, number: int) -> Path:
     return folder / f"log_{number}.txt"
 
 
-def losses(folder: Path) -> list[float]:
+def losses(folder: Path) -> list[list[float]]:
+    """Loss, entropy and distance from the sampler, of each step."""
+    from tests.fixtures.meshed import COMPARED
+
     file = folder / "metrics.jsonl"
     lines = file.read_text().splitlines() if file.exists() else []
-    return [json.loads(line)["actor/loss"] for line in lines]
+    return [[json.loads(line)[name] for name in COMPARED] for line in lines]
 
 
-def difference(expected: list[float], found: list[float]) -> float:
-    return max(abs(a - b) for a, b in zip(expected, found, strict=True))
+def difference(expected: list[list[float]], found: list[list[float]]) -> float:
+    steps = zip(expected, found, strict=True)
+    return max(abs(a - b) for pair in steps for a, b in zip(*pair, strict=True))
 
 
 if __name__ == "__main__":
