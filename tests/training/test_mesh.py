@@ -137,13 +137,14 @@ def test_weights_are_gathered_and_activations_are_not():
 
 def test_nothing_is_compiled_or_moved_unasked_after_the_first_step():
     with on("2x2x2"):
-        made, (rollout, batch) = learner(), scored()
+        made, playing, (rollout, batch) = learner(), meshed.actor(), scored()
         made, _ = update(meshed.RECIPE.loss, made, batch)
-        meshed.actor(params=made.params).likelihood(rollout)
+        sharding.on_host(playing.likelihood(rollout))
         with jax.transfer_guard("disallow"), compilations() as seen:
             made, metrics = update(meshed.RECIPE.loss, made, batch)
-            found = meshed.actor(params=made.params).likelihood(rollout)
-            assert np.isfinite(sharding.on_host(found.logprobs)).all()
+            playing = dataclasses.replace(playing, params=made.params)
+            found = sharding.on_host(playing.likelihood(rollout))
+            assert np.isfinite(found.logprobs).all()
             assert np.isfinite(jax.device_get(metrics["actor/loss"].total))
     assert not seen
 
