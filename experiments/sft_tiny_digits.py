@@ -21,6 +21,7 @@ def main(
     steps: int = 400,
     demonstrations: int = 128,
     smoke: bool = False,
+    mesh: str = "",
 ) -> Outcome:
     """Train, measure, report and export.
 
@@ -30,6 +31,7 @@ def main(
         steps: of supervised learning after the cold start.
         demonstrations: that the steps after the cold start see.
         smoke: a few tiny steps, to see that everything runs.
+        mesh: devices along each axis, data=2,fsdp=2,tensor=2; all must be used.
     """
     full = Sizes(rl_steps=steps, questions=demonstrations, evaluate_every=steps)
     return tiny_digits(
@@ -39,6 +41,7 @@ def main(
         out=out / "smoke" if smoke else out,
         seed=seed,
         sizes=SMOKE if smoke else full,
+        mesh=mesh,
     )
 
 

@@ -21,6 +21,7 @@ def main(
     seed: int = 0,
     steps: int = 60,
     smoke: bool = False,
+    mesh: str = "",
 ) -> Outcome:
     """Train, measure, report and export.
 
@@ -29,6 +30,7 @@ def main(
         seed: of the data, the first parameters and every draw.
         steps: of reinforcement learning.
         smoke: a few tiny steps, to see that everything runs.
+        mesh: devices along each axis, data=2,fsdp=2,tensor=2; all must be used.
     """
     return tiny_digits(
         vppo(group_size=8, keep=every_group if smoke else mixed_accuracy),
@@ -37,6 +39,7 @@ def main(
         out=out / "smoke" if smoke else out,
         seed=seed,
         sizes=SMOKE if smoke else Sizes(rl_steps=steps),
+        mesh=mesh,
     )
 
 

@@ -25,6 +25,10 @@ os.environ["XLA_FLAGS"] = " ".join(
 if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 11):
     os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 
+# A device that waits for the others keeps a thread; with as many threads as cores, two
+# collectives of one program can wait for each other for ever.
+os.environ.setdefault("PJRT_NPROC", "32")
+
 import gc  # noqa: E402
 
 import jax  # noqa: E402

@@ -28,7 +28,7 @@ from vrl_jax.engine.budgets import budgets
 from vrl_jax.engine.packing import Room
 from vrl_jax.engine.processing import Processor, fitting
 from vrl_jax.evals import dependency, held_out
-from vrl_jax.models import hub
+from vrl_jax.models import hub, sharding
 from vrl_jax.models.parameters import init_params
 from vrl_jax.models.qwen_vl.front_end import front_end
 from vrl_jax.models.qwen_vl.parameters import parameter_table
@@ -37,6 +37,7 @@ from vrl_jax.recipes.sft import sft
 from vrl_jax.report.page import write_report
 from vrl_jax.rewards.boxed import boxed_exact
 from vrl_jax.rewards.combine import Reward, weighted
+from vrl_jax.training import processes
 from vrl_jax.training.data import read_samples
 from vrl_jax.training.files import read_lines, write_json, write_lines
 from vrl_jax.training.iteration import Recipe
@@ -102,13 +103,28 @@ def tiny_digits(
     out: Path,
     seed: int,
     sizes: Sizes,
+    mesh: str = "",
 ) -> Outcome:
     """Data, cold start, measurement, `recipe`, measurement, report, export.
 
     The cold start learns from a few demonstrations; `recipe` then gets many questions
     with their answers. Called again with the same arguments it resumes or, once it has
-    ended, measures and reports again.
+    ended, measures and reports again; on another `mesh` ("data=2,fsdp=4") too.
     """
+    if not mesh and jax.process_count() > 1:
+        raise ValueError(
+            f"{jax.process_count()} processes with {jax.device_count()} devices need a "
+            "mesh: give --mesh, data=2,fsdp=4 for example."
+        )
+    with jax.set_mesh(sharding.parse_mesh(mesh)):
+        return _tiny_digits(
+            recipe, name=name, claim=claim, out=out, seed=seed, sizes=sizes
+        )
+
+
+def _tiny_digits(
+    recipe: Recipe, *, name: str, claim: str, out: Path, seed: int, sizes: Sizes
+) -> Outcome:
     start = time.monotonic()
     open_run(out, {"recipe": name, "seed": seed, **sizes._asdict()}, claim)
     say("1/5 data: real handwritten digits, written as parquet and read back")
@@ -132,15 +148,19 @@ def tiny_digits(
     looked = look(actor, test[: sizes.examples], out, seed=seed)
     say("4/5 export")
     policy = out / "policy"
-    hub.save(
-        policy,
-        actor.processor.front_end.spec,
-        actor.params,
-        tokenizer=actor.processor.tokenizer,
-        pixel_bounds=actor.processor.front_end.pixel_bounds,
-    )
+    params = sharding.on_host(actor.params)
+    if processes.leads():
+        hub.save(
+            policy,
+            actor.processor.front_end.spec,
+            params,
+            tokenizer=actor.processor.tokenizer,
+            pixel_bounds=actor.processor.front_end.pixel_bounds,
+        )
     say("5/5 report")
-    report = write_report(out)
+    report = out / "report.html"
+    if processes.leads():
+        report = write_report(out)
     evaluations = read_lines(run_files(out).evaluations)
     outcome = Outcome(actor, evaluations, looked, report, policy)
     say(summary(outcome, held_out.chance(test), time.monotonic() - start))
@@ -173,7 +193,9 @@ def open_run(out: Path, settings: Mapping[str, Any], claim: str) -> None:
                 f"{out} holds a run with other settings ({'; '.join(changed)}). Choose "
                 "another --out, or delete the folder to start over."
             )
-    else:
+    # Before the first process writes it, all must have looked.
+    processes.wait()
+    if not file.exists():
         command = " ".join(["python", *sys.argv])
         write_json(file, {**settings, "claim": claim, "command": command})
 
@@ -184,9 +206,10 @@ def digits_data(
     """Training and held-out samples, through parquet and the reader of users' files."""
     folder.mkdir(parents=True, exist_ok=True)
     files = {split: folder / f"{split}.parquet" for split in ("train", "test")}
-    for split, file in files.items():
+    for split, file in files.items() if processes.leads() else ():
         count = getattr(sizes, split)
         write_parquet(digits.sums(count, split=split, seed=seed), file)
+    processes.wait()
     samples, report = read_samples(files["train"])
     test, _ = read_samples(files["test"])
     say(report.summary())
@@ -202,6 +225,7 @@ def tiny_actor(samples: Sequence[Sample], reward: Reward, *, seed: int) -> Actor
     demonstrations = [sample.annotations["demonstration"] for sample in samples]
     tokenizer = tiny.tokenizer([s.question for s in samples] + demonstrations)
     spec = tiny.spec(tokenizer)
+    table = parameter_table(spec)
     pictures = front_end(spec, min_pixels=28 * 28)
     room = Room(prompt_tokens=(1024,), block=16)
     processor = Processor(tokenizer, pictures, room)
@@ -212,7 +236,7 @@ def tiny_actor(samples: Sequence[Sample], reward: Reward, *, seed: int) -> Actor
     stops = tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
     return Actor(
         policy=qwen_policy(spec),
-        params=init_params(jax.random.key(seed), parameter_table(spec)),
+        params=sharding.spread(init_params(jax.random.key(seed), table), table),
         processor=dataclasses.replace(processor, room=found.room),
         allowed=allowed_ids(processor, spec.text.vocabulary),
         stop_ids=jnp.array(stops),
@@ -230,8 +254,7 @@ def tiny_stages(recipe: Recipe, samples: Sequence[Sample], sizes: Sizes) -> list
             samples=samples[: sizes.demonstrations],
             steps=sizes.cold_start_steps,
             prompts_per_step=sizes.prompts_per_step,
-            # One array for all parameters: half the compilation, faster on a CPU.
-            optimizer=optax.flatten(adamw(1e-3)),
+            optimizer=_flat(adamw(1e-3)),
         ),
         Stage(
             name="rl",
@@ -239,12 +262,21 @@ def tiny_stages(recipe: Recipe, samples: Sequence[Sample], sizes: Sizes) -> list
             samples=samples[: sizes.questions],
             steps=sizes.rl_steps,
             prompts_per_step=sizes.prompts_per_step,
-            optimizer=optax.flatten(adamw(3e-4)),
+            optimizer=_flat(adamw(3e-4)),
             minibatches=sizes.minibatches,
             micro_batches=sizes.micro_batches,
             evaluate_every=sizes.evaluate_every,
         ),
     ]
+
+
+def _flat(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+    """One array for all parameters: half the compilation, faster on a CPU.
+
+    On a mesh each parameter's state lies where the parameter does.
+    """
+    alone = jax.sharding.get_mesh().empty
+    return optax.flatten(optimizer) if alone else optimizer
 
 
 def look(
@@ -288,6 +320,7 @@ question, the reward or the method in colab/quickstart.ipynb."""
 def command_line(main: Callable[..., Any]) -> None:
     """Runs `main` with its keyword arguments as flags; a user's error is one line."""
     try:
+        processes.start()
         tyro.cli(main)
     except Preempted as reason:
         say(str(reason))
@@ -299,5 +332,6 @@ def command_line(main: Callable[..., Any]) -> None:
 
 
 def say(text: str) -> None:
-    """A line for the person who watches."""
-    print(text, flush=True)
+    """A line for the person who watches, of the first process alone."""
+    if processes.leads():
+        print(text, flush=True)

@@ -5,19 +5,20 @@ one `pmax` and one `psum` of a few numbers per token make them the sums over all
 that another device holds is nowhere on this one. The backward pass needs one `psum` of
 dhidden; dweight stays where its rows are.
 
-`axis` names the mesh axis of the vocabulary and `rows` that of the tokens, if they are
-spread too (then dweight is summed over it). Every axis that is not named sees the same
-values. Make the mesh with axis types `Auto`, and `jax.jit` moves arrays to where they
-belong; with `Explicit`, what `jax.make_mesh` defaults to, every argument must be given
-and its type must say that it lies so.
+`axis` names the mesh axis of the vocabulary and `rows` that of the tokens, or those, if
+they are spread too (then dweight is summed over them). Every axis that is not named
+sees the same values. Make the mesh with axis types `Auto`, and `jax.jit` moves arrays
+to where they belong; with `Explicit`, what `jax.make_mesh` defaults to, every argument
+must be given and its type must say that it lies so.
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Bool, Float, Int
 
@@ -32,9 +33,9 @@ def linear_head(
     weight: Float[Array, "V d"],
     ids: Int[Array, " N"],
     *,
-    mesh: Mesh,
+    mesh: Mesh | AbstractMesh,
     axis: str,
-    rows: str | None = None,
+    rows: str | tuple[str, ...] | None = None,
     temperature: Float[Array, " N"] | float = 1.0,
     allowed: Bool[Array, " V"] | None = None,
     backend: str | Backend | None = None,
@@ -51,9 +52,9 @@ def linear_head_pair(
     weight: Float[Array, "V d"],
     ids: Int[Array, " N"],
     *,
-    mesh: Mesh,
+    mesh: Mesh | AbstractMesh,
     axis: str,
-    rows: str | None = None,
+    rows: str | tuple[str, ...] | None = None,
     temperature: Float[Array, " N"] | float = 1.0,
     allowed: Bool[Array, " V"] | None = None,
     backend: str | Backend | None = None,
@@ -70,9 +71,9 @@ def js_divergence(
     other: Float[Array, "N d"],
     weight: Float[Array, "V d"],
     *,
-    mesh: Mesh,
+    mesh: Mesh | AbstractMesh,
     axis: str,
-    rows: str | None = None,
+    rows: str | tuple[str, ...] | None = None,
     temperature: Float[Array, " N"] | float = 1.0,
     allowed: Bool[Array, " V"] | None = None,
     backend: str | Backend | None = None,
@@ -97,7 +98,8 @@ def js_divergence(
 
 def _engine(mesh, axis, rows, backend, streams, weight):
     count = mesh.shape[axis]
-    tokens = 1 if rows is None else mesh.shape[rows]
+    over = (rows,) if isinstance(rows, str) else rows or ()
+    tokens = math.prod(mesh.shape[name] for name in over)
     if backend == "reference":
         raise ValueError("backend 'reference' holds dense logits on one device only.")
     if weight.shape[0] % count or streams[0].shape[0] % tokens:

@@ -1,6 +1,5 @@
 """The engine with every family: it scores what it sampled, and pictures count."""
 
-import dataclasses
 import functools
 import itertools
 
@@ -10,14 +9,8 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from vrl_jax import views
-from vrl_jax.engine.actor import allowed_ids
-from vrl_jax.engine.packing import Room
-from vrl_jax.engine.processing import Processor, encode
-from vrl_jax.models.families import family_of
-from vrl_jax.models.gemma3.front_end import front_end as gemma_front_end
+from vrl_jax.engine.processing import encode
 from vrl_jax.models.qwen_vl.families import QWEN2_VL, QWEN3_VL
-from vrl_jax.models.qwen_vl.front_end import front_end
-from vrl_jax.models.qwen_vl.spec import QwenSpec, VisionSpec
 from vrl_jax.models.trained import only, projector
 from vrl_jax.programs.single_turn import single_turn
 from vrl_jax.recipes.grpo import grpo
@@ -25,63 +18,13 @@ from vrl_jax.training.iteration import iteration
 from vrl_jax.training.learner import adamw, make_learner
 from vrl_jax.worlds import tiny
 
-from ..fixtures import gemma, small
-from ..models.cases import random_params
-
-PARTS = {
-    "qwen2_vl": (QWEN2_VL, VisionSpec(2, 32, 2, 64, patch=14), {}),
-    "qwen3_vl": (
-        QWEN3_VL,
-        VisionSpec(2, 32, 2, 48, patch=16, table_side=4, deepstack=(0, 1)),
-        {"head_width": 16, "rope_sections": (4, 2, 2)},
-    ),
-}
-
-GEMMA_PICTURES = gemma_front_end(gemma.spec())
-GEMMA_ROOM = Room(prompt_tokens=(64,), block=32)  # two pictures
+from ..fixtures import small
+from ..fixtures.actors import OTHERS, of_family
 
 
-def qwen_spec(name):
-    family, vision, text = PARTS[name]
-    base = small.spec()
-    return QwenSpec(
-        vision,
-        dataclasses.replace(base.text, **text),
-        tied=True,
-        family=family,
-        **{
-            name: getattr(base, name)
-            for name in (
-                "image_token",
-                "video_token",
-                "vision_start_token",
-                "vision_end_token",
-            )
-        },
-    )
-
-
-@pytest.fixture(scope="module", params=[*PARTS, "gemma3"])
+@pytest.fixture(scope="module", params=OTHERS)
 def actor(request):
-    if request.param == "gemma3":
-        spec, tokenizer, pictures = gemma.spec(), gemma.tokenizer(), GEMMA_PICTURES
-        room = GEMMA_ROOM
-    else:
-        spec, tokenizer = qwen_spec(request.param), small.tokenizer()
-        pictures = front_end(spec, min_pixels=28 * 28)
-        room = Room(prompt_tokens=(64,), block=36)
-    changed = dataclasses.replace(
-        small.actor().processor,
-        tokenizer=tokenizer,
-        front_end=pictures,
-        room=room,
-    )
-    return small.actor(
-        policy=family_of(spec).policy(spec),
-        params=random_params(spec, 0),
-        processor=changed,
-        allowed=allowed_ids(changed, spec.text.vocabulary),
-    )
+    return of_family(request.param)
 
 
 def test_scoring_equals_sampling_and_pictures_count(actor):
@@ -138,14 +81,7 @@ def test_what_stands_for_a_picture_is_not_sampled(actor):
 
 
 def test_an_iteration_trains_gemmas_projector_alone():
-    spec = gemma.spec()
-    processor = Processor(gemma.tokenizer(), GEMMA_PICTURES, GEMMA_ROOM)
-    whole = small.actor(
-        policy=family_of(spec).policy(spec),
-        params=random_params(spec, 0),
-        processor=processor,
-        allowed=allowed_ids(processor, spec.text.vocabulary),
-    )
+    whole = of_family("gemma3")
     before = make_learner(
         whole.policy, whole.params, adamw(1e-2), whole.allowed, trains=only(projector)
     )

@@ -252,11 +252,15 @@ def token_by_token(spec: Spec):
         P, G, T = tokens.shape
         L, room = prompts.tokens.shape[1], T + 2
 
-        def slots(x):
-            x = jnp.pad(x, ((0, 0), (0, 0), (0, room), (0, 0)), constant_values=1e3)
-            return jnp.repeat(x, G, axis=0)
+        def slots(axis, x):
+            wide = [(0, room if number == axis else 0) for number in range(x.ndim)]
+            return jnp.repeat(jnp.pad(x, wide, constant_values=1e3), G, axis=0)
 
-        cache = jax.tree.map(slots, whole.as_slots(prompt_cache))
+        cache = whole.as_slots(prompt_cache)
+        cache = cache._replace(
+            columns=jax.tree.map(functools.partial(slots, 2), cache.columns),
+            turned=jax.tree.map(functools.partial(slots, 3), cache.turned),
+        )
         index = jnp.where(prompts.mask, jnp.arange(L), -1)
         index = jnp.pad(index, ((0, 0), (0, room)), constant_values=-1)
         rows = index, prompts.mask.sum(axis=1), jnp.asarray(next_position)

@@ -14,6 +14,7 @@ from vrl_jax.engine.rows import as_rollout
 from vrl_jax.models import hub
 
 from ..fixtures import small
+from ..fixtures.actors import OTHERS, of_family
 from ..models.cases import Row
 from . import reference
 
@@ -31,8 +32,12 @@ def look_again(sample):
     return first, second, third
 
 
-def test_log_probs_of_an_episode_with_a_picture_between_turns(tmp_path, record_error):
-    actor, samples = small.actor(), small.samples()
+@pytest.mark.parametrize("family", ["qwen2_5_vl", *OTHERS])
+def test_log_probs_of_an_episode_with_a_picture_between_turns(
+    family, tmp_path, record_error
+):
+    actor = small.actor() if family == "qwen2_5_vl" else of_family(family)
+    samples = small.samples()
     front_end = actor.processor.front_end
     limits = Limits(row_tokens=64, blocks=2)
     groups = play(actor, look_again, samples, jax.random.key(7), limits=limits)
@@ -55,5 +60,5 @@ def test_log_probs_of_an_episode_with_a_picture_between_turns(tmp_path, record_e
         ours = np.asarray(rollout.old_logprobs)[number, where]
         assert len(where) >= 3  # of three answers
         worst = max(worst, float(np.abs(ours - theirs).max()))
-    record_error("qwen2_5_vl", "episode", worst, 1e-4)
+    record_error(family, "episode", worst, 1e-4)
     assert worst < 1e-4

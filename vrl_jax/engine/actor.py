@@ -39,10 +39,12 @@ class Actor:
     `stop_ids` or after `max_new_tokens`; `slots` are written at a time. `reward` sees
     one group at a time, in the calling thread or, with `reward_threads`, that many
     groups at once: for rewards that wait for others and may run in threads, such as a
-    judge behind an endpoint. `observe` is told of every group that was played, kept or
-    not; rewards see `step` and `total_steps`. Passes without gradient take at most
-    `prompts_per_pass` prompts at a time. `note` says which of the final hidden
-    states are kept beside the tokens: `slots.nothing` of them, or all, `slots.states`.
+    judge behind an endpoint. Of several processes each computes its share of the
+    rewards, or all do all with `rewards_everywhere`: for a judge on the mesh. `observe`
+    is told of every group that was played, kept or not; rewards see `step` and
+    `total_steps`. Passes without gradient take at most `prompts_per_pass` prompts at a
+    time. `note` says which of the final hidden states are kept beside the tokens:
+    `slots.nothing` of them, or all, `slots.states`.
     """
 
     policy: Policy
@@ -58,6 +60,7 @@ class Actor:
     slots: int = 64
     prompts_per_pass: int = 64
     reward_threads: int = 0
+    rewards_everywhere: bool = False
     step: int = 0
     total_steps: int = 0
     observe: Callable[[Sequence[Episode], Sequence[Mapping[str, float]]], None] = ignore

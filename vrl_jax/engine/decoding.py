@@ -22,6 +22,7 @@ from vrl_jax.engine.likelihood import first_positions
 from vrl_jax.engine.sampling import response_positions
 from vrl_jax.engine.slots import Orders, Read, Slots, Tables
 from vrl_jax.models.policy import Params, Policy
+from vrl_jax.models.sharding import put
 from vrl_jax.types import Prompts
 
 STEPS = 32
@@ -241,7 +242,7 @@ def decode(
         for request in new:
             if request.contexts.read is None:
                 request.contexts.read = device.read(
-                    model.policy, model.params, request.contexts.prompts
+                    model.policy, model.params, put(request.contexts.prompts)
                 )
         left = [writers[row].request.limit - writers[row].count for row in live]
         steps = min(STEPS, max([*left, *(request.limit for request in new)]))

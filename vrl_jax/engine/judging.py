@@ -23,6 +23,7 @@ from vrl_jax.engine.likelihood import last_hidden
 from vrl_jax.engine.packing import Room, blocks_of, first_fit
 from vrl_jax.engine.processing import Processor, encode, encode_one
 from vrl_jax.models.policy import Params, Policy
+from vrl_jax.models.sharding import on_host
 from vrl_jax.rewards.judge import Message, ReadVerdict, yes_or_no
 from vrl_jax.rewards.steps import right_token_probability
 from vrl_jax.types import PLACEHOLDER, Prompts, Sample
@@ -58,7 +59,8 @@ def yes_probability(
 
     def verdict(model: Frozen, prompts: Prompts) -> list[float]:
         ids = jnp.array([_single_token(model, word) for word in (yes, no)])
-        return _yes_probability(model.policy, model.params, prompts, ids).tolist()
+        found = _yes_probability(model.policy, model.params, prompts, ids)
+        return on_host(found).tolist()
 
     return verdict
 

@@ -5,10 +5,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
-from vrl_kernels.linear_head import linear_head
+from vrl_kernels.linear_head import linear_head, sharded
+from vrl_kernels.linear_head.state import HeadStats
 
 from vrl_jax.models.policy import Params, Policy
+from vrl_jax.models.sharding import RULES, partition
 from vrl_jax.types import Likelihood, Prompts, Shown
 
 
@@ -82,7 +85,7 @@ def likelihood(
     """
     batch, length = tokens.shape
     states = final_states(policy, params, prompts, tokens, positions, shown)
-    stats = linear_head(
+    stats = _head(
         states.reshape(batch * length, -1),
         policy.head(params),
         tokens.reshape(-1),
@@ -93,6 +96,36 @@ def likelihood(
     if log_kept is not None:
         logprobs = logprobs - log_kept
     return Likelihood(jnp.where(mask, logprobs, 0.0), jnp.where(mask, entropy, 0.0))
+
+
+def _head(
+    hidden: Float[Array, "N H"],
+    weight: Float[Array, "V H"],
+    ids: Int[Array, " N"],
+    *,
+    temperature: Float[Array, " N"],
+    allowed: Bool[Array, " V"],
+) -> HeadStats:
+    """`linear_head`; on a mesh each device has its tokens and its rows of the weight.
+
+    Where the vocabulary does not divide, the compiler spreads it as it finds best.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or weight.shape[0] % mesh.shape[RULES["vocabulary"]]:
+        return linear_head(
+            hidden, weight, ids, temperature=temperature, allowed=allowed
+        )
+    [rows] = partition(("batch",), ids.shape, mesh)
+    return sharded.linear_head(
+        hidden,
+        weight,
+        ids,
+        mesh=mesh,
+        axis=RULES["vocabulary"],
+        rows=rows,
+        temperature=temperature,
+        allowed=allowed,
+    )
 
 
 def divergence(
@@ -115,14 +148,31 @@ def divergence(
     """
     batch, length = tokens.shape
     other = final_states(policy, params, prompts, tokens, positions, shown)
-    found = measure(
+    found = _token_by_token(measure, batch * length)(
         states.reshape(batch * length, -1),
         other.reshape(batch * length, -1),
         policy.head(params),
-        temperature=jnp.repeat(temperature, length),
-        allowed=allowed,
+        jnp.repeat(temperature, length),
+        allowed,
     )
     return jnp.where(mask, found.reshape(batch, length), 0.0)
+
+
+def _token_by_token(measure: Callable, tokens: int) -> Callable:
+    """`measure`; on a mesh each device has its share of the tokens and the whole head.
+
+    Where the tokens do not divide, the compiler spreads the work as it finds best.
+    """
+
+    def local(hidden, other, head, temperature, allowed):
+        return measure(hidden, other, head, temperature=temperature, allowed=allowed)
+
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or tokens % mesh.size:
+        return local
+    rows, whole = PartitionSpec(mesh.axis_names), PartitionSpec()
+    specs = (rows, rows, whole, rows, whole)
+    return jax.shard_map(local, in_specs=specs, out_specs=rows, check_vma=False)
 
 
 def in_pieces(

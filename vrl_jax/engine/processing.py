@@ -9,14 +9,13 @@ from collections.abc import MutableMapping, Sequence
 from concurrent.futures import Future
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 from transformers import PreTrainedTokenizerBase
 
 from vrl_jax.engine.packing import Room, Unpadded, blocks_of, first_fit, packed
 from vrl_jax.models.front_end import FrontEnd, LaidOut
+from vrl_jax.models.sharding import put
 from vrl_jax.types import (
     PLACEHOLDER,
     ImageRef,
@@ -239,7 +238,7 @@ def encode(processor: Processor, samples: Sequence[Sample]) -> Encoded:
         ids = ", ".join(sample.id for sample in samples)
         raise ValueError(f"Samples {ids}: {error}") from error
     return Encoded(
-        prompts=jax.tree.map(jnp.asarray, tables),
+        prompts=put(tables),
         texts=tuple(row.text for row in rows),
         image_sizes=tuple(row.image_sizes for row in rows),
     )

@@ -4,7 +4,6 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
@@ -14,6 +13,7 @@ from vrl_jax.engine.desk import Limits
 from vrl_jax.engine.packing import Room, Unpadded, packed
 from vrl_jax.engine.play import Played, Row
 from vrl_jax.engine.processing import Processor, unpadded
+from vrl_jax.models.sharding import put
 from vrl_jax.types import Prompts, Rollout, Shown
 
 
@@ -59,18 +59,18 @@ def as_rollout(
 
     anything = any(row.pictures for row in flat if row) or limits.blocks
     return Rollout(
-        prompts=jax.tree.map(jnp.asarray, prompts),
-        tokens=jnp.asarray(stacked.tokens),
-        positions=jnp.asarray(stacked.positions),
-        mask=jnp.asarray(stacked.mask),
-        temperature=jnp.asarray(stacked.temperature),
-        old_logprobs=jnp.asarray(stacked.logprobs),
+        prompts=put(prompts),
+        tokens=put(stacked.tokens),
+        positions=put(stacked.positions),
+        mask=put(stacked.mask),
+        temperature=put(stacked.temperature),
+        old_logprobs=put(stacked.logprobs),
         extra_logprobs={},
         rewards=column("overall"),
         reward_parts={name: column(name) for name in parts},
         group=jnp.repeat(jnp.arange(sizes[0]), sizes[2]),
-        log_kept=jnp.asarray(stacked.log_kept) if stacked.log_kept.any() else None,
-        states=jnp.asarray(stacked.states) if noted.shape[1] else None,
+        log_kept=put(stacked.log_kept) if stacked.log_kept.any() else None,
+        states=put(stacked.states) if noted.shape[1] else None,
         shown=_shown(actor, flat, stacked, room) if anything else None,
         episode=jnp.asarray(sample * sizes[2] + rollout) if rows > 1 else None,
         place=jnp.asarray(place) if rows > 1 else None,
@@ -122,7 +122,7 @@ def _shown(
         )
     ]
     tables = packed(room, actor.processor.front_end, alone)
-    return jax.tree.map(jnp.asarray, Shown(tables.slots, tables.images))
+    return put(Shown(tables.slots, tables.images))
 
 
 class _Written(NamedTuple):

@@ -11,7 +11,7 @@ another number of slots or columns; all shapes come from a few sizes.
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 from vrl_jax.engine.likelihood import first_positions, last_hidden
 from vrl_jax.engine.sampling import draw
 from vrl_jax.models.policy import Params, Policy, SlotCache
+from vrl_jax.models.sharding import by_row, everywhere, placed
 from vrl_jax.types import Prompts
 
 
@@ -91,6 +92,19 @@ class Writing(NamedTuple):
     count: Int[Array, " B"]
 
 
+def _laid(slots: Slots) -> Slots:
+    """As slots lie on a mesh: memories spread, what the host counts with everywhere."""
+
+    def column(axis: int, x: Array) -> Array:
+        del axis  # of the columns: they lie together
+        return placed(x, "batch", "kv_heads", *[None] * (x.ndim - 2))
+
+    cache = _moved(slots.cache, column, by_row)
+    rest = dataclasses.replace(slots, cache=(), states=())
+    rest = jax.tree.map(everywhere, rest)
+    return dataclasses.replace(rest, cache=cache, states=by_row(slots.states))
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def read(policy: Policy, params: Params, prompts: Prompts) -> Read:
     """Encodes pictures and reads prompts, once for all that will be asked of them."""
@@ -108,17 +122,16 @@ def read(policy: Policy, params: Params, prompts: Prompts) -> Read:
 def empty(like: Read, count: int, columns: int) -> Slots:
     """Slots that hold nothing, for prompts such as these."""
 
-    def room(x: Array) -> Array:
-        return jnp.zeros((count, x.shape[1], columns, *x.shape[3:]), x.dtype)
+    def room(axis: int, x: Array) -> Array:
+        shape = (count, *x.shape[1:axis], columns, *x.shape[axis + 1 :])
+        return jnp.zeros(shape, x.dtype)
 
     def row(x: Array) -> Array:
         return jnp.zeros((count, *x.shape[1:]), x.dtype)
 
     numbers = jnp.zeros(count, jnp.int32)
-    return Slots(
-        cache=SlotCache(
-            jax.tree.map(room, like.cache.columns), jax.tree.map(row, like.cache.rows)
-        ),
+    slots = Slots(
+        cache=_moved(like.cache, room, row),
         index=jnp.full((count, columns), -1, jnp.int32),
         states=row(like.states),
         written=numbers,
@@ -135,6 +148,7 @@ def empty(like: Read, count: int, columns: int) -> Slots:
             number=numbers,
         ),
     )
+    return _laid(slots)
 
 
 @functools.partial(jax.jit, donate_argnums=0)
@@ -158,16 +172,13 @@ def fill(
     def row(old: Array, found: Array) -> Array:
         return pick(found[prompts].astype(old.dtype), old)
 
-    def column(old: Array, found: Array) -> Array:
-        size = found.shape[2]
-        return old.at[:, :, :size].set(row(old[:, :, :size], found))
+    def column(axis: int, old: Array, found: Array) -> Array:
+        begun = row(jax.lax.slice_in_dim(old, 0, found.shape[axis], axis=axis), found)
+        return jax.lax.dynamic_update_slice_in_dim(old, begun, 0, axis)
 
     index = jnp.where(columns < length[:, None], columns, -1)
-    return Slots(
-        cache=SlotCache(
-            jax.tree.map(column, slots.cache.columns, new.cache.columns),
-            jax.tree.map(row, slots.cache.rows, new.cache.rows),
-        ),
+    slots = Slots(
+        cache=_moved(slots.cache, column, row, new.cache),
         index=pick(index, slots.index),
         states=row(slots.states, new.states),
         written=pick(jnp.zeros_like(slots.written), slots.written),
@@ -176,6 +187,7 @@ def fill(
         stopped=slots.stopped & ~taken,
         orders=Orders(*(pick(n, o) for n, o in zip(orders, slots.orders, strict=True))),
     )
+    return _laid(slots)
 
 
 @functools.partial(jax.jit, static_argnums=(4, 5, 6))
@@ -193,7 +205,7 @@ def move(
     The window loses its first `shift` columns. Of copies, at most one may be `live`.
     """
 
-    def column(x: Array, axis: int, empty: int) -> Array:
+    def column(axis: int, x: Array, empty: int = 0) -> Array:
         def padded(part: Array, size: int) -> Array:
             wide = [(0, 0)] * x.ndim
             wide[axis] = (0, max(0, size - part.shape[axis]))
@@ -208,20 +220,32 @@ def move(
     def row(x: Array) -> Array:
         return x[rows]
 
-    cache = SlotCache(
-        jax.tree.map(lambda x: column(x, 2, 0), slots.cache.columns),
-        jax.tree.map(row, slots.cache.rows),
-    )
-    index = column(slots.index, 1, -1)
+    cache = _moved(slots.cache, column, row)
+    index = column(1, slots.index, -1)
     rest = jax.tree.map(row, dataclasses.replace(slots, cache=(), index=()))
     return end(dataclasses.replace(rest, cache=cache, index=index), ~live)
+
+
+def _moved(
+    cache: SlotCache, column: Callable, row: Callable, *others: SlotCache
+) -> SlotCache:
+    """`column(axis of the columns, array, ...)` of every array that has columns."""
+
+    def every(function: Callable, part: str) -> Any:
+        return jax.tree.map(function, *(getattr(c, part) for c in (cache, *others)))
+
+    return SlotCache(
+        columns=every(functools.partial(column, 2), "columns"),
+        rows=every(row, "rows"),
+        turned=every(functools.partial(column, 3), "turned"),
+    )
 
 
 @functools.partial(jax.jit, donate_argnums=0)
 def end(slots: Slots, these: Bool[Array, " B"]) -> Slots:
     """Nothing more is written in these."""
     left = jnp.where(these, 0, slots.orders.left)
-    return dataclasses.replace(slots, orders=slots.orders._replace(left=left))
+    return _laid(dataclasses.replace(slots, orders=slots.orders._replace(left=left)))
 
 
 def nothing(states: Float[Array, "B H"]) -> Float[Array, "B 0"]:
@@ -252,7 +276,7 @@ def run(
     `note` says what is kept of the final hidden states, [B H] -> [B K].
     """
     weights = policy.unstack(params)
-    head = policy.head(params)
+    head = placed(policy.head(params), "vocabulary", None)
     alive = (slots.orders.left > 0).sum()
     count = slots.written.shape[0]
     rows = jnp.arange(count)
@@ -316,7 +340,7 @@ def run(
         jnp.zeros(count, jnp.int32),
     )
     _, slots, writing = jax.lax.while_loop(running, write, (jnp.int32(0), slots, blank))
-    return slots, writing
+    return _laid(slots), jax.tree.map(everywhere, writing)
 
 
 def _token_key(

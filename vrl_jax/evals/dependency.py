@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Key
 
 from vrl_jax import perception
 from vrl_jax.engine.actor import Actor, View
+from vrl_jax.models.sharding import on_host
 from vrl_jax.programs.single_turn import single_turn
 from vrl_jax.types import Rollout, Sample
 
@@ -49,6 +50,7 @@ def measure(
                 seen.old_logprobs, seen.extra_logprobs["view"], seen.mask
             )
         )
+    rollout, scores = on_host((rollout, scores))
     return Measured(rollout, np.mean(scores, axis=0))
 
 

@@ -4,9 +4,10 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from vrl_jax.models.policy import Params
+from vrl_jax.models.sharding import by_row, placed
 
 
 def rms_norm(
@@ -41,10 +42,27 @@ def linear(params: Params, x: Float[Array, "*B I"]) -> Float[Array, "*B O"]:
     return out + params["bias"] if "bias" in params else out
 
 
+def embed(table: Float[Array, "V H"], tokens: Int[Array, "*B"]) -> Array:
+    """The rows of the tokens."""
+    # On a mesh each device looks among its own rows, which must be whole for that.
+    return by_row(placed(table, "vocabulary", None)[tokens])
+
+
+def as_heads(states: Float[Array, "*B W"], axis: str, head_dim: int) -> Array:
+    """[*B heads D], heads spread over the mesh as the logical `axis` says."""
+    heads = states.reshape(*states.shape[:-1], -1, head_dim)
+    return placed(heads, "batch", *[None] * (heads.ndim - 3), axis, None)
+
+
+def inner(states: Float[Array, "*B W"]) -> Array:
+    """What is between the matrices of an MLP, spread over the mesh by its width."""
+    return placed(states, "batch", *[None] * (states.ndim - 2), "mlp")
+
+
 def swiglu(params: Params, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
     """W_down (silu(W_gate x) * W_up x). https://arxiv.org/abs/2002.05202."""
     gated = jax.nn.silu(linear(params["gate"], x)) * linear(params["up"], x)
-    return linear(params["down"], gated)
+    return linear(params["down"], inner(gated))
 
 
 def tanh_gelu_mlp(params: Params, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
@@ -56,7 +74,7 @@ def two_layers(
     params: Params, x: Float[Array, "... D"], activation: Callable[[Array], Array]
 ) -> Float[Array, "... D"]:
     """W_down activation(W_up x)."""
-    return linear(params["down"], activation(linear(params["up"], x)))
+    return linear(params["down"], inner(activation(linear(params["up"], x))))
 
 
 def rotate(

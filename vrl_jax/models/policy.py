@@ -10,12 +10,14 @@ Params = dict[str, Any]
 class SlotCache(NamedTuple):
     """What decoding remembers of B sequences, one a slot.
 
-    Leaves of `columns` are [B K C ...]: C columns, one a token. Leaves of `rows` are
-    [B ...]. The engine moves slots and columns about; what they hold is the family's.
+    Leaves of `columns` are [B K C ...]: C columns, one a token. Leaves of `turned` are
+    [B K D C], with the columns last. Leaves of `rows` are [B ...]. The engine moves
+    slots and columns about; what they hold is the family's.
     """
 
     columns: Any
     rows: Any = ()
+    turned: Any = ()
 
 
 class Policy(NamedTuple):

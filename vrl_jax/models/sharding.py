@@ -3,13 +3,18 @@
 A mesh has three axes. `data` splits the batch; `fsdp` splits the batch, and parameters
 with their optimiser state along their width; `tensor` splits heads, the inner width of
 MLPs, and the vocabulary. An array is described by the logical name of each of its axes,
-and `RULES` says the rest. Without a mesh (`jax.set_mesh`), nothing here does anything.
+and `RULES` says the rest. The mesh is the one that is set (`jax.set_mesh`); without
+one, nothing here does anything. All processes make the same calls: what the host gives
+is the same in each, and each device takes its part.
 """
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
@@ -32,6 +37,7 @@ RULES: Mapping[str, str | tuple[str, ...]] = {
 """Logical axis -> mesh axis or axes."""
 
 Axes = tuple[str | None, ...]
+Tree = TypeVar("Tree")
 
 
 def make_mesh(
@@ -55,6 +61,23 @@ def make_mesh(
         )
     kinds = (AxisType.Auto,) * len(shape)
     return jax.make_mesh(tuple(shape.values()), tuple(shape), kinds, devices=devices)
+
+
+def parse_mesh(text: str) -> Mesh | None:
+    """The mesh of "data=2,fsdp=4"; axes that are not named have 1 device. "": none."""
+    if not text:
+        return None
+    sizes: dict[str, int] = {}
+    for part in text.split(","):
+        name, _, size = part.partition("=")
+        known = name in ("data", "fsdp", "tensor") and name not in sizes
+        if not known or not size.isdecimal() or int(size) < 1:
+            raise ValueError(
+                "a mesh is given by its axes, data, fsdp and tensor, each at most once "
+                f"and with its number of devices: data=2,fsdp=4. Got {text!r}."
+            )
+        sizes[name] = int(size)
+    return make_mesh(**sizes)
 
 
 def partition(
@@ -99,5 +122,55 @@ def placed(x: Array, *axes: str | None) -> Array:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return x
-    spec = partition(axes, x.shape, mesh)
-    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
+    return jax.lax.with_sharding_constraint(x, partition(axes, x.shape, mesh))
+
+
+def by_row(x: Array) -> Array:
+    """`x`, whose first axis is the batch: its rows are spread, each is whole."""
+    return placed(x, "batch", *[None] * (x.ndim - 1))
+
+
+def everywhere(x: Array) -> Array:
+    """`x`, whole on every device: what the host of every process may read."""
+    return placed(x, *[None] * x.ndim)
+
+
+def spread(params: Params, table: Sequence[Parameter]) -> Params:
+    """The params where the table's axes put them; as they are without a mesh."""
+    mesh = jax.sharding.get_mesh()
+    if mesh.empty:
+        return params
+    return jax.jit(lambda tree: tree, out_shardings=param_shardings(table, mesh))(
+        params
+    )
+
+
+def put(tables: Tree) -> Tree:
+    """The host's arrays on the devices, rows spread over the mesh that is set.
+
+    Every process has the whole tables and hands over what its own devices hold. What
+    is on the devices already stays as it is.
+    """
+    mesh = jax.sharding.get_mesh()
+
+    def one(x: Any) -> Array:
+        if mesh.empty or isinstance(x, jax.Array):
+            return jnp.asarray(x)
+        x = np.asarray(x, jax.dtypes.canonicalize_dtype(x.dtype))
+        axes = ("batch", *[None] * (x.ndim - 1))[: x.ndim]
+        lies = NamedSharding(mesh, partition(axes, x.shape, mesh))
+        return jax.make_array_from_callback(x.shape, lies, x.__getitem__)
+
+    return jax.tree.map(one, tables)
+
+
+def on_host(tree: Tree) -> Tree:
+    """All of it as numpy arrays, in every process, wherever it lies."""
+    if not jax.sharding.get_mesh().empty:
+        tree = _everywhere(tree)
+    return jax.device_get(tree)
+
+
+@jax.jit
+def _everywhere(tree: Tree) -> Tree:
+    return jax.tree.map(everywhere, tree)

@@ -1,10 +1,11 @@
 """Keys and values while responses are written: what decoders of all families share.
 
-Every layer has arrays of its own, [B K C D]: one big array for all layers would be
-copied at each step by a scan, and the heads' columns lie together as attention reads
-them.
+Every layer has arrays of its own: one big array for all layers would be copied at each
+step by a scan. A head's columns lie together as attention reads them; keys lie with
+the columns last, so that both of its products run along memory.
 """
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import jax
@@ -18,14 +19,27 @@ from vrl_jax.models.policy import Params, SlotCache
 class LayerCache(NamedTuple):
     """Keys and values of one layer."""
 
-    keys: Float[Array, "B K C D"]
+    keys: Float[Array, "B K D C"]
     values: Float[Array, "B K C D"]
 
 
 def as_slots(prompt_cache: KVCache) -> SlotCache:
     """A prompt cache [layers P L K D] with its layers apart, heads before columns."""
-    turned = (jnp.einsum("nplkd->npkld", x) for x in prompt_cache)
-    return SlotCache(tuple(LayerCache(*pair) for pair in zip(*turned, strict=True)))
+    return of_layers(
+        LayerCache(jnp.einsum("plkd->pkdl", keys), jnp.einsum("plkd->pkld", values))
+        for keys, values in zip(*prompt_cache, strict=True)
+    )
+
+
+def of_layers(layers: Iterable[LayerCache]) -> SlotCache:
+    """The layers as the engine moves them."""
+    keys, values = zip(*layers, strict=True)
+    return SlotCache(columns=values, turned=keys)
+
+
+def layers_of(cache: SlotCache) -> list[LayerCache]:
+    """And back."""
+    return [LayerCache(*pair) for pair in zip(cache.turned, cache.columns, strict=True)]
 
 
 def unstack(layers: Params, count: int) -> tuple[Params, ...]:
@@ -40,13 +54,12 @@ def write(
     values: Float[Array, "B K D"],
 ) -> LayerCache:
     """The same column of every slot, in place where the cache is donated."""
-    start = (0, 0, column, 0)
-    return LayerCache(
-        *(
-            jax.lax.dynamic_update_slice(old, new[:, :, None].astype(old.dtype), start)
-            for old, new in zip(layer, (keys, values), strict=True)
-        )
-    )
+
+    def put(old: Array, new: Array, axis: int) -> Array:
+        new = jnp.expand_dims(new, axis).astype(old.dtype)
+        return jax.lax.dynamic_update_slice_in_dim(old, new, column, axis)
+
+    return LayerCache(put(layer.keys, keys, 3), put(layer.values, values, 2))
 
 
 def attend(
@@ -63,7 +76,7 @@ def attend(
     pairs = layer.keys.shape[1]
     grouped = queries.reshape(queries.shape[0], pairs, -1, queries.shape[-1])
     logits = jnp.einsum(
-        "bkrd,bkcd->bkrc", grouped, layer.keys, preferred_element_type=jnp.float32
+        "bkrd,bkdc->bkrc", grouped, layer.keys, preferred_element_type=jnp.float32
     )
     logits = jnp.where(seen[:, None, None], logits * scale, -1e30)
     weights = jnp.exp(logits - logits.max(-1, keepdims=True))

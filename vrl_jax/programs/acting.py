@@ -1,12 +1,13 @@
 """From a program to a rollout: play it, score it."""
 
 import contextlib
-import functools
+import itertools
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
+import jax
 from jaxtyping import Array, Key
 
 from vrl_jax.engine.actor import Actor
@@ -14,6 +15,7 @@ from vrl_jax.engine.desk import Limits
 from vrl_jax.engine.play import Played, Program, play
 from vrl_jax.engine.rows import as_rollout
 from vrl_jax.rewards.combine import call_safely
+from vrl_jax.training import processes
 from vrl_jax.types import Episode, Rollout, Sample
 
 Scores = list[dict[str, float]]
@@ -57,7 +59,8 @@ class Scoring(contextlib.AbstractContextManager):
     """The rewards of groups as they come: in this thread, or in threads of their own.
 
     In this thread unless the actor says otherwise: code with alarm signals, such as
-    math-verify's, works in no other.
+    math-verify's, works in no other. Of several processes each scores its share, on
+    devices of its own if it needs any, unless the actor says that all score all.
     """
 
     def __init__(self, actor: Actor) -> None:
@@ -76,29 +79,39 @@ class Scoring(contextlib.AbstractContextManager):
     def take(self, number: int, group: Sequence[Played]) -> None:
         """Group `number` has been played."""
         self.groups[number] = [one.episode for one in group]
+        share = number % jax.process_count() == jax.process_index()
+        if not share and not self.actor.rewards_everywhere:
+            return
         if self.threads:
-            score = functools.partial(call_safely, self.actor.reward)
-            self.found[number] = self.threads.submit(score, self.groups[number])
+            self.found[number] = self.threads.submit(self.score, number)
         else:
             self.waiting.append(number)
+
+    def score(self, number: int) -> Scores:
+        """Those of one group."""
+        together = self.actor.rewards_everywhere
+        with contextlib.nullcontext() if together else processes.alone():
+            return call_safely(self.actor.reward, self.groups[number])
 
     def work(self) -> None:
         """Scores one of the groups that wait."""
         if self.waiting:
             number = self.waiting.popleft()
-            self.found[number] = call_safely(self.actor.reward, self.groups[number])
+            self.found[number] = self.score(number)
 
     def results(self) -> Scores:
         """All scores in the order of the groups; the observer is told of each."""
         while self.waiting:
             self.work()
-        scores: Scores = []
-        for number in sorted(self.found):
-            found = self.found[number]
-            found = found.result() if isinstance(found, Future) else found
-            self.actor.observe(self.groups[number], found)
-            scores += found
-        return scores
+        own = {
+            number: found.result() if isinstance(found, Future) else found
+            for number, found in self.found.items()
+        }
+        shares = processes.gathered([*own.items()])
+        everyone = dict(itertools.chain(*shares))
+        for number in sorted(self.groups):
+            self.actor.observe(self.groups[number], everyone[number])
+        return [*itertools.chain(*(everyone[number] for number in sorted(everyone)))]
 
 
 def scored(actor: Actor, groups: Sequence[Sequence[Episode]]) -> Scores:

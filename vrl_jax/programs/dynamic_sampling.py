@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Int, Key
 from vrl_jax.engine.actor import Actor
 from vrl_jax.engine.packing import packed, unpacked
 from vrl_jax.filters import mixed_groups
+from vrl_jax.models.sharding import on_host, put
 from vrl_jax.types import Rollout, Sample
 
 Act = Callable[[Actor, Iterator[Sequence[Sample]], Key[Array, ""]], Rollout]
@@ -72,9 +73,9 @@ def dynamic_sampling(
     for number in range(max_rounds):
         rollout = act(actor, batches, jax.random.fold_in(key, number))
         wanted = groups_of(rollout)
-        found = np.flatnonzero(keep(rollout))[: wanted - held]
+        found = np.flatnonzero(on_host(keep(rollout)))[: wanted - held]
         if len(found):
-            kept.append((jax.device_get(rollout), found))
+            kept.append((on_host(rollout), found))
             held += len(found)
         if held == wanted:
             return _together(actor, kept)
@@ -136,8 +137,8 @@ def _together(
         size = joined.group.shape[1]
         episode = episode % size + number * size
     flat = jax.tree.map(
-        lambda x: jnp.asarray(x.reshape(-1, *x.shape[2:])),
+        lambda x: x.reshape(-1, *x.shape[2:]),
         dataclasses.replace(joined, group=group, episode=episode),
     )
     prompts = packed(room, front_end, alone)
-    return dataclasses.replace(flat, prompts=jax.tree.map(jnp.asarray, prompts))
+    return put(dataclasses.replace(flat, prompts=prompts))

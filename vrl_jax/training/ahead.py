@@ -88,6 +88,9 @@ def one_step_behind(recipe: Recipe, *, correct: Correct = mismatch.truncated) ->
     advantages are multiplied by correct(exp(old - sampler), mask), which is truncated
     importance sampling: see `mismatch`. Rewards run in the thread. The first step, also
     of a resumed run, waits for its own responses; so a resumed run is another draw.
+    On a mesh of
+    several devices it raises `ValueError`: two threads there may start their programs
+    in another order on each device, which then wait for each other for ever.
     """
     thread = ThreadPoolExecutor(1)
     pending: list[Future[Rollout]] = []
@@ -95,6 +98,11 @@ def one_step_behind(recipe: Recipe, *, correct: Correct = mismatch.truncated) ->
     def act(
         actor: Actor, batches: Iterator[Sequence[Sample]], key: Key[Array, ""]
     ) -> Rollout:
+        if jax.sharding.get_mesh().size > 1:
+            raise ValueError(
+                "one_step_behind samples in a thread of its own and runs on one "
+                "device: leave it out on a mesh, or leave out the mesh."
+            )
         now = pending.pop().result() if pending else recipe.act(actor, batches, key)
         if not actor.total_steps or actor.step + 1 < actor.total_steps:
             # The update that follows takes the memory of the params that came.

@@ -18,6 +18,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jaxtyping import Array
 
+from vrl_jax.training import processes
 from vrl_jax.training.learner import Learner
 
 
@@ -117,18 +118,21 @@ def resume(
     none. Raises `Mismatch` for a checkpoint of another model or optimiser.
     """
     for step in sorted(manager.all_steps(), reverse=True):
+        read, reason = None, ""
         try:
-            return _read(manager, folder, step, start)
+            read = _read(manager, folder, step, start)
         except Mismatch:
             raise
         except Exception as error:  # whatever a reader makes of broken files
             reason = str(error).splitlines()[0] if str(error) else repr(error)
-            kept = _set_aside(manager, folder, step)
-            print(
-                f"checkpoint {step} is damaged ({reason[:200]}); it is now in {kept}, "
-                "and the one before it is taken",
-                flush=True,
-            )
+        if not processes.any_of(bool(reason)):
+            return read
+        kept = _set_aside(manager, folder, step)
+        print(
+            f"checkpoint {step} is damaged ({reason[:200]}); it is now in {kept}, "
+            "and the one before it is taken",
+            flush=True,
+        )
     return None
 
 
@@ -157,7 +161,10 @@ def _set_aside(manager: ocp.CheckpointManager, folder: Path, step: int) -> Path:
     (folder / "damaged").mkdir(exist_ok=True)
     number = sum(path.name.startswith(name) for path in (folder / "damaged").iterdir())
     kept = folder / "damaged" / (f"{name}.{number}" if number else name)
-    os.rename(manager.directory / name, kept)
+    processes.wait()
+    if processes.leads():
+        os.rename(manager.directory / name, kept)
+    processes.wait()
     manager.reload()
     return kept
 

@@ -1,4 +1,7 @@
-"""The files of a run folder: JSON lines that a resumed run continues."""
+"""The files of a run folder: JSON lines that a resumed run continues.
+
+Of several processes the first one writes; to the others, writing does nothing.
+"""
 
 import json
 import math
@@ -7,9 +10,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from vrl_jax.training import processes
+
 
 def append_line(file: Path, row: Mapping[str, Any]) -> None:
     """Adds one JSON object; what is not finite is null, which every reader takes."""
+    if not processes.leads():
+        return
     finite = {
         name: None if isinstance(value, float) and not math.isfinite(value) else value
         for name, value in row.items()
@@ -34,6 +41,8 @@ def cut(files: Iterable[Path], sizes: Mapping[str, int]) -> None:
 
     Raises `ValueError` for a file that has lost lines since.
     """
+    if not processes.leads():
+        return
     for file in files:
         if file.exists():
             noted, found = sizes.get(file.name, 0), file.stat().st_size
@@ -48,6 +57,8 @@ def cut(files: Iterable[Path], sizes: Mapping[str, int]) -> None:
 
 def write_json(file: Path, value: Mapping[str, Any]) -> None:
     """Whole or not at all."""
+    if not processes.leads():
+        return
     partial = file.with_suffix(".partial")
     partial.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
     os.replace(partial, file)
@@ -62,6 +73,8 @@ def read_lines(file: Path) -> list[dict[str, Any]]:
 
 def write_lines(file: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Whole or not at all."""
+    if not processes.leads():
+        return
     partial = file.with_suffix(".partial")
     text = "".join(json.dumps(row) + "\n" for row in rows)
     partial.write_text(text, encoding="utf-8")

@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from vrl_jax.engine.likelihood import likelihood
 from vrl_jax.models.policy import Params, Policy
+from vrl_jax.models.sharding import by_row
 from vrl_jax.models.trained import Join, Trains, everything
 from vrl_jax.training.metrics import Metrics, learning_rate_metrics, merged
 from vrl_jax.types import Batch, Likelihood, Mean
@@ -135,7 +136,7 @@ def split(batch: Batch, pieces: int) -> list[Batch]:
             "micro_batches that divide."
         )
     return [
-        jax.tree.map(lambda x: x.reshape(pieces, -1, *x.shape[1:])[i], batch)  # noqa: B023
+        jax.tree.map(lambda x: by_row(x.reshape(pieces, -1, *x.shape[1:])[i]), batch)  # noqa: B023
         for i in range(pieces)
     ]
 

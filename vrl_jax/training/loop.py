@@ -15,7 +15,7 @@ from jaxtyping import Array, Key
 from vrl_jax.engine.actor import Actor
 from vrl_jax.models.policy import Params
 from vrl_jax.models.trained import Trains, everything
-from vrl_jax.training import checkpoint, files
+from vrl_jax.training import checkpoint, files, processes
 from vrl_jax.training.ahead import Ahead
 from vrl_jax.training.data import sample_stream
 from vrl_jax.training.iteration import Recipe, iteration
@@ -132,7 +132,8 @@ def train(
         saved: dict[str, Any] = {"stage": 0, "step": 0, "files": {}, "suspects": []}
         if resumed:
             saved = resumed.host
-            print(f"resuming {folder} after step {resumed.step}", flush=True)
+            if processes.leads():
+                print(f"resuming {folder} after step {resumed.step}", flush=True)
         files.cut(lines, saved["files"])
         for number, stage in enumerate(stages[saved["stage"] :], start=saved["stage"]):
             ahead = Ahead(
@@ -156,7 +157,7 @@ def train(
                 stage, plays, learner, stream, key, done, suspects, folder, evaluate
             )
             for step, learner, measured, suspects in steps:
-                leaving = asked() and before + step < total_steps
+                leaving = processes.any_of(asked()) and before + step < total_steps
                 if leaving or step == stage.steps or step % checkpoint_every == 0:
                     state = {
                         "stage": number,

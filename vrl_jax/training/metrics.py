@@ -14,6 +14,7 @@ import optax
 from jaxtyping import Array, Float
 
 from vrl_jax import filters, masked, objectives, reductions
+from vrl_jax.models.sharding import on_host
 from vrl_jax.types import Batch, Episode, Likelihood, Max, Mean, Rollout
 
 Metrics = Mapping[str, Mean | Max]
@@ -184,7 +185,7 @@ def fact_metrics(rollout: Rollout) -> Metrics:
 
     On the host: which there are is not known when a step is compiled.
     """
-    facts = jax.device_get(rollout.facts)
+    facts = on_host(rollout.facts)
     return {f"play/{name}": once(fact.mean()) for name, fact in facts.items()}
 
 

@@ -14,6 +14,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from vrl_jax.training import processes
+
 Show = Callable[[int, str], None]
 """show(steps done, headline): redraws the bar."""
 
@@ -22,7 +24,13 @@ SECONDS_BETWEEN_LINES = 15.0
 
 @contextlib.contextmanager
 def progress_bar(name: str, total: int, done: int = 0) -> Iterator[Show]:
-    """A bar for `total` steps, of which `done` were taken before."""
+    """A bar for `total` steps, of which `done` were taken before.
+
+    Of several processes the first one shows it.
+    """
+    if not processes.leads():
+        yield lambda step, headline: None
+        return
     console = Console(stderr=True)
     if not console.is_terminal:
         yield _lines(console, name, total, done)

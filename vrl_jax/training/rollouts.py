@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from vrl_jax.training import processes
 from vrl_jax.training.files import write_lines
 from vrl_jax.types import Episode, ImageRef
 
@@ -19,9 +20,12 @@ def write_rollouts(
     """Writes `rollouts/<phase>_<step>.jsonl`, a line a response.
 
     Encoded pictures lie in `rollouts/images`, named by their content; those that came
-    as paths are named by their path.
+    as paths are named by their path. Of several processes the first one writes.
     """
     target = folder / "rollouts"
+    file = target / f"{phase.replace(' ', '_')}_{step}.jsonl"
+    if not processes.leads():
+        return file
     (target / "images").mkdir(parents=True, exist_ok=True)
     rows = [
         {
@@ -41,7 +45,6 @@ def write_rollouts(
         for episodes, scores in groups
         for episode, score in zip(episodes, scores, strict=True)
     ]
-    file = target / f"{phase.replace(' ', '_')}_{step}.jsonl"
     write_lines(file, rows)
     return file
 

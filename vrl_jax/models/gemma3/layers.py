@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from vrl_jax.models.layers import linear
+from vrl_jax.models.layers import inner, linear
 from vrl_jax.models.policy import Params
 
 
@@ -23,4 +23,4 @@ def geglu(params: Params, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
     https://arxiv.org/abs/2002.05202
     """
     gate = jax.nn.gelu(linear(params["gate"], x), approximate=True)
-    return linear(params["down"], gate * linear(params["up"], x))
+    return linear(params["down"], inner(gate * linear(params["up"], x)))

@@ -18,8 +18,9 @@ from vrl_jax.models import slots
 from vrl_jax.models.attention import KVCache, attend, in_slots
 from vrl_jax.models.gemma3.layers import geglu, rms_norm
 from vrl_jax.models.gemma3.spec import Gemma3Spec
-from vrl_jax.models.layers import linear, rotate
+from vrl_jax.models.layers import as_heads, embed, linear, rotate
 from vrl_jax.models.policy import Params, SlotCache
+from vrl_jax.models.sharding import by_row
 from vrl_jax.types import Prompts
 
 
@@ -143,24 +144,24 @@ def decode(
     around, nearby = _both_angles(here, spec)
     everywhere = index >= 0
     window = everywhere & (here[:, None] - index < text.window)
-    now = []
+    before, now = slots.layers_of(cache), []
     for number, layer in enumerate(weights["text"]["layers"]):
         is_global = number in text.global_layers
         queries, keys, values = _projected(
             layer, spec, x, around if is_global else nearby
         )
-        now.append(slots.write(cache.columns[number], column, keys, values))
+        now.append(slots.write(before[number], column, keys, values))
         seen = everywhere if is_global else window
         scale = text.query_scalar**-0.5
         attended = slots.attend(queries, now[-1], seen, scale=scale)
         x = _rest_of_layer(layer, spec, x, attended)
-    return rms_norm(weights["text"]["norm"], x, text.eps), SlotCache(tuple(now))
+    return rms_norm(weights["text"]["norm"], x, text.eps), slots.of_layers(now)
 
 
 def _embedded(params: Params, tokens: Int[Array, "..."]) -> Float[Array, "... H"]:
     """sqrt(H) times the embedding, the factor in its precision."""
     table = params["text"]["embedding"]
-    return table[tokens] * jnp.asarray(math.sqrt(table.shape[1]), table.dtype)
+    return embed(table, tokens) * jnp.asarray(math.sqrt(table.shape[1]), table.dtype)
 
 
 def _decoder(
@@ -205,13 +206,13 @@ def _projected(
     eps = spec.text.eps
     before = rms_norm(weights["norm1"], x, eps)
 
-    def heads(part: str) -> Array:
-        states = linear(weights[part], before)
-        return states.reshape(*x.shape[:-1], -1, spec.text.head_dim)
+    def heads(part: str, axis: str) -> Array:
+        return as_heads(linear(weights[part], before), axis, spec.text.head_dim)
 
-    queries = rotate(rms_norm(weights["query_norm"], heads("query"), eps), angles)
-    keys = rotate(rms_norm(weights["key_norm"], heads("key"), eps), angles)
-    return queries, keys, heads("value")
+    queries, keys = heads("query", "heads"), heads("key", "kv_heads")
+    queries = rotate(rms_norm(weights["query_norm"], queries, eps), angles)
+    keys = rotate(rms_norm(weights["key_norm"], keys, eps), angles)
+    return queries, keys, heads("value", "kv_heads")
 
 
 def _rest_of_layer(
@@ -225,7 +226,7 @@ def _rest_of_layer(
     attended = linear(weights["out"], attended.reshape(*x.shape[:-1], -1))
     between = x + rms_norm(weights["after1"], attended, eps)
     written_out = geglu(weights, rms_norm(weights["norm2"], between, eps))
-    return between + rms_norm(weights["after2"], written_out, eps)
+    return by_row(between + rms_norm(weights["after2"], written_out, eps))
 
 
 def _both_angles(

@@ -13,8 +13,9 @@ from jaxtyping import Array, Float, Int
 from vrl_jax.models.attention import attend_within
 from vrl_jax.models.gemma3.layers import rms_norm
 from vrl_jax.models.gemma3.spec import Gemma3Spec, VisionSpec
-from vrl_jax.models.layers import layer_norm, linear, tanh_gelu_mlp
+from vrl_jax.models.layers import as_heads, layer_norm, linear, tanh_gelu_mlp
 from vrl_jax.models.policy import Params
+from vrl_jax.models.sharding import by_row
 from vrl_jax.types import Images
 
 
@@ -41,7 +42,7 @@ def encode_images(
         attended = _attention(weights, normed, pictures, vision)
         x = x + linear(weights["out"], attended)
         normed = layer_norm(weights["norm2"], x, vision.eps)
-        return x + tanh_gelu_mlp(weights, normed), None
+        return by_row(x + tanh_gelu_mlp(weights, normed)), None
 
     pictures = images.frames.reshape(-1, vision.patches)
     by_picture = hidden.reshape(*pictures.shape, vision.width)
@@ -60,9 +61,9 @@ def _attention(
     vision: VisionSpec,
 ) -> Float[Array, "I N D"]:
     """Each patch attends to its picture."""
-    heads = (*x.shape[:2], vision.heads, vision.head_dim)
     queries, keys, values = (
-        linear(weights[part], x).reshape(heads) for part in ("query", "key", "value")
+        as_heads(linear(weights[part], x), "vision_heads", vision.head_dim)
+        for part in ("query", "key", "value")
     )
     # Else the attention weights, patches^2 of every head, stay for the backward pass.
     attended = jax.checkpoint(attend_within)(queries, keys, values, pictures)

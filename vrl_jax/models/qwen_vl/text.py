@@ -13,10 +13,11 @@ from jaxtyping import Array, Bool, Float, Int
 
 from vrl_jax.models import slots as slot_caches
 from vrl_jax.models.attention import KVCache, attend, in_slots
-from vrl_jax.models.layers import linear, rms_norm, rotate, swiglu
+from vrl_jax.models.layers import as_heads, embed, linear, rms_norm, rotate, swiglu
 from vrl_jax.models.policy import Params, SlotCache
 from vrl_jax.models.qwen_vl.spec import QwenSpec
 from vrl_jax.models.qwen_vl.vision import Features
+from vrl_jax.models.sharding import by_row
 from vrl_jax.types import Prompts
 
 
@@ -37,7 +38,7 @@ def prefill(
     """
     tokens = jnp.where(prompts.mask, prompts.tokens, 0)
     slots = jnp.where(prompts.mask, prompts.slots, 0)
-    embedded = params["text"]["embedding"][tokens]
+    embedded = embed(params["text"]["embedding"], tokens)
     # As the only response of a group, with no prompt before it.
     x, after_layer = _spliced(embedded[:, None], slots[:, None], features)
     hidden, new = _decoder(
@@ -66,7 +67,7 @@ def extend(
     `shown` are slots as in `Prompts`, and the features of the pictures that stand in
     the responses themselves.
     """
-    x, after_layer = params["text"]["embedding"][tokens], _nothing
+    x, after_layer = embed(params["text"]["embedding"], tokens), _nothing
     if shown is not None:
         x, after_layer = _spliced(x, *shown)
     before = [(prompt_cache, prompt_mask[:, None, None, :])]
@@ -95,10 +96,12 @@ def decode(
 
     What `extend` computes of one token, over caches that are written in place.
     """
-    x = weights["embedding"][tokens]
+    x = embed(weights["embedding"], tokens)
     angles = _angles(positions, spec)
     now = []
-    for layer, before in zip(weights["layers"], cache.columns, strict=True):
+    for layer, before in zip(
+        weights["layers"], slot_caches.layers_of(cache), strict=True
+    ):
         normed = rms_norm(layer["norm1"], x, spec.text.eps)
         queries, keys, values = _projected(layer, spec, normed, angles)
         now.append(slot_caches.write(before, column, keys, values))
@@ -106,7 +109,7 @@ def decode(
         attended = slot_caches.attend(queries, now[-1], index >= 0, scale=scale)
         x = _rest_of_layer(layer, spec, x, attended)
     hidden = rms_norm(weights["norm"], x, spec.text.eps)
-    return hidden, SlotCache(tuple(now))
+    return hidden, slot_caches.of_layers(now)
 
 
 def _spliced(
@@ -175,17 +178,20 @@ def _projected(
 ) -> tuple[Array, Array, Array]:
     """Queries, keys and values of every head, turned to their positions."""
 
-    def heads(part: str) -> Array:
-        states = linear(weights[part], normed)
-        return states.reshape(*normed.shape[:-1], -1, spec.text.head_dim)
+    def heads(part: str, axis: str) -> Array:
+        return as_heads(linear(weights[part], normed), axis, spec.text.head_dim)
 
-    def turned(part: str) -> Array:
-        states = heads(part)
+    def turned(part: str, axis: str) -> Array:
+        states = heads(part, axis)
         if spec.family.qk_norm:
             states = rms_norm(weights[f"{part}_norm"], states, spec.text.eps)
         return rotate(states, angles)
 
-    return turned("query"), turned("key"), heads("value")
+    return (
+        turned("query", "heads"),
+        turned("key", "kv_heads"),
+        heads("value", "kv_heads"),
+    )
 
 
 def _rest_of_layer(
@@ -196,7 +202,7 @@ def _rest_of_layer(
 ) -> Float[Array, "*B H"]:
     """What a layer does once its heads have looked."""
     x = x + linear(weights["out"], attended.reshape(*x.shape[:-1], -1))
-    return x + swiglu(weights, rms_norm(weights["norm2"], x, spec.text.eps))
+    return by_row(x + swiglu(weights, rms_norm(weights["norm2"], x, spec.text.eps)))
 
 
 def _angles(positions: Int[Array, "*B 3"], spec: QwenSpec) -> Float[Array, "*B half"]:

@@ -17,10 +17,11 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from vrl_jax.models.attention import attend_within
-from vrl_jax.models.layers import linear, rotate
+from vrl_jax.models.layers import as_heads, linear, rotate
 from vrl_jax.models.policy import Params
 from vrl_jax.models.qwen_vl.layers import exact_gelu_mlp
 from vrl_jax.models.qwen_vl.spec import QwenSpec, VisionSpec
+from vrl_jax.models.sharding import by_row
 from vrl_jax.types import Images
 
 
@@ -59,7 +60,7 @@ def encode_images(params: Params, spec: QwenSpec, images: Images) -> Features:
         attended = _attention(weights, normed, angles, images, full, vision)
         hidden = hidden + linear(weights["out"], attended)
         normed = family.vision_norm(weights["norm2"], hidden, vision.eps)
-        hidden = hidden + family.vision_mlp(weights, normed)
+        hidden = by_row(hidden + family.vision_mlp(weights, normed))
         if vision.deepstack:
             taken = jax.lax.cond(
                 level >= 0, lambda: taken.at[level].set(hidden), lambda: taken
@@ -156,8 +157,9 @@ def _attention(
     kernel, bias = weights["qkv"]["kernel"], weights["qkv"]["bias"]
     rows = x.reshape(-1, vision.width)
     qkv = jnp.einsum("nd,dce->cne", rows, kernel) + bias[:, None]
-    heads = (*x.shape[:2], vision.heads, vision.head_dim)
-    queries, keys, values = qkv.reshape(3, *heads)
+    queries, keys, values = (
+        as_heads(part.reshape(x.shape), "vision_heads", vision.head_dim) for part in qkv
+    )
     queries, keys = rotate(queries, angles), rotate(keys, angles)
 
     # The branch not taken would otherwise leave its attention weights, N^2 of them,
