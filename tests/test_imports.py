@@ -29,7 +29,7 @@ LAYERS = (
     {"models", "engine", "worlds", "training"},
     {"programs", "evals"},
     {"recipes"},
-    {"report", "cli"},
+    {"report", "cli", "plan_command"},
     {"experiment"},
     {"experiments"},
 )

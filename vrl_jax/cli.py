@@ -2,8 +2,10 @@
 
     vrl-jax data check FILE --reward NAME     does the reward pay right answers?
     vrl-jax report RUN                        the page of a run folder, written again
+    vrl-jax plan --model M --topology T       does a step fit, how long at least?
 
-Exit codes: 0, 1 where a check found something suspicious, 2 for an error of the user.
+Exit codes: 0, 1 where a check found something suspicious or no plan fits, 2 for an
+error of the user.
 """
 
 import contextlib
@@ -19,6 +21,7 @@ from typing import Any
 import tyro
 
 from vrl_jax.evals.reward_check import check_reward
+from vrl_jax.plan_command import plan
 from vrl_jax.report.page import write_report
 from vrl_jax.rewards import adapters, answers, boxes, text
 from vrl_jax.rewards.boxed import boxed_exact, boxed_math, math_style
@@ -198,7 +201,11 @@ def report(run: tyro.conf.Positional[Path], /) -> int:
     return 0
 
 
-COMMANDS: Mapping[str, Any] = {"data": {"check": data_check}, "report": report}
+COMMANDS: Mapping[str, Any] = {
+    "data": {"check": data_check},
+    "report": report,
+    "plan": plan,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -1,7 +1,7 @@
 """Attention: of tokens to caches that a group shares, and of a picture to itself."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 LOGITS = 2**28
-"""Attention logits of a tower at a time: 1 GiB in float32."""
+"""Attention logits of a device at a time: 1 GiB in float32."""
 
 
 class KVCache(NamedTuple):
@@ -39,8 +39,63 @@ def attend(
     """softmax(scale q [k_1 k_2 ...]^T) [v_1 v_2 ...], in float32, heads grouped.
 
     Keys are [P keys K D] (shared by the G responses) or [P G keys K D]; each serves
-    heads / K consecutive query heads. Masks broadcast to [P G S keys].
+    heads / K consecutive query heads. Masks broadcast to [P G S keys]. At most `LOGITS`
+    logits a device at a time, or those of one query: some queries at a time.
     """
+    prompts, group, length, heads, _ = queries.shape
+    keys = sum(cache.keys.shape[-3] for cache in caches)
+    # Masks that are the same for every query are not cut.
+    rows = {
+        number: (mask, mask.ndim - 2)
+        for number, mask in enumerate(masks)
+        if mask.ndim > 1 and mask.shape[-2] == length
+    }
+
+    def some(queries: Array, *parts: Array) -> Array:
+        seen = dict(enumerate(masks)) | dict(zip(rows, parts, strict=True))
+        return _attend(queries, caches, list(seen.values()), scale)
+
+    logits = prompts * group * length * heads * keys
+    return _some_queries(some, logits, (queries, 2), *rows.values())
+
+
+def _some_queries(
+    some: Callable, logits: int, *cut: tuple[Array, int]
+) -> Float[Array, "..."]:
+    """some(*arrays) over equal pieces of their queries, the axis beside each array.
+
+    As many as keep a device within `LOGITS`, of `logits` that are spread over all.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    devices = 1 if mesh.empty else mesh.size
+    (queries, along), *_ = cut
+    count = queries.shape[along]
+    pieces = min(-(-logits // devices // LOGITS), count)
+    if pieces <= 1:
+        return some(*(array for array, _ in cut))
+    size = -(-count // pieces)
+
+    def split(x: Array, axis: int) -> Array:
+        wide = [(0, 0)] * x.ndim
+        wide[axis] = (0, pieces * size - count)
+        shape = (*x.shape[:axis], pieces, size, *x.shape[axis + 1 :])
+        return jnp.moveaxis(jnp.pad(x, wide).reshape(shape), axis, 0)
+
+    @jax.checkpoint
+    def piece(parts: list[Array]) -> Array:
+        return some(*parts)
+
+    done = jnp.moveaxis(jax.lax.map(piece, [split(*part) for part in cut]), 0, along)
+    done = done.reshape(*queries.shape[:along], -1, *queries.shape[along + 1 :])
+    return jax.lax.slice_in_dim(done, 0, count, axis=along)
+
+
+def _attend(
+    queries: Float[Array, "P G S heads D"],
+    caches: Sequence[KVCache],
+    masks: Sequence[Bool[Array, "..."]],
+    scale: float,
+) -> Float[Array, "P G S heads D"]:
     pairs = caches[0].keys.shape[-2]
     grouped = queries.reshape(*queries.shape[:3], pairs, -1, queries.shape[-1])
 
@@ -93,31 +148,14 @@ def attend_within(
 ) -> Float[Array, "S N heads D"]:
     """Each patch to those of its picture, in its tile of N rows; 0 in `frames` is none.
 
-    At most `LOGITS` logits at a time, or those of one query: some tiles at a time, and
-    of a tile that is too large some queries at a time.
+    At most `LOGITS` logits a device at a time, or those of one query of each tile.
     """
     tiles, rows, heads, _ = queries.shape
-    each = heads * rows**2
-    if tiles * each <= LOGITS:
-        return _attend_pictures(queries, keys, values, frames, frames)
-    cuts = [n for n in range(1, rows + 1) if rows % n == 0]
-    pieces = next((n for n in cuts if each // n <= LOGITS), rows)
 
-    def tile(one: tuple[Array, Array, Array, Array]) -> Array:
-        q, k, v, picture = one
+    def some(queries: Array, asking: Array) -> Array:
+        return _attend_pictures(queries, keys, values, asking, frames)
 
-        @jax.checkpoint
-        def piece(some: tuple[Array, Array]) -> Array:
-            attended = _attend_pictures(
-                some[0][None], k[None], v[None], some[1][None], picture[None]
-            )
-            return attended[0]
-
-        some = (a.reshape(pieces, -1, *a.shape[1:]) for a in (q, picture))
-        return jax.lax.map(piece, tuple(some)).reshape(q.shape)
-
-    some = max(1, LOGITS // each)
-    return jax.lax.map(tile, (queries, keys, values, frames), batch_size=some)
+    return _some_queries(some, tiles * heads * rows**2, (queries, 1), (frames, 1))
 
 
 def _attend_pictures(

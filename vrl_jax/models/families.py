@@ -32,7 +32,7 @@ class ModelFamily(NamedTuple):
     processor_settings(spec, pixel_bounds) -> {name: content} of the processor's files
     parameter_table(spec)                  -> its parameters
     front_end(spec)                        -> the functions of the host
-    policy(spec)                           -> the functions of the device
+    policy(spec, remat)                    -> the functions of the device
     """
 
     spec_from_config: Callable[[Mapping[str, Any]], Spec]
@@ -40,7 +40,7 @@ class ModelFamily(NamedTuple):
     processor_settings: Callable[[Spec, tuple[int, int] | None], Files]
     parameter_table: Callable[[Spec], list[Parameter]]
     front_end: Callable[[Spec], FrontEnd]
-    policy: Callable[[Spec], Policy]
+    policy: Callable[..., Policy]
 
 
 QWEN_VL = ModelFamily(

@@ -65,8 +65,11 @@ def make_mesh(
 
 def parse_mesh(text: str) -> Mesh | None:
     """The mesh of "data=2,fsdp=4"; axes that are not named have 1 device. "": none."""
-    if not text:
-        return None
+    return make_mesh(**parse_axes(text)) if text else None
+
+
+def parse_axes(text: str) -> dict[str, int]:
+    """The sizes of "data=2,fsdp=4"."""
     sizes: dict[str, int] = {}
     for part in text.split(","):
         name, _, size = part.partition("=")
@@ -77,7 +80,7 @@ def parse_mesh(text: str) -> Mesh | None:
                 f"and with its number of devices: data=2,fsdp=4. Got {text!r}."
             )
         sizes[name] = int(size)
-    return make_mesh(**sizes)
+    return sizes
 
 
 def partition(

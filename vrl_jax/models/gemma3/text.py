@@ -20,6 +20,7 @@ from vrl_jax.models.gemma3.layers import geglu, rms_norm
 from vrl_jax.models.gemma3.spec import Gemma3Spec
 from vrl_jax.models.layers import as_heads, embed, linear, rotate
 from vrl_jax.models.policy import Params, SlotCache
+from vrl_jax.models.remat import Remat, everything
 from vrl_jax.models.sharding import by_row
 from vrl_jax.types import Prompts
 
@@ -42,6 +43,8 @@ def prefill(
     spec: Gemma3Spec,
     prompts: Prompts,
     features: Float[Array, "K M H"],
+    *,
+    remat: Remat = everything,
 ) -> tuple[Float[Array, "P L H"], KVCache]:
     """Reads prompts with image features in their slots; hidden after the last norm.
 
@@ -60,6 +63,7 @@ def prefill(
         prompts.positions[:, None, :, 0],
         [prompt_masks(places > 0, prompts.mask, spec.text.window)],
         [],
+        remat,
     )
     return hidden[:, 0], KVCache(new.keys[:, :, 0], new.values[:, :, 0])
 
@@ -96,6 +100,8 @@ def extend(
     tokens: Int[Array, "P G T"],
     positions: Int[Array, "P G T 3"],
     shown: tuple[Int[Array, "P G T"], Float[Array, "K M H"]] | None = None,
+    *,
+    remat: Remat = everything,
 ) -> Float[Array, "P G T H"]:
     """Reads whole responses: a token sees its prompt, and its response up to itself.
 
@@ -116,7 +122,9 @@ def extend(
     near = positions[..., None] - jnp.arange(prompt_mask.shape[1]) < window
     real = prompt_mask[:, None, None, :]
     masks = [Masks(seen, seen & (away < window)), Masks(real, real & near)]
-    hidden, _ = _decoder(params["text"], spec, x, positions, masks, [prompt_cache])
+    hidden, _ = _decoder(
+        params["text"], spec, x, positions, masks, [prompt_cache], remat
+    )
     return hidden
 
 
@@ -171,6 +179,7 @@ def _decoder(
     positions: Int[Array, "P G S"],
     masks: Sequence[Masks],
     caches: Sequence[KVCache],
+    remat: Remat,
 ) -> tuple[Float[Array, "P G S H"], KVCache]:
     """All layers over S tokens that also see the `caches` before them.
 
@@ -192,7 +201,7 @@ def _decoder(
         return _rest_of_layer(weights, spec, x, attended), new
 
     is_global = np.isin(np.arange(text.layers), text.global_layers)
-    x, new = jax.lax.scan(layer, x, (is_global, params["layers"], list(caches)))
+    x, new = jax.lax.scan(remat(layer), x, (is_global, params["layers"], list(caches)))
     return rms_norm(params["norm"], x, text.eps), new
 
 

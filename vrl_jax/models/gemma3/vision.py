@@ -15,12 +15,13 @@ from vrl_jax.models.gemma3.layers import rms_norm
 from vrl_jax.models.gemma3.spec import Gemma3Spec, VisionSpec
 from vrl_jax.models.layers import as_heads, layer_norm, linear, tanh_gelu_mlp
 from vrl_jax.models.policy import Params
+from vrl_jax.models.remat import Remat, everything
 from vrl_jax.models.sharding import by_row
 from vrl_jax.types import Images
 
 
 def encode_images(
-    params: Params, spec: Gemma3Spec, images: Images
+    params: Params, spec: Gemma3Spec, images: Images, *, remat: Remat = everything
 ) -> Float[Array, "K M H"]:
     """Features of the tokens in packed order; 0 where there is only padding."""
     vision, tower = spec.vision, params["vision"]
@@ -46,7 +47,7 @@ def encode_images(
 
     pictures = images.frames.reshape(-1, vision.patches)
     by_picture = hidden.reshape(*pictures.shape, vision.width)
-    by_picture, _ = jax.lax.scan(block, by_picture, tower["blocks"])
+    by_picture, _ = jax.lax.scan(remat(block), by_picture, tower["blocks"])
     hidden = layer_norm(tower["norm"], by_picture, vision.eps)
     merger = tower["merger"]
     averaged = hidden.reshape(real.shape[0], -1, vision.group, vision.width).mean(2)

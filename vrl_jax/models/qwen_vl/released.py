@@ -1,6 +1,7 @@
 """The released models by name: https://huggingface.co/Qwen, from their config.json."""
 
 import dataclasses
+from collections.abc import Mapping
 
 from vrl_jax.models.qwen_vl.families import QWEN2_5_VL, QWEN2_VL, QWEN3_VL
 from vrl_jax.models.qwen_vl.spec import QwenSpec, TextSpec, VisionSpec
@@ -47,3 +48,16 @@ QWEN3_VL_2B = _qwen3((24, 1024, 16, 4096), (28, 2048, 6144, 16, 8), tied=True)
 QWEN3_VL_4B = _qwen3((24, 1024, 16, 4096), (36, 2560, 9728, 32, 8), tied=True)
 QWEN3_VL_8B = _qwen3((27, 1152, 16, 4304), (36, 4096, 12_288, 32, 8), tied=False)
 QWEN3_VL_32B = _qwen3((27, 1152, 16, 4304), (64, 5120, 25_600, 64, 8), tied=False)
+
+RELEASED: Mapping[str, QwenSpec] = {
+    "qwen2-vl-2b": QWEN2_VL_2B,
+    "qwen2-vl-7b": QWEN2_VL_7B,
+    "qwen2.5-vl-3b": QWEN2_5_VL_3B,
+    "qwen2.5-vl-7b": QWEN2_5_VL_7B,
+    "qwen2.5-vl-32b": QWEN2_5_VL_32B,
+    "qwen2.5-vl-72b": QWEN2_5_VL_72B,
+    "qwen3-vl-2b": QWEN3_VL_2B,
+    "qwen3-vl-4b": QWEN3_VL_4B,
+    "qwen3-vl-8b": QWEN3_VL_8B,
+    "qwen3-vl-32b": QWEN3_VL_32B,
+}

@@ -17,6 +17,7 @@ from vrl_jax.models.layers import as_heads, embed, linear, rms_norm, rotate, swi
 from vrl_jax.models.policy import Params, SlotCache
 from vrl_jax.models.qwen_vl.spec import QwenSpec
 from vrl_jax.models.qwen_vl.vision import Features
+from vrl_jax.models.remat import Remat, everything
 from vrl_jax.models.sharding import by_row
 from vrl_jax.types import Prompts
 
@@ -31,6 +32,8 @@ def prefill(
     spec: QwenSpec,
     prompts: Prompts,
     features: Features,
+    *,
+    remat: Remat = everything,
 ) -> tuple[Float[Array, "P L H"], KVCache]:
     """Reads prompts with image features in their slots; hidden after the last norm.
 
@@ -49,6 +52,7 @@ def prefill(
         prompts.mask[:, None, None],
         (),
         after_layer,
+        remat,
     )
     return hidden[:, 0], KVCache(new.keys[:, :, 0], new.values[:, :, 0])
 
@@ -61,6 +65,8 @@ def extend(
     tokens: Int[Array, "P G T"],
     positions: Int[Array, "P G T 3"],
     shown: tuple[Int[Array, "P G T"], Features] | None = None,
+    *,
+    remat: Remat = everything,
 ) -> Float[Array, "P G T H"]:
     """Reads whole responses: a token sees its prompt, and its response up to itself.
 
@@ -72,7 +78,7 @@ def extend(
         x, after_layer = _spliced(x, *shown)
     before = [(prompt_cache, prompt_mask[:, None, None, :])]
     hidden, _ = _decoder(
-        params["text"], spec, x, positions, jnp.array(True), before, after_layer
+        params["text"], spec, x, positions, jnp.array(True), before, after_layer, remat
     )
     return hidden
 
@@ -146,7 +152,8 @@ def _decoder(
     positions: Int[Array, "P G S 3"],
     mask: Bool[Array, "..."],
     before: Sequence[tuple[KVCache, Bool[Array, "..."]]],
-    after_layer: Callable[[Int[Array, ""], Array], Array] = _nothing,
+    after_layer: Callable[[Int[Array, ""], Array], Array],
+    remat: Remat,
 ) -> tuple[Float[Array, "P G S H"], KVCache]:
     """All layers over S tokens that also see the caches `before` them.
 
@@ -166,7 +173,7 @@ def _decoder(
 
     caches = [cache for cache, _ in before]
     scanned = jnp.arange(text.layers), params["layers"], caches
-    x, new = jax.lax.scan(layer, x, scanned)
+    x, new = jax.lax.scan(remat(layer), x, scanned)
     return rms_norm(params["norm"], x, text.eps), new
 
 

@@ -21,6 +21,7 @@ from vrl_jax.models.layers import as_heads, linear, rotate
 from vrl_jax.models.policy import Params
 from vrl_jax.models.qwen_vl.layers import exact_gelu_mlp
 from vrl_jax.models.qwen_vl.spec import QwenSpec, VisionSpec
+from vrl_jax.models.remat import Remat, everything
 from vrl_jax.models.sharding import by_row
 from vrl_jax.types import Images
 
@@ -35,7 +36,9 @@ class Features(NamedTuple):
     levels: Float[Array, "P K M H"]
 
 
-def encode_images(params: Params, spec: QwenSpec, images: Images) -> Features:
+def encode_images(
+    params: Params, spec: QwenSpec, images: Images, *, remat: Remat = everything
+) -> Features:
     """Features of the merged tokens in packed order; 0 where there is only padding."""
     vision, family, tower = spec.vision, spec.family, params["vision"]
     if not images.frames.size:  # a batch of text alone
@@ -73,7 +76,7 @@ def encode_images(params: Params, spec: QwenSpec, images: Images) -> Features:
     level = np.where(level < len(vision.deepstack), level, -1)
     taken = jnp.zeros((len(vision.deepstack), *hidden.shape), hidden.dtype)
     (hidden, taken), _ = jax.lax.scan(
-        block, (hidden, taken), (tower["blocks"], full, level)
+        remat(block), (hidden, taken), (tower["blocks"], full, level)
     )
 
     def joined(x: Float[Array, "P N D"]) -> Float[Array, "P M gD"]:

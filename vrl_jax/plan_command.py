@@ -1,0 +1,193 @@
+"""`vrl-jax plan`: whether a training step fits some chips, how long it must take."""
+
+import functools
+import importlib.util
+import inspect
+import json as json_text
+from collections.abc import Callable, Mapping
+
+from vrl_jax.engine.reference import near
+from vrl_jax.models.policy import Params
+from vrl_jax.models.qwen_vl.released import RELEASED
+from vrl_jax.models.remat import REMATS
+from vrl_jax.models.sharding import parse_axes
+from vrl_jax.recipes.cispo import cispo
+from vrl_jax.recipes.dapo import dapo
+from vrl_jax.recipes.dr_grpo import dr_grpo
+from vrl_jax.recipes.gmpo import gmpo
+from vrl_jax.recipes.grpo import grpo
+from vrl_jax.recipes.gspo import gspo
+from vrl_jax.recipes.papo import papo
+from vrl_jax.recipes.reinforce_pp import reinforce_pp
+from vrl_jax.recipes.rloo import rloo
+from vrl_jax.recipes.sapo import sapo
+from vrl_jax.recipes.vppo import vppo
+from vrl_jax.training.iteration import Recipe
+from vrl_jax.training.plan import as_json, page
+from vrl_jax.training.plan_chips import topology as parse_topology
+from vrl_jax.training.plan_compile import Request, compiled_for_tpu
+from vrl_jax.training.plan_programs import Choices, Sizes
+from vrl_jax.training.plan_search import search, usual
+from vrl_jax.training.precision import PRECISIONS
+
+RECIPES: Mapping[str, Callable[..., Recipe]] = {
+    "cispo": cispo,
+    "dapo": dapo,
+    "dr_grpo": dr_grpo,
+    "gmpo": gmpo,
+    "grpo": grpo,
+    "gspo": gspo,
+    "papo": papo,
+    "reinforce_pp": reinforce_pp,
+    "rloo": rloo,
+    "sapo": sapo,
+    "vppo": vppo,
+}
+NAMES: Mapping[str, tuple[str, ...]] = {
+    "remat": tuple(REMATS),
+    "precision": tuple(PRECISIONS),
+    "tower": ("trained", "frozen"),
+    "reference": ("none", "device", "host"),
+}
+
+
+def plan(
+    *,
+    model: str,
+    topology: str,
+    recipe: str = "vppo",
+    prompts: int = 128,
+    group: int = 8,
+    prompt_tokens: int = 2048,
+    response_tokens: int = 2048,
+    patches: int = 4096,
+    mesh: str = "",
+    minibatches: int = 1,
+    micro_batches: int = 0,
+    per_pass: int = 0,
+    slots: int = 0,
+    remat: str = "nothing",
+    precision: str = "bfloat16_master",
+    tower: str = "trained",
+    reference: str = "none",
+    analytic: bool = False,
+    tries: int = 8,
+    json: bool = False,
+) -> int:
+    """Compiles a training step for chips that are not there: memory, work, traffic.
+
+    Where it does not fit, named choices are changed one at a time until it does.
+
+    Args:
+        model: a released model, such as qwen2.5-vl-7b.
+        topology: chips and their shape: v5p:4x4x4, v5e:4x4, v6e:8x8, v7x:2x2x1, h200:8.
+        recipe: the method, by the name of its file.
+        prompts: distinct prompts of a step.
+        group: responses of each.
+        prompt_tokens: of the longest prompt, picture included.
+        response_tokens: of the longest response.
+        patches: of one prompt's pictures; 4 patches are one token.
+        mesh: axes as data=1,fsdp=16,tensor=4; by default as few shares of a head as
+            the prompts allow.
+        minibatches: updates of a step.
+        micro_batches: pieces of a minibatch; 0: a prompt at a time on each part.
+        per_pass: prompts that are read or scored at a time; 0: as many as fit the mesh.
+        slots: responses that are written at a time; 0: all.
+        remat: what layers keep for the backward pass: everything, dots or nothing.
+        precision: float32, bfloat16_master or bfloat16_stochastic.
+        tower: trained or frozen.
+        reference: none, or where a reference policy lies: device or host.
+        analytic: count, but compile nothing.
+        tries: plans to try at most.
+        json: print one JSON object, a list of the plans that were tried.
+    """
+    given = {
+        "remat": remat,
+        "precision": precision,
+        "tower": tower,
+        "reference": reference,
+    }
+    for name, known in (*NAMES.items(), ("model", RELEASED), ("recipe", RECIPES)):
+        value = {**given, "model": model, "recipe": recipe}[name]
+        if value not in known:
+            raise ValueError(
+                f"there is no {name} {value!r}; there are {', '.join(known)}."
+            )
+    where = parse_topology(topology)
+    sizes = Sizes(prompts, group, prompt_tokens, response_tokens, patches)
+    _check(sizes, minibatches)
+    choices = usual(where, sizes._replace(prompts=prompts // minibatches))
+    if mesh:
+        choices = usual(where, sizes, axes=parse_axes(mesh))
+    choices = choices._replace(
+        minibatches=minibatches,
+        slots=slots or prompts * group,
+        micro_batches=micro_batches or choices.micro_batches,
+        per_pass=per_pass or choices.per_pass,
+        **given,
+    )
+    method = functools.partial(_method, RECIPES[recipe], recipe, group)
+    if reference != "none":
+        method(())  # says so where the method has none
+    request = Request(RELEASED[model], method, sizes, choices, where)
+    compile, why = _compiler(where.chip.topology, analytic)
+    found = []
+    for one in search(request, compile, tries=tries):
+        found.append(one)
+        if not json:
+            print(page(one), end="\n\n", flush=True)
+    if json:
+        print(json_text.dumps([{"note": why, **as_json(one)} for one in found]))
+    else:
+        print(why)
+        print(_verdict(found))
+    return int(not found[-1].fits)
+
+
+def _check(sizes: Sizes, minibatches: int) -> None:
+    if min(sizes) < 1 or minibatches < 1:
+        raise ValueError(f"sizes are at least 1, got {sizes}.")
+    if sizes.prompts % minibatches:
+        raise ValueError(
+            f"{sizes.prompts} prompts do not make {minibatches} equal minibatches."
+        )
+
+
+def _method(
+    make: Callable[..., Recipe], name: str, group: int, reference: Params | None
+) -> Recipe:
+    if reference is None:
+        return make(group_size=group)
+    if "anchor" not in inspect.signature(make).parameters:
+        raise ValueError(f"{name} has no reference: leave --reference out.")
+    return make(group_size=group, anchor=near(reference, weight=0.01))
+
+
+def _compiler(chips: str, analytic: bool) -> tuple[Callable | None, str]:
+    if analytic:
+        return None, "analytic, as asked: nothing was compiled."
+    if not chips:
+        return None, "analytic: programs for GPUs are not compiled here."
+    if importlib.util.find_spec("libtpu") is None:
+        return None, "analytic: libtpu is not installed (pip install vrl-jax[aot])."
+    return compiled_for_tpu, (
+        "compiled by libtpu up to the assignment of buffers; the head is XLA's, which "
+        "needs no less memory than the kernel that runs on a TPU."
+    )
+
+
+def _verdict(found: list) -> str:
+    if found[-1].source == "analytic":
+        held = "more than the chips have" if not found[-1].fits else "within the chips"
+        return f"What is held is {held}; temporaries are not counted."
+    if not found[-1].fits:
+        return "None of these fits: more chips, shorter sequences, or a smaller model."
+    if len(found) == 1:
+        return "It fits as asked."
+    first, last = found[0].request.choices, found[-1].request.choices
+    changed = ", ".join(
+        f"{name} {old} -> {new}"
+        for name, old, new in zip(Choices._fields, first, last, strict=True)
+        if old != new
+    )
+    return f"It fits with {changed}."

@@ -1,0 +1,335 @@
+"""The programs of a training step, as a run compiles them, over arrays that are not.
+
+Every argument is a shape, a dtype and where it lies on the mesh: nothing is computed or
+held. `programs` is what the plan traces and compiles.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
+
+from vrl_jax.engine import slots
+from vrl_jax.engine.actor import Actor
+from vrl_jax.engine.packing import Room
+from vrl_jax.engine.processing import Processor
+from vrl_jax.models.families import Spec, family_of
+from vrl_jax.models.parameters import abstract_params
+from vrl_jax.models.policy import Params
+from vrl_jax.models.remat import REMATS
+from vrl_jax.models.sharding import param_shardings, partition
+from vrl_jax.models.trained import chain, language, only
+from vrl_jax.training.iteration import Recipe
+from vrl_jax.training.learner import Learner, adamw, make_learner, update_moving
+from vrl_jax.training.precision import precision
+from vrl_jax.types import Batch, Images, Prompts, Rollout
+
+STEPS = 32
+"""Tokens that a run of the sampler writes, as in `engine.decoding`."""
+
+
+class Sizes(NamedTuple):
+    """How large a step is. `patches` are those of one prompt's pictures."""
+
+    prompts: int = 128
+    group: int = 8
+    prompt_tokens: int = 2048
+    response_tokens: int = 2048
+    patches: int = 4096
+
+
+class Choices(NamedTuple):
+    """What is chosen to fit the memory, each by its name.
+
+    `per_pass` prompts are scored, or read, at a time; `slots` responses are written at
+    a time.
+    """
+
+    data: int = 1
+    fsdp: int = 1
+    tensor: int = 1
+    minibatches: int = 1
+    micro_batches: int = 1
+    per_pass: int = 64
+    slots: int = 1024
+    remat: str = "nothing"
+    precision: str = "bfloat16_master"
+    tower: str = "trained"
+    reference: str = "none"
+
+
+class Program(NamedTuple):
+    """A jitted function with its arguments, and how often a step runs it.
+
+    `static` arguments come before the others. `steps` are the rounds of its loop over
+    tokens; `shared` bytes of a device's arguments are held the whole time.
+    """
+
+    function: Callable
+    arguments: tuple
+    runs: int
+    static: tuple = ()
+    steps: int = 1
+    shared: int = 0
+
+
+class Planned(NamedTuple):
+    """What lies on a device the whole time, in bytes, and what is run.
+
+    `caches` are those of the prompts, which wait to be handed to slots, and the slots'.
+    """
+
+    held: Mapping[str, int]
+    caches: Mapping[str, int]
+    programs: Mapping[str, Program]
+
+
+def on(mesh: Mesh | AbstractMesh) -> AbstractContextManager:
+    """The mesh is set, whether its devices are there or not."""
+    if isinstance(mesh, Mesh):
+        return jax.set_mesh(mesh)
+    return jax.sharding.use_abstract_mesh(mesh)
+
+
+def programs(
+    spec: Spec,
+    recipe: Callable[[Params | None], Recipe],
+    sizes: Sizes,
+    choices: Choices,
+    mesh: Mesh | AbstractMesh,
+) -> Planned:
+    """Update, scoring, prefill and decode of one step.
+
+    `recipe` is given the reference's params, or None for a method without one.
+    """
+    family = family_of(spec)
+    policy = family.policy(spec, REMATS[choices.remat])
+    table = family.parameter_table(spec)
+    shardings = param_shardings(table, mesh)
+    chosen = precision(choices.precision)
+    params = abstract_params(table, chosen.dtype)
+    trains = chosen.trains
+    if choices.tower == "frozen":
+        trains = chain(only(language), trains)
+    allowed = jax.ShapeDtypeStruct((spec.text.vocabulary,), bool)
+    optimizer = chosen.optimizer(adamw(1e-6), jax.random.key(0))
+
+    def start(params: Any, allowed: Any) -> Learner:
+        return make_learner(
+            policy,
+            params,
+            optimizer,
+            allowed,
+            trains=trains,
+            micro_batches=choices.micro_batches,
+        )
+
+    learner = _lying_like(
+        jax.eval_shape(start, params, allowed), params, shardings, mesh
+    )
+    params = jax.tree.map(_lying, params, shardings)
+    allowed = _lying(allowed, NamedSharding(mesh, PartitionSpec()))
+    # Without a copy in another precision, what is trained is what is sampled from.
+    copied = jax.tree.leaves(learner.trained)[0].dtype != chosen.dtype
+    front_end = family.front_end(spec)
+    actor = Actor(
+        policy=policy,
+        params=None,
+        processor=Processor(
+            None, front_end, Room((sizes.prompt_tokens,), front_end.granularity)
+        ),
+        allowed=None,
+        stop_ids=None,
+        reward=None,
+        max_new_tokens=sizes.response_tokens,
+        prompts_per_pass=choices.per_pass,
+    )
+
+    method = recipe(None)
+    reference = params if choices.reference != "none" else None
+    resident = bytes_of(reference) if choices.reference == "device" else 0
+
+    def score(params: Any, allowed: Any, reference: Any, *rest: Any) -> Rollout:
+        rollout, key = rest
+        playing = dataclasses.replace(actor, params=params, allowed=allowed)
+        return recipe(reference).score(playing, rollout, key)
+
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    key = _lying(key, NamedSharding(mesh, PartitionSpec()))
+    rollout = _by_row(_rollout(spec, front_end, sizes), mesh)
+    with on(mesh):
+        scored = jax.eval_shape(score, params, allowed, reference, rollout, key)
+        batch, _ = jax.eval_shape(method.credit, scored)
+    minibatch = _by_row(_part(batch, choices.minibatches), mesh)
+    shared = 0 if copied else bytes_of(params)
+    moving = dataclasses.replace(learner, fixed=())
+    some = _by_row(
+        _part(rollout.prompts, max(sizes.prompts // choices.per_pass, 1)), mesh
+    )
+    with on(mesh):
+        read = jax.eval_shape(slots.read, policy, params, some)
+    decode = _decode(policy, params, read, sizes, choices, mesh)
+    frozen = bytes_of(learner.fixed)
+    scoring = Program(
+        jax.jit(score),
+        (params, allowed, reference, rollout, key),
+        1,
+        shared=shared + resident,
+    )
+    return Planned(
+        held={
+            "parameters": bytes_of(learner.trained) + frozen,
+            "optimiser": bytes_of(learner.opt_state),
+            "sampling copy": bytes_of(params) if copied else 0,
+            "reference": resident,
+        },
+        caches={
+            "prompts": bytes_of(_by_row(read, mesh))
+            * -(-sizes.prompts // choices.per_pass),
+            "slots": bytes_of(decode.arguments[2].cache),
+        },
+        programs={
+            "update": Program(
+                update_moving,
+                (moving, learner.fixed, minibatch),
+                choices.minibatches,
+                (method.loss,),
+                shared=bytes_of((moving, learner.fixed)),
+            ),
+            **({} if scored is rollout else {"scoring": scoring}),
+            "prefill": Program(
+                slots.read,
+                (params, some),
+                -(-sizes.prompts // choices.per_pass),
+                (policy,),
+                shared=shared,
+            ),
+            "decode": decode._replace(shared=shared),
+        },
+    )
+
+
+def _decode(policy, params, read, sizes, choices, mesh) -> Program:
+    count = min(choices.slots, sizes.prompts * sizes.group)
+    columns = sizes.prompt_tokens + sizes.response_tokens
+    with on(mesh):
+        empty = jax.eval_shape(lambda x: slots.empty(x, count, columns), read)
+    everywhere = NamedSharding(mesh, PartitionSpec())
+
+    def column(x: Any) -> Any:
+        axes = ("batch", "kv_heads", *[None] * (x.ndim - 2))[: x.ndim]
+        return _lying(x, NamedSharding(mesh, partition(axes, x.shape, mesh)))
+
+    rest = dataclasses.replace(empty, cache=(), states=())
+    rest = jax.tree.map(lambda x: _lying(x, everywhere), rest)
+    filled = dataclasses.replace(
+        rest,
+        cache=jax.tree.map(column, empty.cache),
+        states=_by_row(empty.states, mesh),
+    )
+    vocabulary = policy.head(params).shape[0]
+    ids = jax.ShapeDtypeStruct((vocabulary,), bool, sharding=everywhere)
+    rows = jax.ShapeDtypeStruct((1, vocabulary), bool, sharding=everywhere)
+    number = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
+    steps = min(STEPS, sizes.response_tokens)
+
+    def write(params, tables, filled, column, most, patience):
+        return slots.run(policy, params, tables, filled, column, steps, most, patience)
+
+    waves = -(-sizes.prompts * sizes.group // count)
+    return Program(
+        jax.jit(write, donate_argnums=2),
+        (params, slots.Tables(ids, rows, rows), filled, number, number, number),
+        waves * -(-sizes.response_tokens // steps),
+        steps=steps,
+    )
+
+
+def _rollout(spec: Spec, front_end: Any, sizes: Sizes) -> Rollout:
+    """What sampling hands over: every response at its full length."""
+    struct = jax.ShapeDtypeStruct
+    number, real = jnp.int32, jnp.float32
+    count, length = sizes.prompts, sizes.prompt_tokens
+    rows = (count * sizes.group, sizes.response_tokens)
+    pack = (count, -(-sizes.patches // front_end.granularity) * front_end.granularity)
+    images = Images(
+        struct((*pack, front_end.patch_values), real),
+        struct((*pack, 2), number),
+        struct(pack, number),
+        struct((*pack, 3), number),
+        block=pack[1],
+    )
+    return Rollout(
+        prompts=Prompts(
+            struct((count, length), number),
+            struct((count, length), bool),
+            struct((count, length, 3), number),
+            struct((count, length), number),
+            images,
+        ),
+        tokens=struct(rows, number),
+        positions=struct((*rows, 3), number),
+        mask=struct(rows, bool),
+        temperature=struct(rows[:1], real),
+        old_logprobs=struct(rows, real),
+        extra_logprobs={},
+        rewards=struct(rows[:1], real),
+        reward_parts={},
+        group=struct(rows[:1], number),
+    )
+
+
+def _part(data: Batch | Prompts, pieces: int) -> Batch | Prompts:
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((x.shape[0] // pieces, *x.shape[1:]), x.dtype),
+        data,
+    )
+
+
+def _lying(x: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+
+def _by_row(tree: Any, mesh: Mesh) -> Any:
+    """Rows spread over the mesh, as `models.sharding.put` lays them."""
+
+    def one(x: Any) -> jax.ShapeDtypeStruct:
+        axes = ("batch", *[None] * (len(x.shape) - 1))[: len(x.shape)]
+        return _lying(x, NamedSharding(mesh, partition(axes, x.shape, mesh)))
+
+    return jax.tree.map(one, tree)
+
+
+def _lying_like(tree: Any, params: Any, shardings: Any, mesh: Mesh) -> Any:
+    """What has the path and shape of a parameter lies as it does; the rest is whole."""
+    where = {
+        tuple(key.key for key in path): (leaf.shape, sharding)
+        for (path, leaf), sharding in zip(
+            jax.tree_util.tree_leaves_with_path(params),
+            jax.tree.leaves(shardings),
+            strict=True,
+        )
+    }
+
+    def one(path: tuple, x: Any) -> jax.ShapeDtypeStruct:
+        names = tuple(getattr(key, "key", None) for key in path)
+        for start in range(len(names)):
+            shape, sharding = where.get(names[start:], (None, None))
+            if shape == x.shape:
+                return _lying(x, sharding)
+        return _lying(x, NamedSharding(mesh, PartitionSpec()))
+
+    return jax.tree_util.tree_map_with_path(one, tree)
+
+
+def bytes_of(tree: Any) -> int:
+    """Of one device."""
+    return sum(
+        x.dtype.itemsize * math.prod(x.sharding.shard_shape(x.shape))
+        for x in jax.tree.leaves(tree)
+    )

@@ -1,0 +1,106 @@
+"""What to change where a plan does not fit: one named choice at a time."""
+
+from collections.abc import Callable, Iterator, Mapping
+
+from vrl_jax.training.plan import Plan, plan
+from vrl_jax.training.plan_chips import Topology
+from vrl_jax.training.plan_compile import Found, Request
+from vrl_jax.training.plan_programs import Choices, Sizes
+
+TOUCHES: Mapping[str, tuple[str, ...]] = {
+    "micro_batches": ("update",),
+    "per_pass": ("scoring", "prefill"),
+    "slots": ("decode",),
+}
+"""Programs that a choice changes; others change all of them."""
+
+
+def usual(
+    topology: Topology, sizes: Sizes, *, axes: Mapping[str, int] | None = None
+) -> Choices:
+    """Choices to begin with: a prompt with its group at a time on each part of a mesh.
+
+    Without `axes`, parameters are spread over as many devices as there are whole
+    prompts for; the rest of the devices share heads and widths.
+    """
+    devices = topology.devices
+    if axes is None:
+        splits = [n for n in range(1, devices + 1) if devices % n == 0]
+        tensor = next(n for n in splits if sizes.prompts % (devices // n) == 0)
+        axes = {"fsdp": devices // tensor, "tensor": tensor}
+    begun = Choices()._replace(**axes)
+    rows = begun.data * begun.fsdp
+    return begun._replace(
+        micro_batches=max(sizes.prompts // rows, 1),
+        per_pass=min(rows * sizes.group, sizes.prompts),
+        slots=sizes.prompts * sizes.group,
+    )
+
+
+def search(
+    request: Request,
+    compile: Callable[[Request, str], Found] | None = None,
+    *,
+    tries: int = 8,
+) -> Iterator[Plan]:
+    """The plan as asked, then others, each with one choice more; ends where one fits.
+
+    Or where no choice is left, or after `tries`. Nothing here changes what is computed,
+    but for `precision` and `tower`, which come last.
+    """
+    known: dict[tuple, Found] = {}
+
+    def cached(request: Request, name: str) -> Found:
+        choices = request.choices._asdict()
+        for choice, touched in TOUCHES.items():
+            if name not in touched:
+                choices.pop(choice)
+        key = (name, *choices.items())
+        if key not in known:
+            known[key] = compile(request, name)
+        return known[key]
+
+    seen = set()
+    for _ in range(tries):
+        found = plan(request, compile=cached if compile else None)
+        seen.add(request.choices)
+        yield found
+        if found.fits:
+            return
+        left = (choices for choices in moves(found) if choices not in seen)
+        choices = next(left, None)
+        if choices is None:
+            return
+        request = request._replace(choices=choices)
+
+
+def moves(found: Plan) -> Iterator[Choices]:
+    """What may help the program that needs most, the cheapest in time first."""
+    choices, sizes = found.request.choices, found.request.sizes
+    worst = max(found.peaks, key=found.peaks.get)
+    rows = choices.data * choices.fsdp
+    held = sum(found.held.values())
+    hopeless = held > 0.9 * found.request.topology.chip.hbm
+    if not hopeless and worst == "update":
+        if choices.remat != "nothing":
+            yield choices._replace(remat="nothing")
+        micro = 2 * choices.micro_batches
+        some = sizes.prompts // choices.minibatches
+        if some % (micro * rows) == 0:
+            yield choices._replace(micro_batches=micro)
+    if not hopeless and worst in ("scoring", "prefill") and choices.per_pass > rows:
+        yield choices._replace(per_pass=choices.per_pass // 2)
+    if not hopeless and worst == "decode" and choices.slots > rows:
+        yield choices._replace(slots=max(choices.slots // 2, rows))
+    if choices.data > 1:
+        yield choices._replace(data=1, fsdp=rows)
+    heads = found.request.spec.text.heads
+    if not hopeless and choices.fsdp % 2 == 0 and heads % (2 * choices.tensor) == 0:
+        # Half as many rows at a time, each spread over twice the devices.
+        yield choices._replace(fsdp=choices.fsdp // 2, tensor=2 * choices.tensor)
+    if choices.reference == "device":
+        yield choices._replace(reference="host")
+    if choices.precision == "bfloat16_master":
+        yield choices._replace(precision="bfloat16_stochastic")
+    if choices.tower == "trained":
+        yield choices._replace(tower="frozen")
