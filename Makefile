@@ -5,6 +5,7 @@
 # make aot     adds libtpu, then compiles the kernels for four TPUs, without a TPU
 # make bench-load  seconds and memory of loading a checkpoint, for BENCHMARKS.md
 # make chaos KILLS=25 SEED=0   a run that is killed at random moments ends with the same bits
+# make multiprocess  one training on 1, 2 and 4 processes; one is killed, all go on
 # make test-new     tests of the kernels on the newest jax, where Python 3.12 is found
 # make compile-mgpu the Hopper kernel compiled for an H200 that need not be there (5 GB)
 # make lint    style and format
@@ -36,7 +37,7 @@ export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 # It would say that torch is missing; it is not needed.
 export TRANSFORMERS_VERBOSITY ?= error
 
-.PHONY: demo test parity parity-sweep chaos cases bench-load lint table clean fuzz aot test-new compile-mgpu study
+.PHONY: demo test parity parity-sweep chaos multiprocess cases bench-load lint table clean fuzz aot test-new compile-mgpu study
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo
@@ -62,6 +63,9 @@ parity-sweep: $(VENV)/.parity
 
 chaos: $(VENV)/.test
 	JAX_PLATFORMS=cpu $(BIN)/python -m tests.chaos --kills $(KILLS) --seed $(SEED)
+
+multiprocess: $(VENV)/.test
+	JAX_PLATFORMS=cpu $(BIN)/python -m tests.multiprocess
 
 aot: $(VENV)/.aot
 	$(PYTEST) -m aot tests/kernels

@@ -10,6 +10,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax-tests"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")  # of operations
 # A quarter of the compilation time. Tests of meshes see 8 devices, everything else runs
 # on the first.
 os.environ["XLA_FLAGS"] = " ".join(
@@ -36,6 +37,13 @@ import pytest  # noqa: E402
 
 MANY_MAPPINGS = 30_000
 """Of memory; Linux allows 65530 a process, and a compiled program takes a dozen."""
+
+
+def pytest_collection_finish():
+    """Tracing makes many objects; the collector need not go through all imports."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 50, 50)
 
 
 @pytest.fixture(autouse=True, scope="module")

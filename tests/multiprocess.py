@@ -1,14 +1,13 @@
 """One training on 1, 2 and 4 processes: `python -m tests.multiprocess`.
 
 GRPO on a small policy, 20 steps with sampling, rewards, updates and checkpoints, on
-meshes of 4 devices that 1, 2 or 4 processes bring together over gloo: the losses must
-be those of one device to 1e-5. Then the 2 processes again, one of them killed in the
-middle: the other must stop by itself within a minute, and the same command again must
-end with the same losses.
+one device, and on meshes of 4 devices that 2 or 4 processes bring together over gloo:
+the losses must be the same to 1e-5. Then the 2 processes again, one of them killed in
+the middle: the other must stop by itself within a minute, and the same command again
+must end with the same losses.
 """
 
 import argparse
-import dataclasses
 import json
 import os
 import socket
@@ -23,7 +22,6 @@ LONGEST_STOP = 60.0
 DEVICES = 4
 CASES = {
     "1 process, 1 device": (1, ""),
-    "1 process": (1, "data=2,tensor=2"),
     "2 processes": (2, "fsdp=2,tensor=2"),
     "4 processes": (4, "data=2,fsdp=2"),
 }
@@ -48,23 +46,23 @@ def train_small(folder: Path, axes: str) -> None:
     """What every process runs."""
     import jax
 
-    from tests.fixtures import small
+    from tests.fixtures import meshed
     from vrl_jax.models import sharding
-    from vrl_jax.models.qwen_vl.parameters import parameter_table
-    from vrl_jax.training.learner import adamw
     from vrl_jax.training.loop import Stage, train
 
-    samples = [
-        dataclasses.replace(sample, id=f"{sample.id}-{copy}")
-        for copy in range(2)
-        for sample in small.samples()
-    ]
     with jax.set_mesh(sharding.parse_mesh(axes)):
-        params = sharding.spread(small.params(), parameter_table(small.spec()))
-        stage = Stage("rl", small.recipe("grpo"), samples, STEPS, 8, adamw(1e-4))
+        stage = Stage(
+            name="rl",
+            recipe=meshed.RECIPE,
+            samples=meshed.samples(),
+            steps=STEPS,
+            prompts_per_step=meshed.PROMPTS,
+            optimizer=meshed.OPTIMIZER,
+            minibatches=2,
+        )
         train(
             [stage],
-            small.actor(params=params, slots=32),
+            meshed.actor(),
             folder=folder,
             seed=0,
             evaluate=lambda actor: {},
@@ -92,7 +90,7 @@ def compare(folder: Path) -> int:
     return wrong + broken(folder / "killed", expected)
 
 
-def broken(folder: Path, expected: list[float]) -> int:
+def broken(folder: Path, expected: list[list[float]]) -> int:
     """One of two processes is killed in the middle; then the same command again."""
     count, axes = CASES["2 processes"]
     run = start_run(folder, count, axes)
@@ -149,14 +147,18 @@ def log(folder: Path, number: int) -> Path:
     return folder / f"log_{number}.txt"
 
 
-def losses(folder: Path) -> list[float]:
+def losses(folder: Path) -> list[list[float]]:
+    """Loss, entropy and distance from the sampler, of each step."""
+    from tests.fixtures.meshed import COMPARED
+
     file = folder / "metrics.jsonl"
     lines = file.read_text().splitlines() if file.exists() else []
-    return [json.loads(line)["actor/loss"] for line in lines]
+    return [[json.loads(line)[name] for name in COMPARED] for line in lines]
 
 
-def difference(expected: list[float], found: list[float]) -> float:
-    return max(abs(a - b) for a, b in zip(expected, found, strict=True))
+def difference(expected: list[list[float]], found: list[list[float]]) -> float:
+    steps = zip(expected, found, strict=True)
+    return max(abs(a - b) for pair in steps for a, b in zip(*pair, strict=True))
 
 
 if __name__ == "__main__":

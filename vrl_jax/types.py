@@ -241,3 +241,9 @@ class Mean(NamedTuple):
 
     total: Float[Array, ""]
     weight: Float[Array, ""]
+
+
+class Max(NamedTuple):
+    """The largest of what is never negative."""
+
+    value: Float[Array, ""]

@@ -59,3 +59,31 @@ def test_placed_lays_out_on_the_mesh_that_is_set():
     with jax.set_mesh(mesh):
         y = jax.jit(lambda x: sharding.placed(x + 1, "batch", None))(np.ones((8, 2)))
     assert y.sharding.shard_shape(y.shape) == (1, 2)
+
+
+def test_a_mesh_is_named_by_its_axes():
+    assert sharding.parse_mesh("") is None
+    mesh = sharding.parse_mesh("fsdp=4,data=2")
+    assert dict(mesh.shape) == {"data": 2, "fsdp": 4, "tensor": 1}
+
+
+@pytest.mark.parametrize("text", ["8", "data", "data=x", "data=0", "fsdp=2,fsdp=4"])
+def test_a_mesh_that_is_misspelt(text):
+    with pytest.raises(ValueError, match=f"data=2,fsdp=4. Got '{text}'"):
+        sharding.parse_mesh(text)
+
+
+def test_put_spreads_rows_and_on_host_brings_them_back():
+    table = {
+        "rows": np.arange(16.0).reshape(8, 2),
+        "odd": np.arange(3),
+        "one": np.int8(1),
+    }
+    with jax.set_mesh(sharding.make_mesh(data=4, fsdp=2)):
+        lies = sharding.put(table)
+        assert lies["rows"].sharding.shard_shape((8, 2)) == (1, 2)
+        assert lies["odd"].sharding.shard_shape((3,)) == (3,)
+        back = sharding.on_host(lies)
+    jax.tree.map(np.testing.assert_array_equal, back, table)
+    alone = sharding.put(table)
+    assert {len(x.devices()) for x in alone.values()} == {1}

@@ -16,7 +16,7 @@ from vrl_jax import advantages, objectives, reductions
 from vrl_jax.engine.reference import Anchor, free
 from vrl_jax.programs.single_turn import single_turn
 from vrl_jax.training.iteration import Recipe, as_batch
-from vrl_jax.training.metrics import policy_metrics
+from vrl_jax.training.metrics import once, policy_metrics
 
 
 def grpo(*, group_size: int = 8, clip: float = 0.2, anchor: Anchor = free) -> Recipe:
@@ -28,7 +28,8 @@ def grpo(*, group_size: int = 8, clip: float = 0.2, anchor: Anchor = free) -> Re
 
     def credit(rollout):
         advantage = advantages.group_zscore(rollout.rewards, group_size=group_size)
-        return as_batch(rollout, advantage[:, None], rollout.extra_logprobs), {}
+        metrics = {"actor/kl_coef": once(anchor.weight)}
+        return as_batch(rollout, advantage[:, None], rollout.extra_logprobs), metrics
 
     def loss(policy, batch):
         new = policy(batch)

@@ -40,7 +40,7 @@ from vrl_jax.programs.dynamic_sampling import (
 from vrl_jax.programs.single_turn import single_turn
 from vrl_jax.training.iteration import Recipe, as_batch
 from vrl_jax.training.learner import ScoringPolicy
-from vrl_jax.training.metrics import policy_metrics
+from vrl_jax.training.metrics import once, policy_metrics
 from vrl_jax.types import Batch, Rollout
 
 
@@ -95,7 +95,8 @@ def papo(
 
     def credit(rollout):
         advantage = advantages.group_zscore(rollout.rewards, group_size=group_size)
-        return as_batch(rollout, advantage[:, None], rollout.extra_logprobs), {}
+        metrics = {"actor/kl_coef": once(anchor.weight)}
+        return as_batch(rollout, advantage[:, None], rollout.extra_logprobs), metrics
 
     def loss(policy, batch):
         new, blind = policy(batch), second.logprobs(policy, batch)

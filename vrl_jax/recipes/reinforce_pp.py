@@ -15,11 +15,11 @@ import functools
 
 import jax.numpy as jnp
 
-from vrl_jax import advantages, objectives, reductions
+from vrl_jax import advantages, masked, objectives, reductions
 from vrl_jax.engine.reference import Anchor, free
 from vrl_jax.programs.single_turn import single_turn
 from vrl_jax.training.iteration import Recipe, as_batch
-from vrl_jax.training.metrics import policy_metrics
+from vrl_jax.training.metrics import once, policy_metrics, spread
 
 
 def reinforce_pp(
@@ -41,7 +41,12 @@ def reinforce_pp(
         rewards = advantages.at_last_token(rollout.rewards, scored)
         rewards = rewards - anchor.weight * distance
         returns = advantages.reward_to_go(rewards, scored, discount=discount)
-        metrics = {"critic/kl": reductions.token_mean(distance, rollout.mask)}
+        paid = anchor.weight * masked.sum(distance, rollout.mask, axis=1)
+        metrics = {
+            "critic/kl": reductions.token_mean(distance, rollout.mask),
+            "critic/kl_coef": once(anchor.weight),
+            **spread("critic/rewards", rollout.rewards - paid),
+        }
         return as_batch(rollout, advantages.whiten(returns, scored)), metrics
 
     def loss(policy, batch):

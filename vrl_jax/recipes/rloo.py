@@ -19,7 +19,7 @@ from vrl_jax import advantages, masked, objectives, reductions
 from vrl_jax.engine.reference import Anchor, free
 from vrl_jax.programs.single_turn import single_turn
 from vrl_jax.training.iteration import Recipe, as_batch
-from vrl_jax.training.metrics import policy_metrics
+from vrl_jax.training.metrics import once, policy_metrics, spread
 
 
 def rloo(*, group_size: int = 8, clip: float = 0.2, anchor: Anchor = free) -> Recipe:
@@ -32,10 +32,13 @@ def rloo(*, group_size: int = 8, clip: float = 0.2, anchor: Anchor = free) -> Re
     def credit(rollout):
         distance = anchor.distance(rollout.old_logprobs, rollout.extra_logprobs)
         paid = anchor.weight * masked.sum(distance, rollout.mask, axis=1)
-        advantage = advantages.leave_one_out(
-            rollout.rewards - paid, group_size=group_size
-        )
-        metrics = {"critic/kl": reductions.token_mean(distance, rollout.mask)}
+        rewards = rollout.rewards - paid
+        advantage = advantages.leave_one_out(rewards, group_size=group_size)
+        metrics = {
+            "critic/kl": reductions.token_mean(distance, rollout.mask),
+            "critic/kl_coef": once(anchor.weight),
+            **spread("critic/rewards", rewards),
+        }
         return as_batch(rollout, advantage[:, None]), metrics
 
     def loss(policy, batch):

@@ -87,6 +87,12 @@ GROUPS = (
             "fault in the code, not learning.",
             "training/rollout_probs_diff_mean": "The same between probabilities, under "
             "the name that verl has for it.",
+            "training/rollout_probs_diff_max": "Its largest value. One token far off, "
+            "with a small mean, is a sampler that treats that token otherwise.",
+            "training/rollout_is_mean": "Mean weight of learner over sampler: 1, where "
+            "both are the same policy.",
+            "training/rollout_is_eff_sample_size": "What share of the tokens the "
+            "weights leave: 1 where all weigh the same.",
         },
         ("actor/", "training/"),
     ),

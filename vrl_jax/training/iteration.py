@@ -16,16 +16,11 @@ from vrl_jax.training.metrics import (
     average,
     fact_metrics,
     rollout_metrics,
+    sampler_gap,
 )
 from vrl_jax.types import Batch, Rollout, Sample
 
 Batches = Iterator[Sequence[Sample]]
-
-SAMPLER_GAP = {
-    "actor/logprob_gap": "training/logprob_gap",
-    "actor/probs_diff": "training/rollout_probs_diff_mean",
-}
-"""Before any update they compare the sampler with the learner: logged under both."""
 
 
 class Recipe(NamedTuple):
@@ -95,8 +90,6 @@ def iteration(
         **jax.jit(advantage_metrics)(batch),
         **credited,
         **average(history),
+        **jax.jit(sampler_gap)(history[0]),
     }
-    for name, first in SAMPLER_GAP.items():
-        if name in history[0]:
-            metrics[first] = history[0][name]
     return learner, metrics

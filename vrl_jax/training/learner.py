@@ -3,18 +3,18 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from vrl_jax.engine.likelihood import likelihood
 from vrl_jax.models.policy import Params, Policy
 from vrl_jax.models.sharding import by_row
 from vrl_jax.models.trained import Join, Trains, everything
-from vrl_jax.training.metrics import Metrics
+from vrl_jax.training.metrics import Metrics, learning_rate_metrics, merged
 from vrl_jax.types import Batch, Likelihood, Mean
 
 ScoringPolicy = Callable[[Batch], Likelihood]
@@ -60,11 +60,36 @@ def adamw(
     weight_decay: float = 0.01,
     clip_norm: float = 1.0,
 ) -> optax.GradientTransformation:
-    """AdamW (0.9, 0.999) after clipping the gradient's global norm."""
+    """AdamW (0.9, 0.999) after clipping the gradient's global norm.
+
+    Its state tells the learning rate of the newest update.
+    """
     return optax.chain(
         optax.clip_by_global_norm(clip_norm),
         optax.adamw(learning_rate, weight_decay=weight_decay),
+        noted(learning_rate),
     )
+
+
+class Noted(NamedTuple):
+    """The state of `noted`."""
+
+    count: Int[Array, ""]
+    learning_rate: Float[Array, ""]
+
+
+def noted(learning_rate: float | optax.Schedule) -> optax.GradientTransformation:
+    """Changes nothing: its state holds the rate of the newest update, to be logged."""
+    at = learning_rate if callable(learning_rate) else lambda count: learning_rate
+
+    def init(params: Any) -> Noted:
+        return Noted(jnp.int32(0), jnp.asarray(at(0), jnp.float32))
+
+    def update(updates: Any, state: Noted, params: Any = None) -> tuple[Any, Noted]:
+        rate = jnp.asarray(at(state.count), jnp.float32)
+        return updates, Noted(state.count + 1, rate)
+
+    return optax.GradientTransformation(init, update)
 
 
 def make_learner(
@@ -169,7 +194,7 @@ def update_moving(
         )
 
         def add(sums, piece):
-            return jax.tree.map(jnp.add, sums, gradient(learner.trained, piece)), None
+            return merged(sums, gradient(learner.trained, piece)), None
 
         summed, _ = jax.lax.scan(add, zeros, stacked)
     (total, (weight, metrics)), grads = summed
@@ -190,6 +215,7 @@ def update_moving(
     one = jnp.float32(1)
     metrics = {
         **metrics,
+        **learning_rate_metrics(opt_state),
         "actor/loss": Mean(total, weight),
         "actor/grad_norm": Mean(norm, one),
         "training/skipped": Mean(jnp.where(finite, 0.0, 1.0), one),

@@ -1,20 +1,23 @@
 """What is logged of a rollout and of an update, under the names of EasyR1 and verl.
 
-Metrics are `Mean`s until the loop writes them, so that micro-batches add up.
+Metrics are `Mean`s or a `Max` until the loop writes them, so that micro-batches add up.
 """
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array, Float
 
 from vrl_jax import filters, masked, objectives, reductions
 from vrl_jax.models.sharding import on_host
-from vrl_jax.types import Batch, Episode, Likelihood, Mean, Rollout
+from vrl_jax.types import Batch, Episode, Likelihood, Max, Mean, Rollout
 
-Metrics = Mapping[str, Mean]
+Metrics = Mapping[str, Mean | Max]
 
 
 def once(value: Float[Array, ""]) -> Mean:
@@ -26,6 +29,24 @@ def mean_known(values: Float[Array, " B"]) -> Mean:
     """The mean of what is not NaN: unscored responses do not count."""
     known = ~jnp.isnan(values)
     return Mean(masked.sum(values, known), known.sum().astype(jnp.float32))
+
+
+def spread(name: str, values: Float[Array, " B"]) -> Metrics:
+    """Mean, largest and smallest of what is not NaN."""
+    return {
+        f"{name}/mean": mean_known(values),
+        f"{name}/max": once(jnp.nanmax(values)),
+        f"{name}/min": once(jnp.nanmin(values)),
+    }
+
+
+def merged(one: Any, other: Any) -> Any:
+    """Two micro-batches as one: a `Max` is the larger, all other numbers are added."""
+
+    def merge(x: Any, y: Any) -> Any:
+        return Max(jnp.maximum(*x, *y)) if isinstance(x, Max) else x + y
+
+    return jax.tree.map(merge, one, other, is_leaf=lambda x: isinstance(x, Max))
 
 
 def policy_metrics(
@@ -40,16 +61,18 @@ def policy_metrics(
     """How far the policy is from the one that sampled, and how sure it is.
 
     `actor/logprob_gap` is mean |log pi - log pi_old|: on the first update of an
-    iteration both are the same policy, and it measures sampler against learner, as
-    `actor/probs_diff`, mean |pi - pi_old|, does. `pg_loss` is the surrogate alone.
-    `ratio` is what the loss clips, by default that of single tokens.
+    iteration both are the same policy, and it measures sampler against learner, as do
+    `actor/probs_diff`, mean |pi - pi_old|, and `actor/ratio`, mean pi / pi_old: see
+    `sampler_gap`. `pg_loss` is the surrogate alone. `ratio` is what the loss clips, by
+    default that of single tokens.
     """
-    if ratio is None:
-        ratio = objectives.importance_ratio(new.logprobs, batch.old_logprobs)
+    of_token = objectives.importance_ratio(new.logprobs, batch.old_logprobs)
+    ratio = of_token if ratio is None else ratio
     low, high = objectives.clip_fractions(
         ratio, batch.advantages, clip_low=clip_low, clip_high=clip_high
     )
     gap = batch.old_logprobs - new.logprobs
+    moved = jnp.abs(jnp.exp(new.logprobs) - jnp.exp(batch.old_logprobs))
 
     def mean(x: Float[Array, "B T"]) -> Mean:
         return reductions.token_mean(x.astype(jnp.float32), batch.mask)
@@ -59,30 +82,70 @@ def policy_metrics(
         "actor/entropy": mean(new.entropy),
         "actor/ppo_kl": mean(gap),
         "actor/logprob_gap": mean(jnp.abs(gap)),
-        "actor/probs_diff": mean(
-            jnp.abs(jnp.exp(new.logprobs) - jnp.exp(batch.old_logprobs))
-        ),
+        "actor/probs_diff": mean(moved),
+        "actor/probs_diff_squared": mean(moved**2),
+        "actor/probs_diff_max": Max(jnp.where(batch.mask, moved, 0).max()),
+        "actor/ratio": mean(of_token),
+        "actor/ratio_squared": mean(of_token**2),
+        "actor/ratio_above_2": mean(of_token > 2),
         "actor/pg_clipfrac_lower": mean(low),
         "actor/pg_clipfrac_higher": mean(high),
     }
 
 
+def sampler_gap(first: Metrics) -> Metrics:
+    """Sampler against learner, from an iteration's first `policy_metrics`.
+
+    No update lies between them yet. Under verl's names: mean, largest and standard
+    deviation of |pi_learner - pi_sampler|; of the importance weight their ratio the
+    mean, the share above 2, where `mismatch.truncated` cuts, and the effective sample
+    size (sum w)^2 / (n sum w^2). Nothing where the loss logs none of it.
+    """
+    if "actor/probs_diff" not in first:
+        return {}
+    gap, weight = first["actor/probs_diff"], first["actor/ratio"]
+    squares, count = first["actor/probs_diff_squared"].total, gap.weight
+    variance = (squares - gap.total**2 / count) / jnp.maximum(count - 1, 1)
+    size = weight.total**2 / (count * first["actor/ratio_squared"].total)
+    return {
+        "training/logprob_gap": first["actor/logprob_gap"],
+        "training/rollout_probs_diff_mean": gap,
+        "training/rollout_probs_diff_max": first["actor/probs_diff_max"],
+        "training/rollout_probs_diff_std": once(jnp.sqrt(jnp.maximum(variance, 0))),
+        "training/rollout_is_mean": weight,
+        "training/rollout_is_ratio_fraction_high": first["actor/ratio_above_2"],
+        "training/rollout_is_eff_sample_size": once(size),
+    }
+
+
+def learning_rate_metrics(opt_state: Any) -> Metrics:
+    """`actor/lr`, where the optimiser's state tells one rate; nothing elsewhere.
+
+    `learner.adamw` notes it, as `optax.inject_hyperparams` does.
+    """
+    found = optax.tree_utils.tree_get_all_with_path(
+        opt_state, "learning_rate", lambda path, leaf: isinstance(leaf, jax.Array)
+    )
+    return {"actor/lr": once(found[0][1])} if len(found) == 1 else {}
+
+
 def rollout_metrics(rollout: Rollout) -> Metrics:
     """Scores, lengths, and how many groups carry no signal.
 
-    A length is an episode's, over its rows. Where no two rows share a prompt, shapes do
-    not say what is a group, and nothing is said of groups.
+    `critic/rewards` are the scores, less what a recipe subtracts and logs under that
+    name. `prompt_length/clip_ratio` is the share of prompts that fill their room; none
+    is ever cut. A length is an episode's, over its rows. Where no two rows share a
+    prompt, shapes do not say what is a group, and nothing is said of groups.
     """
     lengths, episodes = rollout.mask.sum(axis=1), len(rollout.rewards)
     if rollout.episode is not None:
         lengths = jax.ops.segment_sum(lengths, rollout.episode, episodes)
     prompt_lengths = rollout.prompts.mask.sum(axis=1)
-    prompts = rollout.prompts.tokens.shape[0]
+    prompts, room = rollout.prompts.tokens.shape
     group_size = rollout.tokens.shape[0] // prompts
     metrics = {
-        "critic/score/mean": mean_known(rollout.rewards),
-        "critic/score/max": once(jnp.nanmax(rollout.rewards)),
-        "critic/score/min": once(jnp.nanmin(rollout.rewards)),
+        **spread("critic/score", rollout.rewards),
+        **spread("critic/rewards", rollout.rewards),
         "response_length/mean": once(lengths.mean()),
         "response_length/max": once(lengths.max()),
         "response_length/min": once(lengths.min()),
@@ -90,6 +153,7 @@ def rollout_metrics(rollout: Rollout) -> Metrics:
         "prompt_length/mean": once(prompt_lengths.mean()),
         "prompt_length/max": once(prompt_lengths.max()),
         "prompt_length/min": once(prompt_lengths.min()),
+        "prompt_length/clip_ratio": once((prompt_lengths == room).mean()),
         "actor/sampled_nll": once(masked.mean(-rollout.old_logprobs, rollout.mask)),
         **{
             f"reward/{name}": mean_known(part)
@@ -151,20 +215,17 @@ def by_source(
     return {key: sum(found) / len(found) for key, found in sorted(values.items())}
 
 
-def average(history: Sequence[Metrics]) -> dict[str, Mean]:
+def average(history: Sequence[Metrics]) -> Metrics:
     """One metric of several updates: totals and weights added."""
-    return {
-        name: Mean(
-            sum(metrics[name].total for metrics in history),
-            sum(metrics[name].weight for metrics in history),
-        )
-        for name in history[0]
-    }
+    return functools.reduce(merged, history)
 
 
 def as_floats(metrics: Metrics) -> dict[str, float]:
     """total / weight of each, on the host; NaN where nothing was counted."""
-    return {
-        name: float(mean.total) / float(mean.weight) if mean.weight else math.nan
-        for name, mean in jax.device_get(dict(metrics)).items()
-    }
+
+    def number(metric: Mean | Max) -> float:
+        if isinstance(metric, Max):
+            return float(metric.value)
+        return float(metric.total) / float(metric.weight) if metric.weight else math.nan
+
+    return {name: number(m) for name, m in jax.device_get(dict(metrics)).items()}
