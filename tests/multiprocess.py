@@ -105,7 +105,8 @@ def broken(folder: Path, expected: list[list[float]]) -> int:
     code, steps = run[0].returncode, len(losses(folder))
     print(
         f"killed with {steps} steps logged: the other stopped after {seconds:.0f} s, "
-        f"exit code {code}, saying\n  {log(folder, 0).read_text().splitlines()[-1]}"
+        f"exit code {code}, saying\n  {log(folder, 0).read_text().splitlines()[-1]}",
+        flush=True,
     )
     for process in start_run(folder, count, axes):
         if process.wait():
