@@ -22,6 +22,7 @@ LAYERS = (
         "reductions",
         "preference",
         "perception",
+        "contrast",
         "filters",
         "denoising",
         "rewards",

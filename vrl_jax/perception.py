@@ -98,6 +98,25 @@ def view_reverse_kl(
     return view_kl(other, hidden, head, temperature=temperature, allowed=allowed)
 
 
+def view_symmetric_kl(
+    hidden: Float[Array, "N d"],
+    other: Float[Array, "N d"],
+    head: Float[Array, "V d"],
+    *,
+    temperature: Float[Array, " N"],
+    allowed: Bool[Array, " V"],
+) -> Float[Array, " N"]:
+    """(KL(p||q) + KL(q||p)) / 2 in one pass: DUPL's perceptual uncertainty.
+
+    https://arxiv.org/abs/2510.01444, for `dupl_bonus`.
+    """
+    ids = jnp.full(hidden.shape[:1], -1)  # no token in particular
+    both = linear_head_pair(
+        hidden, other, head, ids, temperature=temperature, allowed=allowed
+    )
+    return (both.kl + both.reverse_kl) / 2
+
+
 def view_js(
     hidden: Float[Array, "N d"],
     other: Float[Array, "N d"],
