@@ -23,6 +23,7 @@ LAYERS = (
         "preference",
         "perception",
         "contrast",
+        "token_weights",
         "filters",
         "denoising",
         "rewards",
