@@ -1,7 +1,8 @@
 """Published weights of tokens and responses by how much they look.
 
-Of CGPO, PGPO, PEPO, ToR, DUPL, VGPO and VEPO, from what `perception` scores and selects.
-Multiply advantages or losses by them.
+Of CGPO, PGPO, PEPO, ToR, DUPL, VGPO and VEPO, from what `perception` scores and
+selects.
+They multiply advantages or losses.
 """
 
 from collections.abc import Callable
