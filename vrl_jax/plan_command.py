@@ -4,7 +4,7 @@ import functools
 import importlib.util
 import inspect
 import json as json_text
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from vrl_jax.engine.reference import near
 from vrl_jax.models.policy import Params
@@ -23,7 +23,7 @@ from vrl_jax.recipes.rloo import rloo
 from vrl_jax.recipes.sapo import sapo
 from vrl_jax.recipes.vppo import vppo
 from vrl_jax.training.iteration import Recipe
-from vrl_jax.training.plan import as_json, page
+from vrl_jax.training.plan import Plan, as_json, page, step_seconds
 from vrl_jax.training.plan_chips import topology as parse_topology
 from vrl_jax.training.plan_compile import Request, compiled_for_tpu
 from vrl_jax.training.plan_programs import Choices, Sizes
@@ -46,7 +46,9 @@ RECIPES: Mapping[str, Callable[..., Recipe]] = {
 NAMES: Mapping[str, tuple[str, ...]] = {
     "remat": tuple(REMATS),
     "precision": tuple(PRECISIONS),
+    "moments": ("float32", "bfloat16"),
     "tower": ("trained", "frozen"),
+    "sampling": ("spread", "gathered"),
     "reference": ("none", "device", "host"),
 }
 
@@ -68,7 +70,9 @@ def plan(
     slots: int = 0,
     remat: str = "nothing",
     precision: str = "bfloat16_master",
+    moments: str = "float32",
     tower: str = "trained",
+    sampling: str = "spread",
     reference: str = "none",
     analytic: bool = False,
     tries: int = 8,
@@ -95,7 +99,9 @@ def plan(
         slots: responses that are written at a time; 0: all.
         remat: what layers keep for the backward pass: everything, dots or nothing.
         precision: float32, bfloat16_master or bfloat16_stochastic.
+        moments: dtype of Adam's first moment: float32 or bfloat16.
         tower: trained or frozen.
+        sampling: from params that are spread as in training, or gathered once a step.
         reference: none, or where a reference policy lies: device or host.
         analytic: count, but compile nothing.
         tries: plans to try at most.
@@ -104,7 +110,9 @@ def plan(
     given = {
         "remat": remat,
         "precision": precision,
+        "moments": moments,
         "tower": tower,
+        "sampling": sampling,
         "reference": reference,
     }
     for name, known in (*NAMES.items(), ("model", RELEASED), ("recipe", RECIPES)):
@@ -141,7 +149,7 @@ def plan(
     else:
         print(why)
         print(_verdict(found))
-    return int(not found[-1].fits)
+    return int(not any(one.fits for one in found))
 
 
 def _check(sizes: Sizes, minibatches: int) -> None:
@@ -176,18 +184,20 @@ def _compiler(chips: str, analytic: bool) -> tuple[Callable | None, str]:
     )
 
 
-def _verdict(found: list) -> str:
+def _verdict(found: Sequence[Plan]) -> str:
     if found[-1].source == "analytic":
         held = "more than the chips have" if not found[-1].fits else "within the chips"
         return f"What is held is {held}; temporaries are not counted."
-    if not found[-1].fits:
+    fitting = [one for one in found if one.fits]
+    if not fitting:
         return "None of these fits: more chips, shorter sequences, or a smaller model."
-    if len(found) == 1:
+    best = min(fitting, key=step_seconds)
+    if best is found[0]:
         return "It fits as asked."
-    first, last = found[0].request.choices, found[-1].request.choices
+    first, last = found[0].request.choices, best.request.choices
     changed = ", ".join(
         f"{name} {old} -> {new}"
         for name, old, new in zip(Choices._fields, first, last, strict=True)
         if old != new
     )
-    return f"It fits with {changed}."
+    return f"It fits with {changed}: at least {step_seconds(best):.1f} s a step."

@@ -11,10 +11,12 @@ import pytest
 
 from tests.fixtures import small
 from vrl_jax import cli
+from vrl_jax.engine.reference import near
 from vrl_jax.models.families import family_of
 from vrl_jax.models.parameters import init_params
 from vrl_jax.models.remat import REMATS
 from vrl_jax.models.sharding import make_mesh, spread
+from vrl_jax.recipes.grpo import grpo
 from vrl_jax.recipes.vppo import vppo
 from vrl_jax.training import plan_compile, plan_hlo
 from vrl_jax.training.learner import adamw, make_learner
@@ -32,6 +34,8 @@ HERE = Topology(Chip("cpu", "", 1e12, 1e9, 1e11, 1e10, 1), (8,))
 
 
 def method(reference):
+    if reference is not None:
+        return grpo(group_size=2, anchor=near(reference, weight=0.01))
     return vppo(group_size=2)
 
 
@@ -296,6 +300,35 @@ def test_analytic_plan_says_what_it_is():
         shared
         == held["parameters"] + held["optimiser"] + 8 + small.spec().text.vocabulary
     )
+
+
+def test_named_choices_change_what_is_held_or_gathered():
+    mesh = make_mesh(fsdp=4, tensor=2)
+
+    def held(**choices):
+        return plan_compile.plan_of(request(**choices), mesh).held
+
+    first = planned()[0].held
+    copy = first["sampling copy"]  # bfloat16 of all parameters
+    assert first["parameters"] == 2 * copy
+    half = held(moments="bfloat16")["optimiser"]
+    assert first["optimiser"] - half == copy
+    stochastic = held(precision="bfloat16_stochastic")
+    assert stochastic["parameters"] == copy and stochastic["sampling copy"] == 0
+    frozen = held(tower="frozen")
+    assert frozen["optimiser"] < first["optimiser"]
+    assert frozen["parameters"] < first["parameters"]
+    assert held(reference="device")["reference"] == copy
+    assert held(reference="host")["reference"] == 0
+
+    gathered = plan_compile.plan_of(request(sampling="gathered"), mesh).programs
+    whole = bytes_of(gathered["decode"].arguments[0])
+    assert copy < whole < 4 * copy  # whole along fsdp, still spread over tensor
+    sent = compiled_here(
+        "gather", plan_compile.plan_of(request(sampling="gathered"), mesh), mesh
+    ).traffic
+    # CPUs gather bfloat16 as float32.
+    assert sent[("all-gather", 4)] == pytest.approx(2 * (whole - copy))
 
 
 def run(*arguments):

@@ -30,16 +30,24 @@ class Anchor(NamedTuple):
 
 
 def near(
-    reference: Params, *, weight: float, divergence: Divergence = divergences.k3
+    reference: Params,
+    *,
+    weight: float,
+    divergence: Divergence = divergences.k3,
+    fetch: Callable[[Params], Params] = lambda params: params,
 ) -> Anchor:
     """weight divergence(log pi, log pi_ref) for each token; the reference is frozen.
+
+    It is `fetch`ed for each scoring: near(to_host(reference), fetch=to_device), with
+    `models.sharding`, keeps it in the memory of the host meanwhile.
 
     As a loss: k3 with 0.04 is GRPO's, equation 3, https://arxiv.org/abs/2402.03300;
     `low_var_kl` with 0.01 that of EasyR1. Off the reward: `k1` with 0.05 is TRL's RLOO.
     """
 
     def score(actor: Actor, rollout: Rollout) -> Rollout:
-        seen = dataclasses.replace(actor, params=reference).likelihood(rollout).logprobs
+        other = dataclasses.replace(actor, params=fetch(reference))
+        seen = other.likelihood(rollout).logprobs
         extra = {**rollout.extra_logprobs, "reference": seen}
         return dataclasses.replace(rollout, extra_logprobs=extra)
 

@@ -122,6 +122,38 @@ def param_shardings(table: Sequence[Parameter], mesh: Mesh | AbstractMesh) -> Pa
     )
 
 
+def whole_along(sharding: NamedSharding, axis: str) -> NamedSharding:
+    """The same, but that nothing is spread over this axis of the mesh."""
+    spec = (None if part == axis else part for part in sharding.spec)
+    return NamedSharding(sharding.mesh, PartitionSpec(*spec))
+
+
+def gathered(params: Params) -> Params:
+    """The params whole along `fsdp`, as sampling reads them best; see `whole_along`."""
+    if jax.sharding.get_mesh().empty:
+        return params
+    lies = jax.tree.map(lambda x: whole_along(x.sharding, "fsdp"), params)
+    return jax.device_put(params, lies)
+
+
+def to_host(params: Params) -> Params:
+    """The params in the memory of the hosts of their devices, spread as they are.
+
+    Every backend of today has it: TPU, GPU and, in name, CPU.
+    """
+    return _in_memory(params, "pinned_host")
+
+
+def to_device(params: Params) -> Params:
+    """The params in the memory that their devices compute in."""
+    return _in_memory(params, "device")
+
+
+def _in_memory(params: Params, kind: str) -> Params:
+    lies = jax.tree.map(lambda x: x.sharding.with_memory_kind(kind), params)
+    return jax.device_put(params, lies)
+
+
 def placed(x: Array, *axes: str | None) -> Array:
     """`x`, told how it lies on the mesh that is set; itself where none is."""
     mesh = jax.sharding.get_abstract_mesh()

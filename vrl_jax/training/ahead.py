@@ -9,20 +9,20 @@ it was then, and an importance weight corrects for that.
 import copy
 import dataclasses
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Key
 
-from vrl_jax import mismatch, objectives
+from vrl_jax import mismatch
 from vrl_jax.engine.actor import Actor
 from vrl_jax.engine.processing import Processor, prepare
 from vrl_jax.training.iteration import Recipe
-from vrl_jax.training.metrics import Metrics, once
-from vrl_jax.types import Batch, Rollout, Sample
+from vrl_jax.training.sampler import Correct, corrected
+from vrl_jax.types import Rollout, Sample
 
 
 class Ahead:
@@ -77,9 +77,6 @@ class Ahead:
         self._threads.shutdown(cancel_futures=True)
 
 
-Correct = Callable[..., Float[Array, "B T"]]
-
-
 def one_step_behind(recipe: Recipe, *, correct: Correct = mismatch.truncated) -> Recipe:
     """The recipe on responses of the policy as it was one update phase earlier.
 
@@ -107,27 +104,9 @@ def one_step_behind(recipe: Recipe, *, correct: Correct = mismatch.truncated) ->
         if not actor.total_steps or actor.step + 1 < actor.total_steps:
             # The update that follows takes the memory of the params that came.
             params = jax.tree.map(jnp.copy, actor.params)
-            later = dataclasses.replace(actor, params=params, step=actor.step + 1)
+            coming = dataclasses.replace(actor, params=params, step=actor.step + 1)
             after = jax.random.fold_in(key, 1)
-            pending.append(thread.submit(recipe.act, later, batches, after))
+            pending.append(thread.submit(recipe.act, coming, batches, after))
         return now
 
-    def score(actor: Actor, rollout: Rollout, key: Key[Array, ""]) -> Rollout:
-        sampler = {**rollout.extra_logprobs, "sampler": rollout.old_logprobs}
-        newest = actor.likelihood(rollout).logprobs
-        rollout = dataclasses.replace(
-            rollout, old_logprobs=newest, extra_logprobs=sampler, states=None
-        )
-        return recipe.score(actor, rollout, key)
-
-    def credit(rollout: Rollout) -> tuple[Batch, Metrics]:
-        batch, metrics = recipe.credit(rollout)
-        ratio = objectives.importance_ratio(
-            rollout.old_logprobs, rollout.extra_logprobs["sampler"]
-        )
-        weights = correct(ratio, rollout.mask)
-        corrected = dataclasses.replace(batch, advantages=batch.advantages * weights)
-        mean = weights.sum() / jnp.maximum(rollout.mask.sum(), 1)
-        return corrected, {**metrics, "mismatch/weight": once(mean)}
-
-    return Recipe(act, score, credit, recipe.loss)
+    return corrected(recipe, correct=correct)._replace(act=act)

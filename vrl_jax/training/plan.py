@@ -14,7 +14,7 @@ matrix unit never waits, every byte that a program allocates moves once (tempora
 twice). Rewards, host work and idle slots of the sampler come on top.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 from jax.sharding import AbstractMesh, AxisType
@@ -82,15 +82,22 @@ class Plan(NamedTuple):
 
 
 def plan(
-    request: Request, *, compile: Callable[[Request, str], Found] | None = None
+    request: Request,
+    *,
+    compile: Callable[[Request, str], Found] | None = None,
+    only: Collection[str] = (),
 ) -> Plan:
-    """Of a request; `compile` is `compiled_for_tpu` or None, to count alone."""
+    """Of a request; `compile` is `compiled_for_tpu` or None, to count alone.
+
+    Of all programs, or of `only` these.
+    """
     mesh = abstract_mesh(request)
     planned = plan_of(request, mesh)
+    names = [name for name in planned.programs if not only or name in only]
     if compile is None:
-        found = [counted(name, planned, mesh)[0] for name in planned.programs]
+        found = [counted(name, planned, mesh)[0] for name in names]
     else:
-        found = [compile(request, name) for name in planned.programs]
+        found = [compile(request, name) for name in names]
     source = "analytic" if compile is None else "compiled"
     return Plan(request, source, planned.held, planned.caches, tuple(found))
 

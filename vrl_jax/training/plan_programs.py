@@ -22,7 +22,7 @@ from vrl_jax.models.families import Spec, family_of
 from vrl_jax.models.parameters import abstract_params
 from vrl_jax.models.policy import Params
 from vrl_jax.models.remat import REMATS
-from vrl_jax.models.sharding import param_shardings, partition
+from vrl_jax.models.sharding import param_shardings, partition, whole_along
 from vrl_jax.models.trained import chain, language, only
 from vrl_jax.training.iteration import Recipe
 from vrl_jax.training.learner import Learner, adamw, make_learner, update_moving
@@ -47,7 +47,8 @@ class Choices(NamedTuple):
     """What is chosen to fit the memory, each by its name.
 
     `per_pass` prompts are scored, or read, at a time; `slots` responses are written at
-    a time.
+    a time. `moments` is the dtype of the first one; `sampling` from params that are
+    `spread` as in training, or `gathered` once a step.
     """
 
     data: int = 1
@@ -59,7 +60,9 @@ class Choices(NamedTuple):
     slots: int = 1024
     remat: str = "nothing"
     precision: str = "bfloat16_master"
+    moments: str = "float32"
     tower: str = "trained"
+    sampling: str = "spread"
     reference: str = "none"
 
 
@@ -117,7 +120,8 @@ def programs(
     if choices.tower == "frozen":
         trains = chain(only(language), trains)
     allowed = jax.ShapeDtypeStruct((spec.text.vocabulary,), bool)
-    optimizer = chosen.optimizer(adamw(1e-6), jax.random.key(0))
+    adam = adamw(1e-6, mu_dtype=jnp.dtype(choices.moments))
+    optimizer = chosen.optimizer(adam, jax.random.key(0))
 
     def start(params: Any, allowed: Any) -> Learner:
         return make_learner(
@@ -150,7 +154,7 @@ def programs(
         prompts_per_pass=choices.per_pass,
     )
 
-    method = recipe(None)
+    method = recipe(None if choices.reference == "none" else ())
     reference = params if choices.reference != "none" else None
     resident = bytes_of(reference) if choices.reference == "device" else 0
 
@@ -166,14 +170,20 @@ def programs(
         scored = jax.eval_shape(score, params, allowed, reference, rollout, key)
         batch, _ = jax.eval_shape(method.credit, scored)
     minibatch = _by_row(_part(batch, choices.minibatches), mesh)
-    shared = 0 if copied else bytes_of(params)
+    shared = bytes_of(params)  # held, as a copy or as what is trained
+    sampler, taken, gather = params, shared, {}
+    if choices.sampling == "gathered":
+        lies = jax.tree.map(lambda x: whole_along(x.sharding, "fsdp"), params)
+        sampler, taken = jax.tree.map(_lying, params, lies), 0
+        whole = jax.jit(lambda params: params, out_shardings=lies)
+        gather = {"gather": Program(whole, (params,), 1, shared=shared)}
     moving = dataclasses.replace(learner, fixed=())
     some = _by_row(
         _part(rollout.prompts, max(sizes.prompts // choices.per_pass, 1)), mesh
     )
     with on(mesh):
-        read = jax.eval_shape(slots.read, policy, params, some)
-    decode = _decode(policy, params, read, sizes, choices, mesh)
+        read = jax.eval_shape(slots.read, policy, sampler, some)
+    decode = _decode(policy, sampler, read, sizes, choices, mesh)
     frozen = bytes_of(learner.fixed)
     scoring = Program(
         jax.jit(score),
@@ -202,14 +212,15 @@ def programs(
                 shared=bytes_of((moving, learner.fixed)),
             ),
             **({} if scored is rollout else {"scoring": scoring}),
+            **gather,
             "prefill": Program(
                 slots.read,
-                (params, some),
+                (sampler, some),
                 -(-sizes.prompts // choices.per_pass),
                 (policy,),
-                shared=shared,
+                shared=taken,
             ),
-            "decode": decode._replace(shared=shared),
+            "decode": decode._replace(shared=taken),
         },
     )
 

@@ -1,13 +1,14 @@
 """What to change where a plan does not fit: one named choice at a time."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 
-from vrl_jax.training.plan import Plan, plan
+from vrl_jax.training.plan import Plan, bound, plan
 from vrl_jax.training.plan_chips import Topology
 from vrl_jax.training.plan_compile import Found, Request
 from vrl_jax.training.plan_programs import Choices, Sizes
 
 TOUCHES: Mapping[str, tuple[str, ...]] = {
+    "sampling": ("gather", "prefill", "decode"),
     "micro_batches": ("update",),
     "per_pass": ("scoring", "prefill"),
     "slots": ("decode",),
@@ -42,11 +43,14 @@ def search(
     compile: Callable[[Request, str], Found] | None = None,
     *,
     tries: int = 8,
+    only: Collection[str] = (),
 ) -> Iterator[Plan]:
     """The plan as asked, then others, each with one choice more; ends where one fits.
 
-    Or where no choice is left, or after `tries`. Nothing here changes what is computed,
-    but for `precision` and `tower`, which come last.
+    Or where no choice is left, or after `tries`. Where one fits whose tokens wait for
+    the network, params gathered for sampling are tried too. Nothing here changes what
+    is computed, but for `moments`, `precision` and `tower`, which come last. Of `only`
+    these programs, if any are named.
     """
     known: dict[tuple, Found] = {}
 
@@ -62,16 +66,32 @@ def search(
 
     seen = set()
     for _ in range(tries):
-        found = plan(request, compile=cached if compile else None)
+        found = plan(request, compile=cached if compile else None, only=only)
         seen.add(request.choices)
         yield found
         if found.fits:
+            if sampling_waits(found):
+                choices = request.choices._replace(sampling="gathered")
+                yield plan(
+                    request._replace(choices=choices),
+                    compile=cached if compile else None,
+                    only=only,
+                )
             return
         left = (choices for choices in moves(found) if choices not in seen)
         choices = next(left, None)
         if choices is None:
             return
         request = request._replace(choices=choices)
+
+
+def sampling_waits(found: Plan) -> bool:
+    """Whether each token waits for params that could be gathered once."""
+    topology = found.request.topology
+    decode = [one for one in found.found if one.name == "decode"]
+    return found.request.choices.sampling == "spread" and any(
+        bound(one, topology).binds == "network" for one in decode
+    )
 
 
 def moves(found: Plan) -> Iterator[Choices]:
@@ -90,6 +110,8 @@ def moves(found: Plan) -> Iterator[Choices]:
             yield choices._replace(micro_batches=micro)
     if not hopeless and worst in ("scoring", "prefill") and choices.per_pass > rows:
         yield choices._replace(per_pass=choices.per_pass // 2)
+    if worst in ("prefill", "decode") and choices.sampling == "gathered":
+        yield choices._replace(sampling="spread")
     if not hopeless and worst == "decode" and choices.slots > rows:
         yield choices._replace(slots=max(choices.slots // 2, rows))
     if choices.data > 1:
@@ -100,6 +122,8 @@ def moves(found: Plan) -> Iterator[Choices]:
         yield choices._replace(fsdp=choices.fsdp // 2, tensor=2 * choices.tensor)
     if choices.reference == "device":
         yield choices._replace(reference="host")
+    if choices.moments == "float32":
+        yield choices._replace(moments="bfloat16")
     if choices.precision == "bfloat16_master":
         yield choices._replace(precision="bfloat16_stochastic")
     if choices.tower == "trained":

@@ -1,0 +1,99 @@
+"""Which released models fit which TPUs: the table of the README, one plan a row.
+
+    python benchmarks/plan_table.py --json plans.json
+
+VPPO with 128 prompts of 2048 tokens (a picture of 4096 patches in each) and 8 responses
+of 2048 tokens, bfloat16 with float32 master weights. Update and decode are compiled by
+libtpu, without a TPU; where they do not fit, `vrl-jax plan`'s choices are tried. Rows
+that are in the file already are kept.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from vrl_jax.models.qwen_vl.released import RELEASED
+from vrl_jax.recipes.vppo import vppo
+from vrl_jax.training.iteration import Recipe
+from vrl_jax.training.plan import as_json
+from vrl_jax.training.plan_chips import topology
+from vrl_jax.training.plan_compile import Request, compiled_for_tpu
+from vrl_jax.training.plan_programs import Sizes
+from vrl_jax.training.plan_search import search, usual
+
+SMALL = ("v5e:4x4", "v5p:2x2x4", "v6e:4x4", "v7x:2x2x2")
+MIDDLE = ("v5e:8x8", "v5p:4x4x4", "v6e:4x8", "v7x:2x2x4")
+LARGE = ("v5e:16x16", "v5p:4x4x8", "v6e:8x16", "v7x:4x4x4")
+PRESETS = {
+    "qwen2.5-vl-7b": MIDDLE,
+    "qwen2.5-vl-72b": ("v5e:16x16", "v5p:4x8x8", "v6e:16x16", "v7x:4x4x8"),
+    "qwen2.5-vl-3b": SMALL,
+    "qwen2.5-vl-32b": LARGE,
+    "qwen3-vl-8b": MIDDLE,
+    "qwen3-vl-32b": LARGE,
+}
+"""Model -> a slice of each generation."""
+
+
+def method(reference: None) -> Recipe:
+    """VPPO, which has no reference."""
+    del reference
+    return vppo()
+
+
+def planned(model: str, chips: str, *, tries: int) -> list[dict]:
+    """The plans that were tried, the last one fits or nothing did."""
+    where, sizes = topology(chips), Sizes()
+    request = Request(RELEASED[model], method, sizes, usual(where, sizes), where)
+    tried = search(request, compiled_for_tpu, tries=tries, only=("update", "decode"))
+    return [as_json(plan) for plan in tried]
+
+
+def row(model: str, chips: str, plans: list[dict]) -> str:
+    """Of the last plan."""
+    last, gib = plans[-1], 2**30
+    choices, programs = last["choices"], last["programs"]
+    mesh = " x ".join(str(choices[axis]) for axis in ("fsdp", "tensor"))
+    limits = "; ".join(
+        f"{one['runs'] * one['bound_seconds']:.1f} s, {one['binds']}"
+        for one in programs.values()
+    )
+    update, decode = limits.split("; ")
+    held = sum(last["held_bytes"].values()) / gib
+    peaks = " / ".join(f"{one['peak_bytes'] / gib:.1f}" for one in programs.values())
+    verdict = f"{last['hbm_bytes'] / gib:.1f}" + (
+        "" if last["fits"] else ", does not fit"
+    )
+    return (
+        f"| {model} | {chips} | {mesh} | {choices['micro_batches']} | "
+        f"{choices['precision'].removeprefix('bfloat16_')} | {held:.1f} | {peaks} | "
+        f"{verdict} | {update} | {decode} |"
+    )
+
+
+HEADER = (
+    "| model | chips | fsdp x tensor | micro-batches | precision | held, GiB | "
+    "peak of update / decode, GiB | HBM, GiB | update at least | decode at least |\n"
+    "|---|---|---|---|---|---|---|---|---|---|"
+)
+
+
+def main() -> None:
+    """Plans what the file has not, prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", type=Path, default=Path("plans.json"))
+    parser.add_argument("--tries", type=int, default=6)
+    given = parser.parse_args()
+    known = json.loads(given.json.read_text()) if given.json.exists() else {}
+    print(HEADER)
+    for model, slices in PRESETS.items():
+        for chips in slices:
+            key = f"{model} {chips}"
+            if key not in known:
+                known[key] = planned(model, chips, tries=given.tries)
+                given.json.write_text(json.dumps(known, indent=1))
+            print(row(model, chips, known[key]), flush=True)
+
+
+if __name__ == "__main__":
+    main()
