@@ -28,6 +28,7 @@ from vrl_jax import (
     perception,
     reductions,
     schedules,
+    token_weights,
 )
 from vrl_jax.rewards.length import soft_overlong
 
@@ -909,7 +910,7 @@ def entropies():
 
 
 def check_pgpo(case, tolerance):
-    weights = perception.pgpo_weights(
+    weights = token_weights.pgpo_weights(
         scores(), MASK, tau=case["tau"], beta=case["beta"]
     )
     same(weights, case["weights"], tolerance)
@@ -927,7 +928,7 @@ def check_cgpo(case, tolerance):
         same(
             median(jnp.abs(dependency() - centre), every_row()), part["mad"], tolerance
         )
-        alpha = perception.median_weights(
+        alpha = token_weights.median_weights(
             dependency(), every_row(), strength=case["lam"], median=median
         )
         same(alpha, part["alpha"], tolerance)
@@ -935,8 +936,8 @@ def check_cgpo(case, tolerance):
 
 def check_pepo(case, tolerance):
     x = (jnp.array(case["similarity"]), entropies(), MASK)
-    same(perception.pepo_gate(*x, alpha=case["alpha"]), case["gate"], tolerance)
-    weights = perception.pepo_weights(
+    same(token_weights.pepo_gate(*x, alpha=case["alpha"]), case["gate"], tolerance)
+    weights = token_weights.pepo_weights(
         *x, alpha=case["alpha"], temperature=case["temperature"]
     )
     same(weights, case["weights"], tolerance)
@@ -953,7 +954,7 @@ def check_tor(case, tolerance):
         got = perception.top_share_of_batch(values, MASK, case["fraction"])
         same(got, case[f"{name}_mask"], 0)
         assert got.sum() == case["k"]
-    weights = perception.tor_weights(
+    weights = token_weights.tor_weights(
         entropies(),
         gap,
         MASK,
@@ -967,7 +968,7 @@ def check_tor(case, tolerance):
 def check_dupl(case, tolerance):
     advantage = per_token("grpo_verl_easyr1")
     for u, kind in ((jnp.array(case["u_per"]), "p"), (entropies(), "o")):
-        got = perception.dupl_bonus(
+        got = token_weights.dupl_bonus(
             advantage, u, MASK, alpha=case[f"alpha_{kind}"], beta=case[f"beta_{kind}"]
         )
         same(got, case["g_per" if kind == "p" else "g_out"], tolerance)

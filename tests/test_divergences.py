@@ -129,3 +129,16 @@ def test_full_divergences_ignore_forbidden_tokens(function):
     value, gradient = both(forbid(image), forbid(blind))
     np.testing.assert_allclose(value, plain, rtol=1e-6)
     np.testing.assert_allclose(gradient, np.pad(expected, forbidden), atol=1e-6)
+
+
+def test_nucleus_entropy_by_hand(tolerance):
+    odds = jnp.array([[0.5, 0.02, 0.3, 0.18], [0.96, 0.01, 0.02, 0.01]])
+    wanted = [-sum(p * np.log(p) for p in (0.5 / 0.98, 0.3 / 0.98, 0.18 / 0.98)), 0]
+    found = divergences.nucleus_entropy(jnp.log(odds) + 3, top_p=0.95)
+    np.testing.assert_allclose(found, wanted, rtol=tolerance, atol=tolerance)
+    whole = divergences.nucleus_entropy(jnp.log(odds), top_p=1.0)
+    entropy = divergences.full_entropy(jnp.log(odds))
+    np.testing.assert_allclose(whole, entropy, rtol=tolerance, atol=tolerance)
+    forbidden = jnp.array([[0.0, -jnp.inf, 0.0]])
+    found = divergences.nucleus_entropy(forbidden, top_p=0.9)
+    np.testing.assert_allclose(found, [np.log(2)], rtol=tolerance)

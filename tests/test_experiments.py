@@ -146,6 +146,12 @@ def test_other_settings_in_the_same_folder_are_refused(main, smoke):
     assert contents(out) == before
 
 
+def test_a_mesh_of_other_devices_than_there_are(main, tmp_path):
+    with pytest.raises(ValueError, match="needs 3 devices, and there are 8"):
+        main(out=tmp_path, mesh="data=3")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_user_s_error_is_one_line(smoke, monkeypatch, capsys):
     _, out = smoke
     monkeypatch.delenv("VRL_JAX_TRACEBACK", raising=False)

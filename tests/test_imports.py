@@ -13,7 +13,7 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 KERNELS, VOCABULARY, MATHEMATICS, RECIPES = 0, 1, 2, 5
 LAYERS = (
     {"vrl_kernels"},
-    {"types", "masked", "geometry", "views", "schedules"},
+    {"types", "masked", "geometry", "views", "augmentations", "schedules"},
     {
         "advantages",
         "objectives",
@@ -22,6 +22,8 @@ LAYERS = (
         "reductions",
         "preference",
         "perception",
+        "contrast",
+        "token_weights",
         "filters",
         "denoising",
         "rewards",

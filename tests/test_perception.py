@@ -277,3 +277,21 @@ def test_vppo_loss_ignores_poisoned_padding():
     got = both(poisoned, weights, poison=jnp.nan)
     np.testing.assert_allclose(got[0], expected[0], rtol=1e-6)
     np.testing.assert_allclose(got[1], expected[1], rtol=1e-6)
+
+
+def test_view_symmetric_kl_is_that_of_the_logits():
+    with jax.enable_x64(True):
+        hidden, other = jax.random.normal(jax.random.key(0), (2, 3, 4))
+        head = jax.random.normal(jax.random.key(1), (6, 4))
+        allowed, temperature = jnp.arange(6) != 2, jnp.array([1.0, 0.7, 1.3])
+        found = perception.view_symmetric_kl(
+            hidden, other, head, temperature=temperature, allowed=allowed
+        )
+        p, q = (
+            jax.nn.softmax(
+                jnp.where(allowed, x @ head.T / temperature[:, None], -jnp.inf)
+            )[:, allowed]
+            for x in (hidden, other)
+        )
+        wanted = ((p - q) * jnp.log(p / q)).sum(axis=1) / 2
+        np.testing.assert_allclose(found, wanted, rtol=1e-8)

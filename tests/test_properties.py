@@ -20,6 +20,7 @@ from vrl_jax import (
     perception,
     preference,
     reductions,
+    token_weights,
 )
 
 SHAPE = (6, 5)  # two groups of three
@@ -205,19 +206,19 @@ PER_TOKEN = {
     "top_of_group": lambda x, mask: perception.top_share_of_group(
         x, mask, 0.4, group_size=GROUP
     ),
-    "cgpo": lambda x, mask: perception.cgpo_weights(
+    "cgpo": lambda x, mask: token_weights.cgpo_weights(
         x, jnp.sin(x), 1 + jnp.tanh(masked.mean(x, mask, axis=1)), mask
     ),
     "log_ratio": lambda x, mask: perception.log_ratio(x, jnp.sin(x), mask),
     "top_of_batch": lambda x, mask: perception.top_share_of_batch(x, mask, 0.3),
     "above": lambda x, mask: perception.above_quantile(x, mask, 0.2),
-    "pgpo": lambda x, mask: perception.pgpo_weights(jnp.exp(x), mask),
-    "pepo": lambda x, mask: perception.pepo_weights(jnp.sin(x), x, mask),
-    "tor": lambda x, mask: perception.tor_weights(x, jnp.sin(x), mask),
-    "dupl": lambda x, mask: perception.dupl_bonus(x, jnp.exp(x), mask),
-    "vgpo": perception.vgpo_token_weights,
-    "vgpo_factors": functools.partial(perception.vgpo_factors, group_size=GROUP),
-    "vepo": lambda x, mask: perception.vepo_scores(x, jnp.sin(x), jnp.exp(x), mask),
+    "pgpo": lambda x, mask: token_weights.pgpo_weights(jnp.exp(x), mask),
+    "pepo": lambda x, mask: token_weights.pepo_weights(jnp.sin(x), x, mask),
+    "tor": lambda x, mask: token_weights.tor_weights(x, jnp.sin(x), mask),
+    "dupl": lambda x, mask: token_weights.dupl_bonus(x, jnp.exp(x), mask),
+    "vgpo": token_weights.vgpo_token_weights,
+    "vgpo_factors": functools.partial(token_weights.vgpo_factors, group_size=GROUP),
+    "vepo": lambda x, mask: token_weights.vepo_scores(x, jnp.sin(x), jnp.exp(x), mask),
     "mean_one": mismatch.mean_one,
     "min_max": functools.partial(masked.min_max, axis=1),
 }
@@ -262,7 +263,7 @@ def everything(new, old, advantage, mask):
     for name, function in OF_GROUPS.items():
         found[f"group {name}"] = function(rewards, group_size=GROUP)
     dependency, rows = masked.mean(new, mask, axis=1), mask.any(axis=1)
-    for weights in (perception.mean_one_weights, perception.median_weights):
+    for weights in (perception.mean_one_weights, token_weights.median_weights):
         found[weights.__name__] = weights(dependency, rows)
     return found
 
@@ -386,7 +387,7 @@ def test_cgpo_weights_by_hand():
     dependency = jnp.array([[5.0, 0, 0, 1], [0, 6, 7, 0]])
     mask = jnp.ones((2, 4), bool)
     # ceil(.3 * 8) = 3 of each: entropies 9, 8, 7, dependencies 5, 6, 7.
-    got = perception.cgpo_weights(entropy, dependency, jnp.array([1.1, 0.9]), mask)
+    got = token_weights.cgpo_weights(entropy, dependency, jnp.array([1.1, 0.9]), mask)
     np.testing.assert_allclose(got, [[1.1, 0, 1, 0], [0, 0.9, 0.9, 0]], rtol=1e-6)
 
 
@@ -410,10 +411,10 @@ def test_vgpo_by_hand():
     similarity = jnp.array([[0.1, 0.2, 0.3, 0.5]])
     mask = jnp.ones((1, 4), bool)
     # The tail is .3, .5; its top ceil(.2 * 2) = 1 is .5 * (1 + .3 * 3 / 3) = .65.
-    weights = perception.vgpo_token_weights(similarity, mask)
+    weights = token_weights.vgpo_token_weights(similarity, mask)
     np.testing.assert_allclose(weights, [[0, 1 / 5.5, 2 / 5.5, 1]], rtol=1e-5)
     both = jnp.concatenate([weights, weights / 2])
-    factors = perception.vgpo_factors(both, jnp.ones((2, 4), bool), group_size=2)
+    factors = token_weights.vgpo_factors(both, jnp.ones((2, 4), bool), group_size=2)
     within = 1 + np.asarray(both) - np.asarray(both).mean(1, keepdims=True)
     expected = np.array([[1.5], [0.9]]) * within
     np.testing.assert_allclose(factors, expected, rtol=1e-5)

@@ -1,5 +1,6 @@
 """Schedules by hand; that of the noise is in test_cases.py."""
 
+import numpy as np
 import pytest
 
 from vrl_jax import schedules
@@ -23,3 +24,19 @@ def test_adaptive_coefficient_follows_the_target_in_small_steps():
     for kl, factor in ((0.11, 0.1), (1.0, 0.2), (0.1, 0.0), (0.0, -0.2)):
         got = schedules.adaptive_coefficient(0.05, kl, 512)
         assert got == pytest.approx(0.05 * (1 + factor * step))
+
+
+def test_fades_start_whole_and_end_at_nothing():
+    power = [schedules.power_fade(t, start=500, power=3, total=60) for t in (0, 30, 60)]
+    assert power == pytest.approx([500, 500 * (1 - 1 / 8), 0])
+    fades = [
+        schedules.exponential_fade(t, start=500, base=0.5, total=4) for t in (0, 3, 4)
+    ]
+    assert fades == pytest.approx([500 * 15 / 16, 250, 0])
+
+
+def test_adaptive_entropy_weight_acts_only_below_its_target():
+    found = [schedules.adaptive_entropy_weight(0.01, h) for h in (0.1, 0.2, 0.3)]
+    assert np.ravel(found) == pytest.approx([0.015, 0.015, 0.015, 0.015, 0.005, 0])
+    assert schedules.adaptive_entropy_weight(1.0, 0.0) == (1.0, 1.0)
+    assert schedules.adaptive_entropy_weight(0.002, 1.0) == (0.0, 0.0)

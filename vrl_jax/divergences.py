@@ -76,6 +76,20 @@ def full_entropy(logits: Float[Array, "*N V"]) -> Float[Array, "*N"]:
     return -_expectation(logp, logp)
 
 
+def nucleus_entropy(
+    logits: Float[Array, "*N V"], *, top_p: float = 0.95
+) -> Float[Array, "*N"]:
+    """H of the most likely tokens whose sum reaches `top_p`, at least one, rescaled.
+
+    What ToR ranks reasoning tokens by, equation 5, https://arxiv.org/abs/2603.25077. Of
+    equally likely tokens at the border as many as are needed count.
+    """
+    logp = jnp.sort(jax.nn.log_softmax(logits), axis=-1, descending=True)
+    odds = jnp.exp(logp)
+    before = jnp.cumsum(odds, axis=-1) - odds
+    return full_entropy(jnp.where(before < top_p, logp, -jnp.inf))
+
+
 def full_kl(
     logits: Float[Array, "*N V"], other_logits: Float[Array, "*N V"]
 ) -> Float[Array, "*N"]:

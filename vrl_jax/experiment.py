@@ -325,6 +325,17 @@ def command_line(main: Callable[..., Any]) -> None:
     except Preempted as reason:
         say(str(reason))
         sys.exit(128 + signal.SIGTERM)
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1:
+            raise
+        # Not sys.exit: jax would wait for all processes to leave together.
+        print(
+            f"error: process {jax.process_index()} stops, it has lost the others "
+            f"({str(error).splitlines()[0]}). Start the same command again in all: it "
+            "goes on from the newest checkpoint.",
+            flush=True,
+        )
+        os._exit(1)
     except (ValueError, OSError, FloatingPointError) as error:
         if os.environ.get("VRL_JAX_TRACEBACK"):
             raise

@@ -31,6 +31,19 @@ def linear(step: int, *, start: float, end: float, total: int) -> float:
     return start + (end - start) * min(step / max(total - 1, 1), 1.0)
 
 
+def exponential_fade(step: int, *, start: float, base: float, total: int) -> float:
+    """start (1 - base^(total - step)): nearly all of it until shortly before the end.
+
+    The "exp" of NoisyRollout's code, https://github.com/NUS-TRAIL/NoisyRollout.
+    """
+    return start * (1 - base ** (total - step))
+
+
+def power_fade(step: int, *, start: float, power: float, total: int) -> float:
+    """start (1 - (step / total)^power): the "pow" of NoisyRollout's code."""
+    return start * (1 - (step / total) ** power)
+
+
 def late_decay(
     step: int, *, start: float = 0.02, rate: float = 0.985, wait: int = 20
 ) -> float:
@@ -58,6 +71,27 @@ def adaptive_coefficient(
     """
     error = min(max(kl / target - 1, -0.2), 0.2)
     return coefficient * (1 + error * steps / horizon)
+
+
+def adaptive_entropy_weight(
+    weight: float,
+    entropy: float,
+    *,
+    target: float = 0.2,
+    change: float = 0.005,
+    low: float = 0.0,
+    high: float = 1.0,
+) -> tuple[float, float]:
+    """The next weight, `change` up where entropy <= target and down where not, and
+    what of it to apply: nothing above the target.
+
+    Skywork-OR1, https://arxiv.org/abs/2505.22312, with the defaults of TRL, whose 0.2
+    nats is near collapse. The term of the loss is -weight H.
+    """
+    if entropy <= target:
+        weight = min(weight + change, high)
+        return weight, weight
+    return max(weight - change, low), 0.0
 
 
 def diffusion_noise_std(step: int) -> float:

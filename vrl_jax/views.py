@@ -90,7 +90,7 @@ def blacken_patches(
     """
     n = images.frames.shape[1]
     chosen = jax.vmap(lambda k: jax.random.bernoulli(k, share, (n,)))(
-        _row_keys(key, images)
+        row_keys(key, images)
     )
     return _paint(images, chosen, 0.0, mean, std)
 
@@ -131,7 +131,7 @@ def blacken_cells(
     VPPO's and PAPO's cells of 14 pixels on the 16-pixel patches of Qwen3-VL. With cells
     as large as a patch it is `blacken_patches` in law.
     """
-    frames, side = _patch_shape(images)
+    frames, side = patch_shape(images)
     reach = (side + cell - 2) // cell + 1  # cells that a patch may touch on one axis
     first = images.coordinates * side // cell
 
@@ -148,7 +148,7 @@ def blacken_cells(
         return jax.vmap(lambda y: jax.vmap(lambda x: draw(y, x))(steps))(steps)
 
     each = jax.vmap(jax.vmap(drawn, (None, 0, 0)))
-    black = each(_row_keys(key, images), images.frames, first)
+    black = each(row_keys(key, images), images.frames, first)
     pixels = images.coordinates[..., None] * side + jnp.arange(side)
     y, x = jnp.moveaxis(pixels // cell - first[..., None], 2, 0)
     rows = jnp.take_along_axis(black, y[..., None], axis=2)
@@ -160,7 +160,7 @@ def blacken_cells(
         colour[:, None, None, None],
         images.patches.reshape(shape),
     )
-    return _replace(images, images.frames > 0, painted.reshape(images.patches.shape))
+    return replaced(images, images.frames > 0, painted.reshape(images.patches.shape))
 
 
 def diffusion_noise(
@@ -189,7 +189,7 @@ def gaussian_blur(
     `reach` is how many patches away a pixel still counts: by default three stds. 6 is
     VPPO's radius. Pillow repeats the border pixel, and approximates by box filters.
     """
-    frames, side = _patch_shape(images)
+    frames, side = patch_shape(images)
     reach = -int(-3 * radius // side) if reach is None else reach
     shape = (*images.frames.shape, 3 * frames, side, side)
     x = images.patches.reshape(shape).astype(jnp.float32)
@@ -199,7 +199,7 @@ def gaussian_blur(
                 x, frames, places, axis, radius, reach
             )
         )(x, images.frames, images.coordinates)
-    return _replace(images, images.frames > 0, x.reshape(images.patches.shape))
+    return replaced(images, images.frames > 0, x.reshape(images.patches.shape))
 
 
 def drop_pictures(images: Images) -> Images:
@@ -208,7 +208,7 @@ def drop_pictures(images: Images) -> Images:
     Tokens and positions stay as they are. A prompt without the picture's tokens is
     another prompt: encode a sample that has none.
     """
-    return _replace(images, images.frames > 0, jnp.zeros_like(images.patches))
+    return replaced(images, images.frames > 0, jnp.zeros_like(images.patches))
 
 
 def shuffle_patches(key: Key[Array, ""], images: Images) -> Images:
@@ -221,9 +221,9 @@ def shuffle_patches(key: Key[Array, ""], images: Images) -> Images:
         moved = jnp.lexsort((drawn, frames))
         return jnp.zeros(n, int).at[home].set(moved)
 
-    rows = jax.vmap(order)(_row_keys(key, images), images.frames)
+    rows = jax.vmap(order)(row_keys(key, images), images.frames)
     moved = jnp.take_along_axis(images.patches, rows[..., None], axis=1)
-    return _replace(images, images.frames > 0, moved)
+    return replaced(images, images.frames > 0, moved)
 
 
 def crop(
@@ -249,14 +249,14 @@ def crop(
         return jnp.floor(drawn * (slack + 1)).astype(int)
 
     corner = jax.vmap(jax.vmap(start, (None, 0, 0)))(
-        _row_keys(key, images), images.frames, size - window
+        row_keys(key, images), images.frames, size - window
     )
     offset = images.coordinates - corner
     inside = ((offset >= 0) & (offset < window)).all(axis=-1)
     return _paint(images, ~inside, 0.0, mean, std)
 
 
-def _patch_shape(images: Images) -> tuple[int, int]:
+def patch_shape(images: Images) -> tuple[int, int]:
     """Frames of a patch and pixels along its side; values are 3 s^2 or 6 s^2."""
     values = images.patches.shape[-1]
     for frames in (1, 2):
@@ -307,16 +307,17 @@ def _add_noise(
 ) -> Images:
     """clip(kept x + noise_std N(0, 1), 0, 1), the same on the frames of a pair."""
     prompts, n, _ = images.patches.shape
-    frames, side = _patch_shape(images)
+    frames, side = patch_shape(images)
     shape = (n, 3, 1, side**2)
-    noise = jax.vmap(lambda k: jax.random.normal(k, shape))(_row_keys(key, images))
+    noise = jax.vmap(lambda k: jax.random.normal(k, shape))(row_keys(key, images))
     centre, scale = (jnp.reshape(jnp.asarray(x), (3, 1, 1)) for x in (mean, std))
     pixels = images.patches.reshape(prompts, n, 3, frames, -1) * scale + centre
     noisy = (jnp.clip(kept * pixels + noise_std * noise, 0, 1) - centre) / scale
-    return _replace(images, images.frames > 0, noisy.reshape(images.patches.shape))
+    return replaced(images, images.frames > 0, noisy.reshape(images.patches.shape))
 
 
-def _row_keys(key: Key[Array, ""], images: Images) -> Key[Array, " P"]:
+def row_keys(key: Key[Array, ""], images: Images) -> Key[Array, " P"]:
+    """One for each prompt, whatever the others are."""
     rows = jnp.arange(images.frames.shape[0])
     return jax.vmap(jax.random.fold_in, (None, 0))(key, rows)
 
@@ -325,12 +326,13 @@ def _paint(
     images: Images, chosen: Bool[Array, "P N"], level: float, mean: RGB, std: RGB
 ) -> Images:
     colour = (level - jnp.asarray(mean)) / jnp.asarray(std)
-    return _replace(images, chosen, jnp.repeat(colour, images.patches.shape[-1] // 3))
+    return replaced(images, chosen, jnp.repeat(colour, images.patches.shape[-1] // 3))
 
 
-def _replace(
+def replaced(
     images: Images, chosen: Bool[Array, "P N"], patches: Float[Array, "..."]
 ) -> Images:
+    """The chosen patches, of those that are no padding, are these."""
     where = (chosen & (images.frames > 0))[..., None]
     patches = jnp.where(where, patches.astype(images.patches.dtype), images.patches)
     return dataclasses.replace(images, patches=patches)

@@ -7,7 +7,7 @@ import pytest
 from vrl_kernels.linear_head import linear_head
 
 from vrl_jax.engine.decoding import Model, sample
-from vrl_jax.engine.sampling import draw, response_positions, row_keys
+from vrl_jax.engine.sampling import draw, must_sort, response_positions, row_keys
 
 from ..fixtures.chain import chain, chain_prompts
 
@@ -134,12 +134,14 @@ def drawn_from(logits, *, seed, base=None, allowed=None, **how):
     rows, size = logits.shape
     every = jnp.ones((rows, size), bool)
     settings = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, **how}
+    by_row = {name: jnp.full(rows, value) for name, value in settings.items()}
     return draw(
         jax.random.split(jax.random.key(seed), rows),
         logits,
         base=every[0] if base is None else base,
         allowed=every if allowed is None else allowed,
-        **{name: jnp.full(rows, value) for name, value in settings.items()},
+        sorts=must_sort(by_row["top_k"], by_row["top_p"]),
+        **by_row,
     )
 
 

@@ -1,11 +1,20 @@
 """Where parameters lie on a mesh: by one rule table, heads whole."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from tests.models.cases import SPECS, random_params
+from tests.models.cases import (
+    EVERY,
+    outputs,
+    pack,
+    random_params,
+    responses,
+    two_rows,
+)
 from vrl_jax.models import sharding
 from vrl_jax.models.families import family_of
 from vrl_jax.models.parameters import abstract_params
@@ -26,6 +35,8 @@ def test_partition_follows_the_rules_where_they_divide():
     assert sharding.partition(("embed", "mlp"), (8, 10), mesh) == P("fsdp", None)
     assert sharding.partition(("layers", None), (2, 8), mesh) == P(None, None)
     assert sharding.partition(("batch",), (8,), mesh) == P(("data", "fsdp"))
+    twice = sharding.partition(("vision_embed", "embed"), (8, 8), mesh)
+    assert twice == P("fsdp", None)
 
 
 def test_heads_are_not_cut():
@@ -36,9 +47,9 @@ def test_heads_are_not_cut():
     assert cut == P("fsdp", "tensor")
 
 
-@pytest.mark.parametrize("name", SPECS)
+@pytest.mark.parametrize("name", EVERY)
 def test_parameters_of_every_family_lie_on_a_mesh(name):
-    spec = SPECS[name]
+    spec = EVERY[name]
     table = family_of(spec).parameter_table(spec)
     mesh = sharding.make_mesh(fsdp=2, tensor=2, devices=jax.devices()[:4])
     shardings = sharding.param_shardings(table, mesh)
@@ -47,6 +58,19 @@ def test_parameters_of_every_family_lie_on_a_mesh(name):
     abstract = abstract_params(table)
     parts = jax.tree.map(lambda s, a: s.shard_shape(a.shape), shardings, abstract)
     assert parts["text"]["embedding"][0] * 2 == abstract["text"]["embedding"].shape[0]
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_every_family_computes_the_same_on_a_mesh(name):
+    """Pictures, prompts, responses; one or two key-value heads on four devices."""
+    spec = EVERY[name]
+    given = pack(spec, two_rows(spec, 1)), responses(1, (2, 2, 3))
+    alone = outputs(spec, random_params(spec, 1), *given)
+    with jax.set_mesh(sharding.make_mesh(fsdp=2, tensor=4)):
+        table = family_of(spec).parameter_table(spec)
+        spread = outputs(spec, sharding.spread(random_params(spec, 1), table), *given)
+    close = functools.partial(np.testing.assert_allclose, atol=2e-5)
+    jax.tree.map(close, spread, alone)
 
 
 def test_placed_is_a_no_op_without_a_mesh():

@@ -64,6 +64,15 @@ def test_scores_of_visual_rft():
     assert boxes.confidence_reward(one, three) == pytest.approx(0.9)
 
 
+def test_grounding_consistency_counts_overlap_both_ways():
+    # IoU 0.95 and 0.9 matched, of three boxes and two.
+    wanted = 2 * (0.95 + 0.9) / 5
+    assert boxes.grounding_consistency(NEAR, GOLD) == pytest.approx(wanted)
+    assert boxes.grounding_consistency(GOLD, NEAR) == pytest.approx(wanted)
+    assert boxes.grounding_consistency(NOTHING, NOTHING) == 1
+    assert boxes.grounding_consistency(NEAR, NOTHING) == 0
+
+
 def test_greedy_against_hungarian():
     # IoU [[0.8, 0.571429], [0.75, 0.285714]]: greedy keeps 0.8 and loses the rest.
     predicted = made(((0, 0, 100, 100),), ((0, 0, 100, 60),))

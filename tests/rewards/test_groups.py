@@ -190,3 +190,17 @@ def test_log_tame_noisy_of_paco_rl():
     expected = [0.641854, 0.095310, 0.470004, 0.182322, np.nan]
     np.testing.assert_allclose(tame(consistency), expected, atol=1e-6)
     np.testing.assert_array_equal(tame(steady), steady)
+
+
+def test_anchored_perception_by_hand():
+    """VAPO: later cuts count more, a half is chance, nothing asked earns nothing."""
+    right = jnp.array([[1, 0, 1, jnp.nan], [1, 1, 1, 0], [0, 1, 0, 0], [1, 1, 1, 1.0]])
+    place = jnp.array(
+        [[0.1, 0.5, 0.9, jnp.nan], [0.2, 0.4, 0.6, 0], [0.1, 0.2, 0.3, 0.4]]
+    )
+    place = jnp.concatenate([place, place[1:2]])
+    mask = jnp.array([[1, 1, 1, 0], [1, 1, 1, 0], [1, 1, 1, 1], [0, 0, 0, 0]], bool)
+    early, middle, late = np.exp(1.5 * np.array([0.1, 0.5, 0.9]))
+    first = 2 * (early + late) / (early + middle + late) - 1
+    found = steps.anchored_perception(right, place, mask)
+    np.testing.assert_allclose(found, [first, 1, 0, 0], rtol=1e-6)

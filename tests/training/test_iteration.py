@@ -8,7 +8,7 @@ import numpy as np
 
 from vrl_jax.evals import held_out
 from vrl_jax.training.iteration import iteration
-from vrl_jax.training.learner import make_learner
+from vrl_jax.training.learner import make_learner, update
 from vrl_jax.training.metrics import as_floats
 
 from ..fixtures import small
@@ -86,3 +86,15 @@ def test_iteration_takes_one_update_a_minibatch():
     learner, logged, _ = step(learner, 0, actor)
     assert int(learner.step) == 2
     assert logged["training/logprob_gap"] < 1e-5 < 1e-3 < logged["actor/logprob_gap"]
+
+
+def test_no_tracer_leaks():
+    """What a traced function would leave behind, jax finds only when asked to look."""
+    actor, recipe = small.chain_actor(), small.recipe("grpo")
+    learner = make_learner(actor.policy, actor.params, small.optimizer(), actor.allowed)
+    rollout = recipe.act(actor, iter([small.samples()]), jax.random.key(0))
+    batch, _ = recipe.credit(rollout)
+    with jax.checking_leaks():
+        actor.likelihood(rollout)
+        learner, _ = update(recipe.loss, learner, batch)
+    assert learner.step == 1

@@ -38,9 +38,11 @@ def draw(
     temperature: Float[Array, " B"],
     top_k: Int[Array, " B"],
     top_p: Float[Array, " B"],
+    sorts: Bool[Array, ""],
 ) -> Drawn:
     """y ~ softmax(logits / temperature) over `base`, narrowed as above.
 
+    `sorts` is `must_sort(top_k, top_p)`, which a loop over tokens asks once.
     One uniform number a row, and the first id at which the cumulated probability
     exceeds it: for a vocabulary of 150 000, as many numbers less than Gumbel noise.
     """
@@ -48,7 +50,9 @@ def draw(
     top = scaled.max(axis=1, keepdims=True)
     odds = jnp.exp(scaled - top)
     narrowed = jnp.where(allowed, scaled, MASKED)
-    kept = base & allowed & (narrowed >= threshold(narrowed, top_k, top_p)[:, None])
+    kept = (
+        base & allowed & (narrowed >= threshold(narrowed, top_k, top_p, sorts)[:, None])
+    )
     # The largest that is kept is 1: what is kept may all be unlikely.
     best = narrowed.max(axis=1, keepdims=True)
     cumulated = jnp.cumsum(jnp.where(kept, jnp.exp(narrowed - best), 0), axis=1)
@@ -67,14 +71,22 @@ def draw(
     return Drawn(tokens, chosen - normaliser, normaliser - log_all)
 
 
+def must_sort(top_k: Int[Array, " B"], top_p: Float[Array, " B"]) -> Bool[Array, ""]:
+    """Whether a row is narrowed by more than its largest logit tells."""
+    return ((top_k > 1) | (top_p < 1)).any()
+
+
 def threshold(
-    logits: Float[Array, "B V"], top_k: Int[Array, " B"], top_p: Float[Array, " B"]
+    logits: Float[Array, "B V"],
+    top_k: Int[Array, " B"],
+    top_p: Float[Array, " B"],
+    sorts: Bool[Array, ""],
 ) -> Float[Array, " B"]:
     """The smallest logit of a row that is kept.
 
     First the `top_k` largest (0: all), then, of their renormalised probabilities, the
     largest whose sum reaches `top_p`, at least one (https://arxiv.org/abs/1904.09751).
-    Ties with the smallest are kept. Sorts only where it must.
+    Ties with the smallest are kept.
     """
 
     def sort() -> Float[Array, " B"]:
@@ -91,7 +103,7 @@ def threshold(
     def largest() -> Float[Array, " B"]:
         return jnp.where(top_k == 1, logits.max(axis=1), -jnp.inf)
 
-    return jax.lax.cond(((top_k > 1) | (top_p < 1)).any(), sort, largest)
+    return jax.lax.cond(sorts, sort, largest)
 
 
 def response_positions(start: Int[Array, " B"], length: int) -> Int[Array, "B T 3"]:

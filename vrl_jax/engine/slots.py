@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 
 from vrl_jax.engine.likelihood import first_positions, last_hidden
-from vrl_jax.engine.sampling import draw
+from vrl_jax.engine.sampling import draw, must_sort
 from vrl_jax.models.policy import Params, Policy, SlotCache
 from vrl_jax.models.sharding import by_row, everywhere, placed
 from vrl_jax.types import Prompts
@@ -279,7 +279,8 @@ def run(
     head = placed(policy.head(params), "vocabulary", None)
     alive = (slots.orders.left > 0).sum()
     count = slots.written.shape[0]
-    rows = jnp.arange(count)
+    sorts = must_sort(slots.orders.top_k, slots.orders.top_p)
+    put = jax.lax.dynamic_update_slice_in_dim
 
     def running(carry: tuple[Array, Slots, Writing]) -> Bool[Array, ""]:
         step, slots, _ = carry
@@ -300,22 +301,21 @@ def run(
             temperature=orders.temperature,
             top_k=orders.top_k,
             top_p=orders.top_p,
+            sorts=sorts,
         )
         live = orders.left > 0
         ended = live & tables.stops[orders.number, drawn.tokens]
         here = column + step
-        index = slots.index.at[:, here].set(slots.length)
+        index = put(slots.index, slots.length[:, None], here, 1)
         positions = jnp.broadcast_to(slots.position[:, None], (count, 3))
         states, cache = policy.decode(
             weights, slots.cache, here, index, drawn.tokens, positions
         )
+        new = (jnp.where(live, x, 0) for x in drawn)
+        kept = zip(writing[:4], (*new, note(slots.states)), strict=True)
+        # Not `.at`: a scatter would gather the rows of all devices at every step.
         writing = Writing(
-            *(
-                kept.at[rows, step].set(jnp.where(live, new, 0))
-                for kept, new in zip(writing[:3], drawn, strict=True)
-            ),
-            writing.noted.at[rows, step].set(note(slots.states)),
-            writing.count + live,
+            *(put(old, x[:, None], step, 1) for old, x in kept), writing.count + live
         )
         slots = Slots(
             cache=cache,

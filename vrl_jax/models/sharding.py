@@ -93,16 +93,18 @@ def partition(
     """How an array with these logical axes lies on the mesh.
 
     An axis that its part of the mesh does not divide lies whole on every device: a
-    model with 2 key-value heads on 4 tensor devices holds them 4 times. Axes of heads
-    are cut between heads, `unit` values each.
+    model with 2 key-value heads on 4 tensor devices holds them 4 times. So does a
+    second axis for which the same part of the mesh is meant. Axes of heads are cut
+    between heads, `unit` values each.
     """
-    parts = []
+    parts: list[str | tuple[str, ...] | None] = []
     for axis, size in zip(axes, shape, strict=True):
         over = RULES.get(axis) if axis else None
         names = (over,) if isinstance(over, str) else over or ()
         count = math.prod(mesh.shape[name] for name in names)
         pieces = size // unit if axis and axis.endswith("heads") else size
-        parts.append(over if count > 1 and pieces % count == 0 else None)
+        free = over not in parts
+        parts.append(over if free and count > 1 and pieces % count == 0 else None)
     return PartitionSpec(*parts)
 
 

@@ -101,6 +101,18 @@ def hungarian_f1(
     return _f1(geometry.hungarian_match, predicted, gold, iou_threshold)
 
 
+def grounding_consistency(predicted: Boxes, detected: Boxes) -> Float[Array, ""]:
+    """2 sum of matched IoU / (predicted + detected), matched for the largest total.
+
+    What a response points at, against what the same policy then detects under that
+    name: CGPO (ACM MM 2026) adds 0.5 of it to the reward of a right answer, as released
+    in https://github.com/zsxm1998/awesome-perception-aware-rlvr. No box at all is 1.
+    """
+    scores = overlaps(predicted, detected)
+    found = geometry.matched_scores(scores, geometry.hungarian_match(scores))
+    return precision_recall_f1(found.sum(), predicted, detected)[2]
+
+
 def _f1(match, predicted: Boxes, gold: Boxes, iou_threshold) -> Float[Array, ""]:
     scores = overlaps(predicted, gold)
     found = geometry.matched_scores(scores, match(scores))

@@ -47,6 +47,21 @@ def last_step(scores: Steps, mask: Mask) -> Solutions:
     return jnp.where(mask.any(-1), found, 0)
 
 
+def anchored_perception(
+    right: Steps, place: Steps, mask: Mask, *, emphasis: float = 1.5
+) -> Solutions:
+    """max(0, 2 sum(w s) / sum(w) - 1), w = exp(emphasis place): guessing earns nothing.
+
+    s says whether a claim about the picture was judged rightly after the prefix that
+    ends at `place`, from 0 to 1 of the response. VAPO, https://arxiv.org/abs/2509.25848,
+    as released: 0.1 of it is added to the reward of a right answer.
+    """
+    weight = jnp.where(mask, jnp.exp(emphasis * jnp.where(mask, place, 0)), 0)
+    share = masked.sum(weight * right, mask, -1)
+    total = weight.sum(-1)
+    return jnp.maximum(2 * share / jnp.where(total > 0, total, 1) - 1, 0)
+
+
 def first_error(
     scores: Steps, mask: Mask, *, threshold: float = 0.5
 ) -> Int[Array, "*B"]:

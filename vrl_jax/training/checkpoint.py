@@ -70,10 +70,14 @@ def open_manager(folder: Path, *, keep: int = 3) -> Iterator[ocp.CheckpointManag
         )
     try:
         yield manager
-    except BaseException:
-        # What ended the run is what is told, not that its last save failed as well.
-        with contextlib.suppress(Exception):
-            manager.close()
+    except BaseException as error:
+        # Of several processes one may be gone, and closing would wait for it.
+        if jax.process_count() == 1 or not isinstance(
+            error, jax.errors.JaxRuntimeError
+        ):
+            # What ended the run is what is told, not that its last save failed as well.
+            with contextlib.suppress(Exception):
+                manager.close()
         raise
     with _told(place):
         finish(manager)

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-HEARTBEAT_SECONDS = 30
+HEARTBEAT_SECONDS = 45
 """How long a process may be silent before the others take it for dead."""
 
 VARIABLE = "VRL_JAX_PROCESSES"
