@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import re
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -156,6 +157,7 @@ def compiled_for_tpu(request: Request, name: str, *, limit: float = 900) -> Foun
 
 
 def _child(pipe: Any, request: Request, name: str, folder: str) -> None:
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     jax.config.update("jax_enable_compilation_cache", False)  # it would write nothing
     try:
         there = topologies.get_topology_desc(request.topology.name, platform="tpu")
@@ -168,6 +170,13 @@ def _child(pipe: Any, request: Request, name: str, folder: str) -> None:
         pipe.send(None)
     except Exception as error:  # the parent raises it
         pipe.send(error)
+
+
+def _end_with(parent: int) -> None:
+    """Nobody waits for this process once its parent is gone."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 @contextlib.contextmanager
