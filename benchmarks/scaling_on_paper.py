@@ -22,8 +22,8 @@ from vrl_jax.training.iteration import Recipe
 from vrl_jax.training.plan import as_json, plan
 from vrl_jax.training.plan_chips import CHIPS, topology
 from vrl_jax.training.plan_compile import Request, compiled_for_tpu
-from vrl_jax.training.plan_programs import Sizes
 from vrl_jax.training.plan_search import usual
+from vrl_jax.training.plan_shapes import Sizes
 
 MODELS = ("qwen2.5-vl-7b", "qwen2.5-vl-72b")
 SLICES = {

@@ -26,8 +26,9 @@ from vrl_jax.training.iteration import Recipe
 from vrl_jax.training.plan import Plan, as_json, page, step_seconds
 from vrl_jax.training.plan_chips import topology as parse_topology
 from vrl_jax.training.plan_compile import Request, compiled_for_tpu
-from vrl_jax.training.plan_programs import Choices, Sizes
+from vrl_jax.training.plan_programs import Choices
 from vrl_jax.training.plan_search import search, usual
+from vrl_jax.training.plan_shapes import Sizes
 from vrl_jax.training.precision import PRECISIONS
 
 RECIPES: Mapping[str, Callable[..., Recipe]] = {

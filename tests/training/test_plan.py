@@ -23,8 +23,9 @@ from vrl_jax.training.learner import adamw, make_learner
 from vrl_jax.training.plan import as_json, bound, page, plan, step_seconds
 from vrl_jax.training.plan_chips import CHIPS, Chip, Topology, rate, topology
 from vrl_jax.training.plan_compile import Found, Request, compiled_here, counted
-from vrl_jax.training.plan_programs import Choices, Sizes, bytes_of
+from vrl_jax.training.plan_programs import Choices
 from vrl_jax.training.plan_search import search, usual
+from vrl_jax.training.plan_shapes import Sizes, bytes_of
 from vrl_jax.training.plan_work import matmul_flops
 from vrl_jax.training.precision import precision
 

@@ -23,7 +23,8 @@ from vrl_jax.training.plan_compile import (
     compiled_for_tpu,
     total_of,
 )
-from vrl_jax.training.plan_programs import Choices, Sizes
+from vrl_jax.training.plan_programs import Choices
+from vrl_jax.training.plan_shapes import Sizes
 
 pytestmark = [
     pytest.mark.aot,

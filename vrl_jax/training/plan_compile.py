@@ -29,11 +29,10 @@ from vrl_jax.training.plan_hlo import Traffic, traffic
 from vrl_jax.training.plan_programs import (
     Choices,
     Planned,
-    Sizes,
-    bytes_of,
     on,
     programs,
 )
+from vrl_jax.training.plan_shapes import Sizes, bytes_of
 from vrl_jax.training.plan_work import matmul_flops
 
 OPTIONS = {

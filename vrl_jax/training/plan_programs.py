@@ -5,7 +5,6 @@ held. `programs` is what the plan traces and compiles.
 """
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
@@ -26,21 +25,20 @@ from vrl_jax.models.sharding import param_shardings, partition, whole_along
 from vrl_jax.models.trained import chain, language, only
 from vrl_jax.training.iteration import Recipe
 from vrl_jax.training.learner import Learner, adamw, make_learner, update_moving
+from vrl_jax.training.plan_shapes import (
+    Sizes,
+    by_row,
+    bytes_of,
+    lying,
+    lying_like,
+    part,
+    rollout_of,
+)
 from vrl_jax.training.precision import precision
-from vrl_jax.types import Batch, Images, Prompts, Rollout
+from vrl_jax.types import Rollout
 
 STEPS = 32
 """Tokens that a run of the sampler writes, as in `engine.decoding`."""
-
-
-class Sizes(NamedTuple):
-    """How large a step is. `patches` are those of one prompt's pictures."""
-
-    prompts: int = 128
-    group: int = 8
-    prompt_tokens: int = 2048
-    response_tokens: int = 2048
-    patches: int = 4096
 
 
 class Choices(NamedTuple):
@@ -133,11 +131,11 @@ def programs(
             micro_batches=choices.micro_batches,
         )
 
-    learner = _lying_like(
+    learner = lying_like(
         jax.eval_shape(start, params, allowed), params, shardings, mesh
     )
-    params = jax.tree.map(_lying, params, shardings)
-    allowed = _lying(allowed, NamedSharding(mesh, PartitionSpec()))
+    params = jax.tree.map(lying, params, shardings)
+    allowed = lying(allowed, NamedSharding(mesh, PartitionSpec()))
     # Without a copy in another precision, what is trained is what is sampled from.
     copied = jax.tree.leaves(learner.trained)[0].dtype != chosen.dtype
     front_end = family.front_end(spec)
@@ -164,22 +162,22 @@ def programs(
         return recipe(reference).score(playing, rollout, key)
 
     key = jax.eval_shape(lambda: jax.random.key(0))
-    key = _lying(key, NamedSharding(mesh, PartitionSpec()))
-    rollout = _by_row(_rollout(spec, front_end, sizes), mesh)
+    key = lying(key, NamedSharding(mesh, PartitionSpec()))
+    rollout = by_row(rollout_of(spec, front_end, sizes), mesh)
     with on(mesh):
         scored = jax.eval_shape(score, params, allowed, reference, rollout, key)
         batch, _ = jax.eval_shape(method.credit, scored)
-    minibatch = _by_row(_part(batch, choices.minibatches), mesh)
+    minibatch = by_row(part(batch, choices.minibatches), mesh)
     shared = bytes_of(params)  # held, as a copy or as what is trained
     sampler, taken, gather = params, shared, {}
     if choices.sampling == "gathered":
         lies = jax.tree.map(lambda x: whole_along(x.sharding, "fsdp"), params)
-        sampler, taken = jax.tree.map(_lying, params, lies), 0
+        sampler, taken = jax.tree.map(lying, params, lies), 0
         whole = jax.jit(lambda params: params, out_shardings=lies)
         gather = {"gather": Program(whole, (params,), 1, shared=shared)}
     moving = dataclasses.replace(learner, fixed=())
-    some = _by_row(
-        _part(rollout.prompts, max(sizes.prompts // choices.per_pass, 1)), mesh
+    some = by_row(
+        part(rollout.prompts, max(sizes.prompts // choices.per_pass, 1)), mesh
     )
     with on(mesh):
         read = jax.eval_shape(slots.read, policy, sampler, some)
@@ -199,7 +197,7 @@ def programs(
             "reference": resident,
         },
         caches={
-            "prompts": bytes_of(_by_row(read, mesh))
+            "prompts": bytes_of(by_row(read, mesh))
             * -(-sizes.prompts // choices.per_pass),
             "slots": bytes_of(decode.arguments[2].cache),
         },
@@ -234,14 +232,14 @@ def _decode(policy, params, read, sizes, choices, mesh) -> Program:
 
     def column(x: Any) -> Any:
         axes = ("batch", "kv_heads", *[None] * (x.ndim - 2))[: x.ndim]
-        return _lying(x, NamedSharding(mesh, partition(axes, x.shape, mesh)))
+        return lying(x, NamedSharding(mesh, partition(axes, x.shape, mesh)))
 
     rest = dataclasses.replace(empty, cache=(), states=())
-    rest = jax.tree.map(lambda x: _lying(x, everywhere), rest)
+    rest = jax.tree.map(lambda x: lying(x, everywhere), rest)
     filled = dataclasses.replace(
         rest,
         cache=jax.tree.map(column, empty.cache),
-        states=_by_row(empty.states, mesh),
+        states=by_row(empty.states, mesh),
     )
     vocabulary = policy.head(params).shape[0]
     ids = jax.ShapeDtypeStruct((vocabulary,), bool, sharding=everywhere)
@@ -258,89 +256,4 @@ def _decode(policy, params, read, sizes, choices, mesh) -> Program:
         (params, slots.Tables(ids, rows, rows), filled, number, number, number),
         waves * -(-sizes.response_tokens // steps),
         steps=steps,
-    )
-
-
-def _rollout(spec: Spec, front_end: Any, sizes: Sizes) -> Rollout:
-    """What sampling hands over: every response at its full length."""
-    struct = jax.ShapeDtypeStruct
-    number, real = jnp.int32, jnp.float32
-    count, length = sizes.prompts, sizes.prompt_tokens
-    rows = (count * sizes.group, sizes.response_tokens)
-    pack = (count, -(-sizes.patches // front_end.granularity) * front_end.granularity)
-    images = Images(
-        struct((*pack, front_end.patch_values), real),
-        struct((*pack, 2), number),
-        struct(pack, number),
-        struct((*pack, 3), number),
-        block=pack[1],
-    )
-    return Rollout(
-        prompts=Prompts(
-            struct((count, length), number),
-            struct((count, length), bool),
-            struct((count, length, 3), number),
-            struct((count, length), number),
-            images,
-        ),
-        tokens=struct(rows, number),
-        positions=struct((*rows, 3), number),
-        mask=struct(rows, bool),
-        temperature=struct(rows[:1], real),
-        old_logprobs=struct(rows, real),
-        extra_logprobs={},
-        rewards=struct(rows[:1], real),
-        reward_parts={},
-        group=struct(rows[:1], number),
-    )
-
-
-def _part(data: Batch | Prompts, pieces: int) -> Batch | Prompts:
-    return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct((x.shape[0] // pieces, *x.shape[1:]), x.dtype),
-        data,
-    )
-
-
-def _lying(x: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
-
-
-def _by_row(tree: Any, mesh: Mesh) -> Any:
-    """Rows spread over the mesh, as `models.sharding.put` lays them."""
-
-    def one(x: Any) -> jax.ShapeDtypeStruct:
-        axes = ("batch", *[None] * (len(x.shape) - 1))[: len(x.shape)]
-        return _lying(x, NamedSharding(mesh, partition(axes, x.shape, mesh)))
-
-    return jax.tree.map(one, tree)
-
-
-def _lying_like(tree: Any, params: Any, shardings: Any, mesh: Mesh) -> Any:
-    """What has the path and shape of a parameter lies as it does; the rest is whole."""
-    where = {
-        tuple(key.key for key in path): (leaf.shape, sharding)
-        for (path, leaf), sharding in zip(
-            jax.tree_util.tree_leaves_with_path(params),
-            jax.tree.leaves(shardings),
-            strict=True,
-        )
-    }
-
-    def one(path: tuple, x: Any) -> jax.ShapeDtypeStruct:
-        names = tuple(getattr(key, "key", None) for key in path)
-        for start in range(len(names)):
-            shape, sharding = where.get(names[start:], (None, None))
-            if shape == x.shape:
-                return _lying(x, sharding)
-        return _lying(x, NamedSharding(mesh, PartitionSpec()))
-
-    return jax.tree_util.tree_map_with_path(one, tree)
-
-
-def bytes_of(tree: Any) -> int:
-    """Of one device."""
-    return sum(
-        x.dtype.itemsize * math.prod(x.sharding.shard_shape(x.shape))
-        for x in jax.tree.leaves(tree)
     )

@@ -5,7 +5,8 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from vrl_jax.training.plan import Plan, bound, plan
 from vrl_jax.training.plan_chips import Topology
 from vrl_jax.training.plan_compile import Found, Request
-from vrl_jax.training.plan_programs import Choices, Sizes
+from vrl_jax.training.plan_programs import Choices
+from vrl_jax.training.plan_shapes import Sizes
 
 TOUCHES: Mapping[str, tuple[str, ...]] = {
     "sampling": ("gather", "prefill", "decode"),
