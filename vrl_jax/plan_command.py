@@ -134,10 +134,10 @@ def plan(
         per_pass=per_pass or choices.per_pass,
         **given,
     )
-    method = functools.partial(_method, RECIPES[recipe], recipe, group)
+    make = functools.partial(method, RECIPES[recipe], recipe, group)
     if reference != "none":
-        method(())  # says so where the method has none
-    request = Request(RELEASED[model], method, sizes, choices, where)
+        make(())  # says so where the method has none
+    request = Request(RELEASED[model], make, sizes, choices, where)
     compile, why = _compiler(where.chip.topology, analytic)
     found = []
     for one in search(request, compile, tries=tries):
@@ -161,9 +161,10 @@ def _check(sizes: Sizes, minibatches: int) -> None:
         )
 
 
-def _method(
+def method(
     make: Callable[..., Recipe], name: str, group: int, reference: Params | None
 ) -> Recipe:
+    """A recipe with its defaults, near the reference if there is one."""
     if reference is None:
         return make(group_size=group)
     if "anchor" not in inspect.signature(make).parameters:

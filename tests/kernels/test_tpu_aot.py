@@ -51,8 +51,9 @@ def rows(tmp_path_factory):
     outs = [folder / f"{number}.json" for number in range(len(RUNS))]
     # Processes of their own: libtpu reads the flags of its dump when it is loaded.
     command = (sys.executable, "benchmarks/head_tpu.py")
+    env = {**os.environ, "XLA_FLAGS": ""}  # libtpu does not know those of a CPU
     processes = [
-        subprocess.Popen([*command, *options, "--json", str(out)], cwd=ROOT)
+        subprocess.Popen([*command, *options, "--json", str(out)], cwd=ROOT, env=env)
         for options, out in zip(RUNS, outs, strict=True)
     ]
     assert [process.wait() for process in processes] == [0] * len(RUNS)
@@ -80,6 +81,7 @@ def test_matrix_unit_is_kept_busy(rows):
 @pytest.mark.parametrize("streams", [1, 2])
 def test_awkward_shapes_compile_within_their_vmem(shape, streams, monkeypatch):
     """On a chip with the least VMEM; the kernel asks for `vmem_bytes`, no more."""
+    monkeypatch.setitem(os.environ, "XLA_FLAGS", "")
     monkeypatch.setitem(os.environ, "TPU_SKIP_MDS_QUERY", "1")
     monkeypatch.setitem(os.environ, "ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     device = topologies.get_topology_desc("v5p:2x2x1", platform="tpu").devices[0]

@@ -31,20 +31,20 @@ def gradients(spec, keep):
     return compiled(random_params(spec, 1), packed, tokens), compiled
 
 
-@pytest.mark.parametrize("name", ["tied", "gemma3"])
-def test_remat_changes_no_value_and_no_gradient(name):
-    (value, grads), compiled = gradients(EVERY[name], remat.everything)
-    kept = [compiled.memory_analysis().temp_size_in_bytes]
-    for keep in (remat.dots, remat.nothing):
-        (again, found), compiled = gradients(EVERY[name], keep)
-        np.testing.assert_allclose(again, value, rtol=1e-5)
-        jax.tree.map(
-            lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-4),
-            found,
-            grads,
-        )
-        kept.append(compiled.memory_analysis().temp_size_in_bytes)
-    assert kept == sorted(kept, reverse=True)
+@pytest.mark.parametrize(
+    ("name", "keep"), [("tied", remat.nothing), ("gemma3", remat.dots)]
+)
+def test_remat_changes_no_value_and_no_gradient(name, keep):
+    (value, grads), before = gradients(EVERY[name], remat.everything)
+    (again, found), after = gradients(EVERY[name], keep)
+    np.testing.assert_allclose(again, value, rtol=1e-5)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-4),
+        found,
+        grads,
+    )
+    sizes = [each.memory_analysis().temp_size_in_bytes for each in (after, before)]
+    assert sizes[0] < sizes[1]
 
 
 def test_the_same_policy_for_the_same_remat():

@@ -43,6 +43,7 @@ OPTIONS = {
 }
 ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
+    "XLA_FLAGS": "",  # libtpu ends the process for one that it does not know
     "TPU_SKIP_MDS_QUERY": "1",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     # It asks nobody which TPU this is, and says nothing of it.
@@ -193,6 +194,11 @@ def _received(pipe: Any, child: Any) -> Found:
     return found
 
 
+def total_of(report: str) -> int:
+    """Bytes of the device's main memory; other memories follow in the report."""
+    return int(re.search(r"^Total bytes: (\d+)", report, re.M)[1])
+
+
 def _written(folder: Path, pipe: Any, child: Any, until: float) -> tuple[int, str]:
     """The report's total and the program's text, once both are whole."""
     sizes: dict[Path, int] = {}
@@ -214,8 +220,7 @@ def _written(folder: Path, pipe: Any, child: Any, until: float) -> tuple[int, st
         )
         if len(sizes) == 2 and sizes == before and min(sizes.values()):
             report, text = sorted(sizes, key=lambda path: path.name.endswith(TEXT))
-            total = re.search(r"^Total bytes: (\d+)", report.read_text(), re.M)
-            return int(total[1]), text.read_text()
+            return total_of(report.read_text()), text.read_text()
         if over and error is not None:
             raise error
         if over:

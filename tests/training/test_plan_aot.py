@@ -1,0 +1,84 @@
+"""Plans compiled by libtpu, without a TPU (make aot)."""
+
+import functools
+import importlib.util
+import os
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.experimental import topologies
+from jax.sharding import SingleDeviceSharding
+
+from tests.fixtures import small
+from vrl_jax.plan_command import method
+from vrl_jax.recipes.grpo import grpo
+from vrl_jax.training.plan import page, plan
+from vrl_jax.training.plan_chips import topology
+from vrl_jax.training.plan_compile import (
+    ENVIRONMENT,
+    OPTIONS,
+    REPORT,
+    Request,
+    compiled_for_tpu,
+    total_of,
+)
+from vrl_jax.training.plan_programs import Choices, Sizes
+
+pytestmark = [
+    pytest.mark.aot,
+    pytest.mark.skipif(
+        importlib.util.find_spec("libtpu") is None,
+        reason="libtpu is not installed: make aot installs and uses it",
+    ),
+]
+SIZES = Sizes(prompts=8, group=2, prompt_tokens=16, response_tokens=8, patches=64)
+
+
+def request(chips: str, sizes: Sizes) -> Request:
+    where = topology(chips)
+    make = functools.partial(method, grpo, "grpo", 2)
+    fsdp = where.devices // 2
+    choices = Choices(fsdp=fsdp, tensor=2, micro_batches=2, per_pass=8, slots=16)
+    return Request(small.spec(), make, sizes, choices, where)
+
+
+@pytest.fixture
+def no_cache():
+    """What is found there is not compiled, and nothing is written."""
+    before = jax.config.jax_enable_compilation_cache
+    jax.config.update("jax_enable_compilation_cache", False)
+    yield
+    jax.config.update("jax_enable_compilation_cache", before)
+
+
+def test_the_report_is_the_analysis_of_memory(tmp_path, monkeypatch, no_cache):
+    """What is read before there is machine code is what the compiler says after it."""
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setitem(os.environ, name, value)
+    device = topologies.get_topology_desc("v5e:2x2", platform="tpu").devices[0]
+    there = SingleDeviceSharding(device)
+    x = jax.ShapeDtypeStruct((4096, 4096), jnp.bfloat16, sharding=there)
+    step = jax.jit(lambda x, w: jnp.tanh(jnp.tanh(x @ w) @ w), donate_argnums=0)
+    options = {**OPTIONS, "xla_dump_to": str(tmp_path)}
+    memory = step.lower(x, x).compile(compiler_options=options).memory_analysis()
+    (report,) = tmp_path.glob(f"*{REPORT}")
+    counted = (
+        memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        - memory.alias_size_in_bytes
+        + memory.temp_size_in_bytes
+    )
+    # Buffers begin at multiples of some hundred bytes.
+    assert 0 <= total_of(report.read_text()) - counted < 2**16
+
+
+@pytest.mark.parametrize("chips", ["v5e:2x2", "v7x:2x2x1"])
+def test_an_update_for_chips_that_are_not_there(chips):
+    found = plan(request(chips, SIZES), compile=compiled_for_tpu, only=("update",))
+    (update,) = found.found
+    assert update.total > update.arguments > update.shared > 0
+    # Parameters are gathered along fsdp, sums over heads and widths along tensor.
+    assert {kind for kind, _ in update.traffic} >= {"all-gather", "all-reduce"}
+    assert {group for _, group in update.traffic} <= {2, 4, 8}
+    assert found.fits and "compiled by libtpu" in page(found)
