@@ -30,6 +30,8 @@ def main() -> None:
     parser.add_argument("--mesh", default="")
     given = parser.parse_args()
     if given.train:
+        # Imported before the processes meet: from then on they wait for each other.
+        from tests.fixtures import meshed  # noqa: F401
         from vrl_jax.experiment import command_line
 
         sys.argv = sys.argv[:1]

@@ -1,14 +1,22 @@
 """Log-probabilities of given responses: what sampling said, and nothing else."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vrl_jax.engine.likelihood import first_positions, in_pieces, likelihood
+from vrl_jax import perception
+from vrl_jax.engine.likelihood import (
+    _token_by_token,
+    first_positions,
+    in_pieces,
+    likelihood,
+)
 from vrl_jax.engine.processing import encode
+from vrl_jax.models.sharding import make_mesh
 from vrl_jax.types import Likelihood
 
 from ..fixtures import small
@@ -197,3 +205,20 @@ def test_in_pieces_bounds_a_pass_and_keeps_the_order(count, size, piece):
     wanted = np.arange(2 * count) + 10 * np.repeat(last, 2)
     np.testing.assert_array_equal(found, wanted)
     assert set(seen) == {piece}
+
+
+def test_measures_of_two_views_on_a_mesh_are_those_of_one_device():
+    random = np.random.RandomState(0)
+    states, other = random.randn(2, 32, 16).astype(np.float32)
+    head = random.randn(24, 16).astype(np.float32)
+    temperature, allowed = np.full(32, 0.7, np.float32), np.arange(24) < 20
+    arrays = states, other, head, temperature, allowed
+    for measure in (perception.view_kl, perception.view_js):
+        whole = functools.partial(_token_by_token, measure)
+        alone = whole(32)(*arrays)
+        with jax.set_mesh(make_mesh(data=2, fsdp=2, tensor=2)):
+            spread = jax.jit(whole(32))(*arrays)
+            odd = jax.jit(whole(31))(*(x[:31] if len(x) == 32 else x for x in arrays))
+        np.testing.assert_allclose(spread, alone, atol=1e-5)
+        np.testing.assert_allclose(odd, alone[:31], atol=1e-5)
+        assert spread.sharding.shard_shape(spread.shape) == (4,)

@@ -182,6 +182,8 @@ def _told(place: Path) -> Iterator[None]:
     """What a writer raises, as one `OSError` with the way out."""
     try:
         yield
+    except jax.errors.JaxRuntimeError:  # a device's, or another process is gone
+        raise
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else repr(error)
         raise OSError(
