@@ -129,8 +129,10 @@ def start_run(folder: Path, count: int, axes: str) -> list[subprocess.Popen]:
         port = free.getsockname()[1]
     devices = DEVICES // count if axes else 1
     command = [sys.executable, "-m", "tests.multiprocess", "--train", str(folder)]
-    flags = "--xla_backend_optimization_level=1 "
-    flags += f"--xla_force_host_platform_device_count={devices}"
+    flags = (
+        "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
+        f"--xla_force_host_platform_device_count={devices}"
+    )
     run = []
     for number in range(count):
         place = f"{number}/{count}@localhost:{port}" if count > 1 else ""
@@ -139,8 +141,6 @@ def start_run(folder: Path, count: int, axes: str) -> list[subprocess.Popen]:
             "XLA_FLAGS": flags,
             "PJRT_NPROC": "32",
             "VRL_JAX_PROCESSES": place,
-            # One process compiles for all.
-            "JAX_SHARE_BINARY_BETWEEN_HOSTS": "true",
         }
         with log(folder, number).open("a") as output:
             run.append(
