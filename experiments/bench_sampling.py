@@ -63,6 +63,8 @@ def main(
     """
     if smoke:
         rounds, longest = 1, 16
+    else:  # before jax looks for devices
+        jax.config.update("jax_num_cpu_devices", os.cpu_count() or 1)
     samples = digits.sums(PROMPTS, split="test", seed=0)
     rows = []
     for name in ["tiny"] if smoke else BARS:
@@ -333,5 +335,4 @@ def steps_of(lengths: np.ndarray) -> Iterator[tuple[int, int]]:
 
 
 if __name__ == "__main__":
-    jax.config.update("jax_num_cpu_devices", os.cpu_count() or 1)
     command_line(main)

@@ -73,7 +73,7 @@ def test_a_mesh_changes_nothing_that_is_learned(name):
     again, same, spread = trained(name)
     count = len(same)
     assert again == tokens[: len(again)]
-    np.testing.assert_allclose(same, losses[:count], rtol=0, atol=1e-5)
+    assert not meshed.too_far(meshed.gaps(same, losses[:count]))
     if name in LONG:
         for one, other in zip(
             jax.tree.leaves(alone.params), jax.tree.leaves(spread.params), strict=True
@@ -202,7 +202,7 @@ def test_a_checkpoint_of_one_mesh_goes_on_on_another(tmp_path):
     with pytest.raises(Stopped):
         run("2x2x2", "broken", stop_at=3)
     resumed = run("8x1x1", "broken")
-    np.testing.assert_allclose(rows("broken"), rows("whole"), rtol=0, atol=1e-5)
+    assert not meshed.too_far(meshed.gaps(rows("broken"), rows("whole")))
     for one, other in zip(
         jax.tree.leaves(whole.params), jax.tree.leaves(resumed.params), strict=True
     ):
