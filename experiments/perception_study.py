@@ -15,6 +15,7 @@ import json
 import shutil
 import statistics
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -266,9 +267,9 @@ def cost(
     """Median milliseconds of each part of a step; the methods take turns.
 
     Each plays the same questions with the same keys and the same policy, so that what
-    differs is what a method adds.
+    differs is what a method adds; each is as often the first of a round.
     """
-    learners, spent = {}, {name: [] for name in stages}
+    learners, spent, order = {}, {name: [] for name in stages}, deque(stages)
     for name, stage in stages.items():
         learners[name] = make_learner(
             world.actor.policy,
@@ -279,8 +280,10 @@ def cost(
             micro_batches=stage.micro_batches,
         )
     for number in range(steps + 1):
-        for name, stage in stages.items():
-            learners[name], parts = step_parts(stage, world, learners[name], number)
+        order.rotate(1)
+        for name in order:
+            learner = learners[name]
+            learners[name], parts = step_parts(stages[name], world, learner, number)
             spent[name].append({**parts, "step": sum(parts.values())})
     return {
         # The first step compiles.

@@ -2,9 +2,9 @@
 
 GRPO on a small policy, 20 steps with sampling, rewards, updates and checkpoints, on
 one device, and on meshes of 4 devices that 2 or 4 processes bring together over gloo:
-the losses must be the same to 1e-5, entropies to 1e-4. Of the 2 processes one is killed
-in the middle: the other must stop by itself within a minute, and the same command again
-goes on.
+losses must be the same to 1e-5, and entropies to 1e-5 of the largest there can be. Of
+the 2 processes one is killed in the middle: the other must stop by itself within a
+minute, and the same command again goes on.
 """
 
 import argparse

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 from vrl_kernels.linear_head import js_divergence, linear_head_pair
+from vrl_kernels.linear_head.state import PairStats
 
 from vrl_jax import masked
 
@@ -79,10 +80,7 @@ def view_kl(
     Equation 3 of VPPO's paper, whose code has `sampled_k3` instead. Over the whole
     vocabulary: `divergences.full_kl` without its logits.
     """
-    ids = jnp.full(hidden.shape[:1], -1)  # no token in particular
-    return linear_head_pair(
-        hidden, other, head, ids, temperature=temperature, allowed=allowed
-    ).kl
+    return _pair(hidden, other, head, temperature, allowed).kl
 
 
 def view_reverse_kl(
@@ -109,11 +107,21 @@ def view_symmetric_kl(
 
     https://arxiv.org/abs/2510.01444, for `token_weights.dupl_bonus`.
     """
+    both = _pair(hidden, other, head, temperature, allowed)
+    return (both.kl + both.reverse_kl) / 2
+
+
+def _pair(
+    hidden: Float[Array, "N d"],
+    other: Float[Array, "N d"],
+    head: Float[Array, "V d"],
+    temperature: Float[Array, " N"],
+    allowed: Bool[Array, " V"],
+) -> PairStats:
     ids = jnp.full(hidden.shape[:1], -1)  # no token in particular
-    both = linear_head_pair(
+    return linear_head_pair(
         hidden, other, head, ids, temperature=temperature, allowed=allowed
     )
-    return (both.kl + both.reverse_kl) / 2
 
 
 def view_js(

@@ -39,6 +39,13 @@ def test_partition_follows_the_rules_where_they_divide():
     assert twice == P("fsdp", None)
 
 
+def test_no_axis_of_the_mesh_is_used_twice():
+    mesh = sharding.make_mesh(data=2, fsdp=2, tensor=2)
+    assert sharding.partition(("embed", "embed"), (8, 8), mesh) == P("fsdp", None)
+    rows = sharding.partition(("batch", "embed"), (8, 8), mesh)
+    assert rows == P(("data", "fsdp"), None)
+
+
 def test_heads_are_not_cut():
     mesh = sharding.make_mesh(fsdp=2, tensor=4)
     whole = sharding.partition(("embed", "kv_heads"), (8, 2 * 16), mesh, unit=16)

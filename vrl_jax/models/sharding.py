@@ -98,13 +98,15 @@ def partition(
     between heads, `unit` values each.
     """
     parts: list[str | tuple[str, ...] | None] = []
+    taken: set[str] = set()
     for axis, size in zip(axes, shape, strict=True):
         over = RULES.get(axis) if axis else None
         names = (over,) if isinstance(over, str) else over or ()
         count = math.prod(mesh.shape[name] for name in names)
         pieces = size // unit if axis and axis.endswith("heads") else size
-        free = over not in parts
-        parts.append(over if free and count > 1 and pieces % count == 0 else None)
+        cut = count > 1 and pieces % count == 0 and taken.isdisjoint(names)
+        taken.update(names if cut else ())
+        parts.append(over if cut else None)
     return PartitionSpec(*parts)
 
 

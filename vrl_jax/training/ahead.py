@@ -81,13 +81,11 @@ def one_step_behind(recipe: Recipe, *, correct: Correct = mismatch.truncated) ->
     """The recipe on responses of the policy as it was one update phase earlier.
 
     While a step is learned from, a thread samples the next one with a copy of the
-    params; `old_logprobs` are those of the newest policy before its update, and
-    advantages are multiplied by correct(exp(old - sampler), mask), which is truncated
-    importance sampling: see `mismatch`. Rewards run in the thread. The first step, also
-    of a resumed run, waits for its own responses; so a resumed run is another draw.
-    On a mesh of
-    several devices it raises `ValueError`: two threads there may start their programs
-    in another order on each device, which then wait for each other for ever.
+    params, which `sampler.corrected` makes up for with `correct`. Rewards run in the
+    thread. The first step, also of a resumed run, waits for its own responses; so a
+    resumed run is another draw. On a mesh of several devices it raises `ValueError`:
+    two threads there may start their programs in another order on each device, which
+    then wait for each other for ever.
     """
     thread = ThreadPoolExecutor(1)
     pending: list[Future[Rollout]] = []
