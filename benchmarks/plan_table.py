@@ -44,7 +44,8 @@ def method(reference: None) -> Recipe:
 def planned(model: str, chips: str, *, tries: int) -> list[dict]:
     """The plans that were tried, the last one fits or nothing did."""
     where, sizes = topology(chips), Sizes()
-    request = Request(RELEASED[model], method, sizes, usual(where, sizes), where)
+    spec = RELEASED[model]
+    request = Request(spec, method, sizes, usual(spec, where, sizes), where)
     tried = search(request, compiled_for_tpu, tries=tries, only=("update", "decode"))
     return [as_json(plan) for plan in tried]
 
@@ -53,7 +54,7 @@ def row(model: str, chips: str, plans: list[dict]) -> str:
     """Of the last plan."""
     last, gib = plans[-1], 2**30
     choices, programs = last["choices"], last["programs"]
-    mesh = " x ".join(str(choices[axis]) for axis in ("fsdp", "tensor"))
+    mesh = " x ".join(str(choices[axis]) for axis in ("data", "fsdp", "tensor"))
     limits = "; ".join(
         f"{one['runs'] * one['bound_seconds']:.1f} s, {one['binds']}"
         for one in programs.values()
@@ -72,7 +73,7 @@ def row(model: str, chips: str, plans: list[dict]) -> str:
 
 
 HEADER = (
-    "| model | chips | fsdp x tensor | micro-batches | precision | held, GiB | "
+    "| model | chips | data x fsdp x tensor | micro-batches | precision | held, GiB | "
     "peak of update / decode, GiB | HBM, GiB | update at least | decode at least |\n"
     "|---|---|---|---|---|---|---|---|---|---|"
 )

@@ -14,6 +14,7 @@ from vrl_jax import cli
 from vrl_jax.engine.reference import near
 from vrl_jax.models.families import family_of
 from vrl_jax.models.parameters import init_params
+from vrl_jax.models.qwen_vl.released import RELEASED
 from vrl_jax.models.remat import REMATS
 from vrl_jax.models.sharding import make_mesh, spread
 from vrl_jax.recipes.grpo import grpo
@@ -280,13 +281,13 @@ def test_search_changes_what_does_not_fit_until_it_does():
 
 def test_usual_choices_use_every_device():
     sizes = Sizes(prompts=128)
-    assert usual(topology("v5p:4x4x4"), sizes)[:3] == (1, 64, 1)
-    assert usual(topology("v5p:8x8x8"), sizes)[:3] == (1, 128, 4)
-    assert usual(topology("v5e:4x4"), sizes, axes={"fsdp": 8, "tensor": 2})[:3] == (
-        1,
-        8,
-        2,
-    )
+    seven, large = RELEASED["qwen2.5-vl-7b"], RELEASED["qwen2.5-vl-72b"]
+    # 3584 / 64 = 56 is not whole tiles of 16 rows, 3584 / 32 and 8192 / 64 are.
+    assert usual(seven, topology("v5p:4x4x4"), sizes)[:3] == (2, 32, 1)
+    assert usual(seven, topology("v5p:8x8x8"), sizes)[:3] == (4, 32, 4)
+    assert usual(large, topology("v5p:4x4x4"), sizes)[:3] == (1, 64, 1)
+    asked = usual(seven, topology("v5e:4x4"), sizes, axes={"fsdp": 8, "tensor": 2})
+    assert asked[:3] == (1, 8, 2)
     with pytest.raises(ValueError, match="is not the 8 devices"):
         plan(request(fsdp=3))
 

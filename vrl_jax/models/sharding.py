@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
@@ -59,8 +60,11 @@ def make_mesh(
             f"a mesh of {asked} needs {math.prod(shape.values())} devices, and there "
             f"are {len(devices)}."
         )
-    kinds = (AxisType.Auto,) * len(shape)
-    return jax.make_mesh(tuple(shape.values()), tuple(shape), kinds, devices=devices)
+    # Axes may share one of the torus: data 2 x fsdp 32 on 4 x 4 x 4 chips.
+    laid = mesh_utils.create_device_mesh(
+        tuple(shape.values()), devices, allow_split_physical_axes=True
+    )
+    return Mesh(laid, tuple(shape), axis_types=(AxisType.Auto,) * len(shape))
 
 
 def parse_mesh(text: str) -> Mesh | None:

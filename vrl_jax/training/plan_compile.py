@@ -36,9 +36,6 @@ from vrl_jax.training.plan_shapes import Sizes, bytes_of
 from vrl_jax.training.plan_work import matmul_flops
 
 OPTIONS = {
-    # One collective for each exchange, not one for each piece of a product: the bytes
-    # are the same, the program is shorter.
-    "xla_jf_spmd_threshold_for_windowed_einsum_mib": 1_000_000,
     "xla_dump_hlo_as_text": True,
 }
 ENVIRONMENT = {

@@ -1,7 +1,9 @@
 """What to change where a plan does not fit: one named choice at a time."""
 
+import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 
+from vrl_jax.models.families import Spec
 from vrl_jax.training.plan import Plan, bound, plan
 from vrl_jax.training.plan_chips import Topology
 from vrl_jax.training.plan_compile import Found, Request
@@ -17,19 +19,31 @@ TOUCHES: Mapping[str, tuple[str, ...]] = {
 """Programs that a choice changes; others change all of them."""
 
 
+TILE = 16
+"""Rows of bfloat16 that a TPU keeps together. Where a device's part of a width is not
+whole tiles, libtpu gathers it by adding up zeros around it: three times the bytes."""
+
+
 def usual(
-    topology: Topology, sizes: Sizes, *, axes: Mapping[str, int] | None = None
+    spec: Spec,
+    topology: Topology,
+    sizes: Sizes,
+    *,
+    axes: Mapping[str, int] | None = None,
 ) -> Choices:
     """Choices to begin with: a prompt with its group at a time on each part of a mesh.
 
-    Without `axes`, parameters are spread over as many devices as there are whole
-    prompts for; the rest of the devices share heads and widths.
+    Without `axes`, rows are spread over as many devices as there are whole prompts for,
+    the rest of the devices share heads and widths, and parameters are spread over as
+    many devices as leave each whole tiles of the model's width.
     """
     devices = topology.devices
     if axes is None:
         splits = [n for n in range(1, devices + 1) if devices % n == 0]
         tensor = next(n for n in splits if sizes.prompts % (devices // n) == 0)
-        axes = {"fsdp": devices // tensor, "tensor": tensor}
+        rows = devices // tensor
+        fsdp = math.gcd(rows, spec.text.width // TILE)
+        axes = {"data": rows // fsdp, "fsdp": fsdp, "tensor": tensor}
     begun = Choices()._replace(**axes)
     rows = begun.data * begun.fsdp
     return begun._replace(
@@ -115,8 +129,8 @@ def moves(found: Plan) -> Iterator[Choices]:
         yield choices._replace(sampling="spread")
     if not hopeless and worst == "decode" and choices.slots > rows:
         yield choices._replace(slots=max(choices.slots // 2, rows))
-    if choices.data > 1:
-        yield choices._replace(data=1, fsdp=rows)
+    if choices.data % 2 == 0:
+        yield choices._replace(data=choices.data // 2, fsdp=2 * choices.fsdp)
     heads = found.request.spec.text.heads
     if not hopeless and choices.fsdp % 2 == 0 and heads % (2 * choices.tensor) == 0:
         # Half as many rows at a time, each spread over twice the devices.
