@@ -4,10 +4,9 @@
 
 VPPO's update on v5p, compiled by libtpu without a TPU: a prompt of 2048 tokens (a
 picture of 4096 patches in it) with 8 responses of 2048 tokens at a time on each chip,
-parameters spread over as many chips as leave each whole tiles of the width. Strong: 512
-prompts whatever the number of chips. Weak: one prompt a chip. Nothing is timed: `bound`
-is what the chip's specified rates allow, see `vrl_jax.training.plan`. What is in the
-file already is kept.
+parameters spread over at most 32 chips. Strong: 512 prompts whatever the number of
+chips. Weak: one prompt a chip. Nothing is timed: times are what the chip's specified
+rates allow, see `vrl_jax.training.plan`. What is in the file already is kept.
 """
 
 import argparse
@@ -46,8 +45,7 @@ def planned(model: str, chips: int, prompts: int) -> dict:
     """The update alone."""
     where = topology(f"v5p:{SLICES[chips]}")
     sizes = Sizes(prompts=prompts)
-    spec = RELEASED[model]
-    request = Request(spec, method, sizes, usual(spec, where, sizes), where)
+    request = Request(RELEASED[model], method, sizes, usual(where, sizes), where)
     return as_json(plan(request, compile=compiled_for_tpu, only=("update",)))
 
 

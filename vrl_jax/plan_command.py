@@ -125,11 +125,9 @@ def plan(
     where = parse_topology(topology)
     sizes = Sizes(prompts, group, prompt_tokens, response_tokens, patches)
     _check(sizes, minibatches)
-    choices = usual(
-        RELEASED[model], where, sizes._replace(prompts=prompts // minibatches)
-    )
+    choices = usual(where, sizes._replace(prompts=prompts // minibatches))
     if mesh:
-        choices = usual(RELEASED[model], where, sizes, axes=parse_axes(mesh))
+        choices = usual(where, sizes, axes=parse_axes(mesh))
     choices = choices._replace(
         minibatches=minibatches,
         slots=slots or prompts * group,

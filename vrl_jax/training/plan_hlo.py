@@ -54,7 +54,11 @@ def traffic(text: str, *, devices: int, steps: int = 1) -> Traffic:
         if kind == "while":
             return _times(
                 of(_named(line, "body")),
-                _trips(lines.bodies[_named(line, "condition")]) or steps,
+                _trips(
+                    lines.bodies[_named(line, "condition")],
+                    lines.bodies[_named(line, "body")],
+                )
+                or steps,
             )
         branches = re.search(r"branch_computations=\{([^}]*)\}", line)
         if branches:
@@ -93,21 +97,52 @@ def _named(line: str, part: str) -> str:
     return re.search(rf"{part}=%?([\w.-]+)", line)[1]
 
 
-def _trips(condition: list[str]) -> int | None:
+def _trips(condition: list[str], body: list[str]) -> int | None:
     """How often a loop runs that counts from 0 up to a constant, if it does."""
     root = next(line for line in condition if line.lstrip().startswith("ROOT"))
-    constants = dict(
-        found.groups()
+    constants = _constants(condition)
+    limits = [n for name, n in constants.items() if f"%{name}" in _operands(root)]
+    if not limits and "calls=" in root:  # the comparison is in a fusion of its own
+        limits = list(constants.values())
+    if len(limits) != 1:
+        return None
+    counters = [
+        int(found[2])
         for line in condition
-        if (found := re.search(r"%?([\w.-]+) = s32\[\]\S* constant\((\d+)\)", line))
-    )
-    for name, value in constants.items():
-        if re.search(rf"%{re.escape(name)}\b", root):
-            return int(value)
-    inside = re.search(r"calls=%?([\w.-]+)", root)
-    if inside and len(constants) == 1:  # the comparison is in a fusion of its own
-        return int(*constants.values())
-    return None
+        if (found := _ELEMENT.search(line)) and f"%{found[1]}" in _operands(root)
+    ]
+    stride = _stride(body, counters[0]) if len(counters) == 1 else 1
+    return -(-limits[0] // stride)
+
+
+_NUMBER = re.compile(r"%?([\w.-]+) = [su]32\[\]\S* constant\((\d+)\)")
+_ELEMENT = re.compile(
+    r"%?([\w.-]+) = [su]32\[\]\S* get-tuple-element\(.*\), index=(\d+)"
+)
+
+
+def _constants(lines: list[str]) -> dict[str, int]:
+    found = (_NUMBER.search(line) for line in lines)
+    return {one[1]: int(one[2]) for one in found if one}
+
+
+def _operands(line: str) -> list[str]:
+    """Their names, %a, of an instruction."""
+    operation = _OPERATION.search(line)
+    inside = line[operation.end() :].split(")")[0] if operation else ""
+    return re.findall(r"%[\w.-]+", inside)
+
+
+def _stride(body: list[str], number: int) -> int:
+    """What a round adds to element `number` of what the loop carries."""
+    root = next(line for line in body if line.lstrip().startswith("ROOT"))
+    carried = _operands(root)
+    constants = _constants(body)
+    for line in body:
+        if carried[number : number + 1] == [line.split(" = ")[0].split()[-1]]:
+            added = [constants[x[1:]] for x in _operands(line) if x[1:] in constants]
+            return added[0] if " add(" in line and added else 1
+    return 1
 
 
 def _sent(

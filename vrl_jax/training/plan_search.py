@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 
-from vrl_jax.models.families import Spec
 from vrl_jax.training.plan import Plan, bound, plan
 from vrl_jax.training.plan_chips import Topology
 from vrl_jax.training.plan_compile import Found, Request
@@ -19,30 +18,26 @@ TOUCHES: Mapping[str, tuple[str, ...]] = {
 """Programs that a choice changes; others change all of them."""
 
 
-TILE = 16
-"""Rows of bfloat16 that a TPU keeps together. Where a device's part of a width is not
-whole tiles, libtpu gathers it by adding up zeros around it: three times the bytes."""
+GROUP = 32
+"""Devices over which parameters are spread to begin with: among 64 of v5p libtpu 0.0.52
+gathers by adding up arrays of zeros but for a part, with twice the bytes."""
 
 
 def usual(
-    spec: Spec,
-    topology: Topology,
-    sizes: Sizes,
-    *,
-    axes: Mapping[str, int] | None = None,
+    topology: Topology, sizes: Sizes, *, axes: Mapping[str, int] | None = None
 ) -> Choices:
     """Choices to begin with: a prompt with its group at a time on each part of a mesh.
 
     Without `axes`, rows are spread over as many devices as there are whole prompts for,
-    the rest of the devices share heads and widths, and parameters are spread over as
-    many devices as leave each whole tiles of the model's width.
+    the rest of the devices share heads and widths, and parameters are spread over at
+    most `GROUP`.
     """
     devices = topology.devices
     if axes is None:
         splits = [n for n in range(1, devices + 1) if devices % n == 0]
         tensor = next(n for n in splits if sizes.prompts % (devices // n) == 0)
         rows = devices // tensor
-        fsdp = math.gcd(rows, spec.text.width // TILE)
+        fsdp = math.gcd(rows, GROUP)
         axes = {"data": rows // fsdp, "fsdp": fsdp, "tensor": tensor}
     begun = Choices()._replace(**axes)
     rows = begun.data * begun.fsdp
