@@ -18,6 +18,7 @@ from vrl_jax.recipes.gmpo import gmpo
 from vrl_jax.recipes.grpo import grpo
 from vrl_jax.recipes.gspo import gspo
 from vrl_jax.recipes.papo import papo
+from vrl_jax.recipes.pgpo import pgpo
 from vrl_jax.recipes.reinforce_pp import reinforce_pp
 from vrl_jax.recipes.rloo import rloo
 from vrl_jax.recipes.sapo import sapo
@@ -39,6 +40,7 @@ RECIPES: Mapping[str, Callable[..., Recipe]] = {
     "grpo": grpo,
     "gspo": gspo,
     "papo": papo,
+    "pgpo": pgpo,
     "reinforce_pp": reinforce_pp,
     "rloo": rloo,
     "sapo": sapo,

@@ -10,7 +10,7 @@ import pytest
 
 from vrl_jax import divergences, perception, views
 from vrl_jax.engine import slots
-from vrl_jax.engine.actor import look, seeing
+from vrl_jax.engine.actor import blind, look, seeing
 from vrl_jax.engine.likelihood import final_states
 from vrl_jax.programs.single_turn import single_turn
 from vrl_jax.types import Images
@@ -184,3 +184,9 @@ def test_a_shared_draw_is_the_same_for_a_group_and_for_any_pass():
     again = small.actor().likelihood(seeing(rollout, images)).logprobs
     np.testing.assert_allclose(found[0], again, atol=1e-6)
     assert np.abs(found[0] - rollout.old_logprobs).max() > 0.01
+
+
+def test_a_blind_pass_says_what_it_cannot_hide():
+    shown = dataclasses.replace(small.rollout(), shown=())
+    with pytest.raises(ValueError, match="saw more between their turns"):
+        blind(shown)

@@ -1,5 +1,6 @@
 """The engine with every family: it scores what it sampled, and pictures count."""
 
+import dataclasses
 import functools
 import itertools
 
@@ -9,6 +10,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from vrl_jax import views
+from vrl_jax.engine.actor import seeing
 from vrl_jax.engine.processing import encode
 from vrl_jax.models.qwen_vl.families import QWEN2_VL, QWEN3_VL
 from vrl_jax.models.trained import only, projector
@@ -39,6 +41,21 @@ def test_scoring_equals_sampling_and_pictures_count(actor):
     shift = np.abs(black.extra_logprobs["black"] - rollout.old_logprobs).max(axis=1)
     shift = shift.reshape(4, 2).max(axis=1)
     assert (shift[[0, 1, 3]] > 1e-3).all() and shift[2] < 1e-5  # the third: text alone
+
+
+def test_a_blind_pass_sees_no_pixel_and_moves_no_position(actor):
+    samples = list(small.samples())
+    rollout = single_turn(actor, iter([samples]), jax.random.key(0), group_size=2)
+    seen = actor.add_blind_logprobs(rollout, "blind").extra_logprobs["blind"]
+    noise = jax.random.normal(jax.random.key(1), rollout.prompts.images.patches.shape)
+    images = dataclasses.replace(rollout.prompts.images, patches=noise)
+    other = actor.add_blind_logprobs(seeing(rollout, images), "blind")
+    np.testing.assert_array_equal(seen, other.extra_logprobs["blind"])
+    shift = np.abs(seen - rollout.old_logprobs).reshape(4, -1).max(axis=1)
+    assert (shift[[0, 1, 3]] > 1e-3).all() and shift[2] < 1e-5  # the third: text alone
+    black = actor.painting(functools.partial(views.blacken_patches, share=1.0))
+    painted = actor.add_logprobs(rollout, "black", black, jax.random.key(1))
+    assert np.abs(painted.extra_logprobs["black"] - seen).max() > 1e-3
 
 
 def test_black_is_the_familys_black(actor):

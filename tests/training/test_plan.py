@@ -222,7 +222,7 @@ def test_traffic_is_read_from_text():
         ("all-gather", 2): 5 * 8 * 16 * 2 / 2,
         ("all-reduce", 4): 3 * 2 * 40 * 3 / 4,
         ("reduce-scatter", 4): 64 * 3 / 4,
-        ("collective-permute", 2): 24,
+        ("collective-permute", 2): 24 + 4 * 2 * 8,
         ("all-gather", 8): 64 * 7 / 8,
     }
 

@@ -118,6 +118,12 @@ class Actor:
         extra = {**rollout.extra_logprobs, name: seen}
         return dataclasses.replace(rollout, extra_logprobs=extra)
 
+    def add_blind_logprobs(self, rollout: Rollout, name: str) -> Rollout:
+        """log pi of the same tokens, none of which sees a picture: `blind`."""
+        seen = self.likelihood(blind(rollout)).logprobs
+        extra = {**rollout.extra_logprobs, name: seen}
+        return dataclasses.replace(rollout, extra_logprobs=extra)
+
     def add_divergence(
         self,
         rollout: Rollout,
@@ -152,6 +158,24 @@ def seeing(data: Scored, images: Images) -> Scored:
     """The same prompts and responses with other pictures."""
     return dataclasses.replace(
         data, prompts=dataclasses.replace(data.prompts, images=images)
+    )
+
+
+def blind(data: Scored) -> Scored:
+    """The same prompts and responses, with attention to the pictures' tokens masked.
+
+    What is left stands where it stood: unlike a prompt without the picture, and unlike
+    a black one, no position moves and no pixel counts. The view of PGPO,
+    https://arxiv.org/abs/2604.01840. `ValueError` where pictures stand between turns.
+    """
+    if data.shown is not None:
+        raise ValueError(
+            "a blind pass hides the pictures of prompts, and these responses saw more "
+            "between their turns: score them under a view of the pictures."
+        )
+    text = data.prompts.mask & (data.prompts.slots == 0)
+    return dataclasses.replace(
+        data, prompts=dataclasses.replace(data.prompts, mask=text)
     )
 
 

@@ -24,8 +24,9 @@ def first_positions(prompts: Prompts) -> Int[Array, " P"]:
 def last_hidden(
     hidden: Float[Array, "P L H"], mask: Bool[Array, "P L"]
 ) -> Float[Array, "P H"]:
-    """The state that predicts the first response token."""
-    return hidden[jnp.arange(hidden.shape[0]), mask.sum(axis=1) - 1]
+    """The state that predicts the first response token: of the last one in the mask."""
+    last = mask.shape[1] - 1 - mask[:, ::-1].argmax(axis=1)
+    return hidden[jnp.arange(hidden.shape[0]), last]
 
 
 def final_states(
