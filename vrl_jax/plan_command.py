@@ -95,7 +95,7 @@ def plan(
         response_tokens: of the longest response.
         patches: of one prompt's pictures; 4 patches are one token.
         mesh: axes as data=1,fsdp=16,tensor=4; by default as few shares of a head as
-            the prompts allow.
+            the prompts allow, and parameters over at most 32 devices.
         minibatches: updates of a step.
         micro_batches: pieces of a minibatch; 0: a prompt at a time on each part.
         per_pass: prompts that are read or scored at a time; 0: as many as fit the mesh.
