@@ -12,6 +12,7 @@ from vrl_jax.engine import tools
 from vrl_jax.engine.desk import Limits, OutOfRoom
 from vrl_jax.engine.tools import Call, crop
 from vrl_jax.programs.acting import act
+from vrl_jax.programs.anchored_claims import anchored_claims, perceived
 from vrl_jax.programs.cascade import cascade
 from vrl_jax.programs.checklist import checklist_branch, checklist_of
 from vrl_jax.programs.critique import critique_and_continue
@@ -19,7 +20,8 @@ from vrl_jax.programs.describe_then_answer import describe_then_answer
 from vrl_jax.programs.resample import gated_resample
 from vrl_jax.programs.search import best_of_n, tree_search
 from vrl_jax.programs.tool_turns import tool_turns
-from vrl_jax.types import Turn
+from vrl_jax.rewards.combine import per_response
+from vrl_jax.types import Episode, Turn
 
 from ..fixtures import small
 
@@ -247,3 +249,108 @@ def test_a_search_is_played_and_scored():
     np.testing.assert_allclose(scored, rollout.old_logprobs, rtol=0, atol=1e-5)
     # No token is trained twice: a step's prefix is given.
     assert rollout.mask.sum(axis=1).max() <= 2
+
+
+CLAIMED = dataclasses.replace(
+    SAMPLE, annotations={"claims": [["It is red.", True], ["It is <image>.", False]]}
+)
+
+
+def always(sample, turn):
+    return True
+
+
+def test_claims_are_judged_after_parts_of_a_right_answer():
+    """By hand: marks of clauses only, later cuts count more, a half earns nothing."""
+    answer = said("It is 3.5 cm, so <image> it is red. Yes")
+    program = anchored_claims(CLAIMED, right=always)
+    first = next(program)
+    assert words(first) == [SAMPLE.question] and first.trained
+    probes = program.send(answer)
+    prefixes = ["It is 3.5 cm,", "It is 3.5 cm, so \\<image> it is red."]
+    truths = []
+    for probe, prefix in zip(probes, prefixes, strict=True):
+        (text,) = words(probe)
+        assert f"so far:\n\n{prefix}\n\n" in text and text.endswith("Yes or No.")
+        assert probe.context[0].images == SAMPLE.images and not probe.trained
+        assert (probe.max_new_tokens, probe.top_k) == (1, 1)
+        assert probe.allowed == ("Yes", "No")
+        truths.append("Yes" if "It is red." in text.rsplit("true of it?")[1] else "No")
+    with pytest.raises(StopIteration) as end:
+        program.send([said("No" if truths[0] == "Yes" else "Yes"), said(truths[1])])
+    outcome = end.value.value
+    place = np.array([len("It is 3.5 cm,"), len(answer.text) - len(" Yes")])
+    early, late = np.exp(1.5 * place / len(answer.text))
+    expected = 2 * late / (early + late) - 1
+    assert outcome.turns == (answer,) and outcome.facts["claims"] == 2
+    assert outcome.facts["anchored_perception"] == pytest.approx(expected, abs=1e-6)
+    episode = Episode(CLAIMED, "?", outcome.turns, True, facts=outcome.facts)
+    assert per_response(perceived)([episode]) == pytest.approx([expected], abs=1e-6)
+
+
+def test_marks_and_claims_are_drawn_by_row_and_response():
+    text = said("one. " * 50)
+
+    def probes(sample):
+        program = anchored_claims(sample, right=always, cuts=20)
+        next(program)
+        return program.send(text)
+
+    assert len(probes(CLAIMED)) == 20 and probes(CLAIMED) == probes(CLAIMED)
+    other = dataclasses.replace(CLAIMED, id="another")
+    assert probes(CLAIMED) != probes(other)
+    cut = [len(words(probe)[0]) for probe in probes(other)]
+    assert len(set(cut)) > 10
+
+
+@pytest.mark.parametrize(
+    ("answer", "right"),
+    [("no marks at all", always), ("wrong. all.", lambda sample, turn: False)],
+)
+def test_nothing_is_asked_of_a_wrong_answer_or_of_one_without_marks(answer, right):
+    asked, outcome = talk(anchored_claims(CLAIMED, right=right), [said(answer)])
+    assert len(asked) == 1
+    assert outcome.facts == {"anchored_perception": 0.0, "claims": 0}
+
+
+@pytest.mark.parametrize("claims", [None, [], "It is red.", ["It is red."], 3])
+def test_claims_that_are_missing_or_no_pairs_are_named(claims):
+    sample = dataclasses.replace(SAMPLE, annotations={"claims": claims})
+    with pytest.raises(ValueError, match=r"row-0 needs annotations\['claims'\]"):
+        next(anchored_claims(sample, right=always))
+    with pytest.raises(ValueError, match="play it with `anchored_claims`"):
+        perceived(Episode(SAMPLE, "?", (said("x"),), True))
+
+
+def test_claims_in_the_engine_are_judged_and_not_trained():
+    """The probes are no rows; their answers are the allowed two, and R is rewarded."""
+    actor, likely = (
+        blind_actor(),
+        np.array([small.tokenizer().convert_tokens_to_ids(one) for one in (".", "Ċ")]),
+    )
+    table = actor.params["table"].at[:, likely].add(20.0)
+    actor = dataclasses.replace(
+        actor, params={"table": table}, reward=per_response(perceived)
+    )
+    claimed = tuple(
+        dataclasses.replace(sample, annotations=CLAIMED.annotations)
+        for sample in small.samples()
+    )
+    program = functools.partial(anchored_claims, right=always, answers=("4", "7"))
+    play = functools.partial(
+        act,
+        actor,
+        key=jax.random.key(0),
+        program=program,
+        group_size=2,
+        limits=Limits(row_tokens=400),
+    )
+    rollout = play(iter([claimed]))
+    assert rollout.tokens.shape[0] == 4 * 2
+    facts = rollout.facts
+    assert facts["claims"].max() > 0
+    np.testing.assert_array_equal(facts["asks"], 1 + np.asarray(facts["claims"]))
+    np.testing.assert_array_equal(rollout.rewards, facts["anchored_perception"])
+    assert len(set(np.asarray(rollout.rewards).tolist())) > 1
+    again = play(iter([claimed]))
+    np.testing.assert_array_equal(again.rewards, rollout.rewards)

@@ -1,0 +1,128 @@
+"""An answer, and whether one who has read so far still sees the picture: VAPO.
+
+ICLR 2026, https://arxiv.org/abs/2509.25848. The reward of a response is
+
+    0.8 accuracy + 0.1 format + 0.1 accuracy R,
+    R = max(0, 2 sum_k w_k s_k / sum_k w_k - 1),    w_k = exp(1.5 place_k)
+
+where s_k says whether the policy judged a claim about the picture rightly after the
+part of the response that ends at place_k, from 0 to 1. `weighted` adds it up:
+
+    program = functools.partial(anchored_claims, right=right)
+    reward = weighted({
+        "accuracy": (accuracy, 0.8),
+        "format": (form, 0.1),
+        "perception": (per_response(perceived), 0.1),
+    })
+"""
+
+import random
+import re
+from collections.abc import Callable, Sequence
+
+import jax.numpy as jnp
+
+from vrl_jax.engine.conversation import Ask, user
+from vrl_jax.engine.play import Outcome, Steps
+from vrl_jax.engine.processing import question
+from vrl_jax.rewards.steps import anchored_perception
+from vrl_jax.types import Episode, Sample, Turn, literal
+
+MARKS = re.compile(r"[.,;:!?](?=\s|$)|[。，；：！？]")
+"""Where a response may be cut: after a mark that ends a clause, and not in a number."""
+
+PROBE = """\
+{question}
+
+Somebody has written so far:
+
+{prefix}
+
+Look at the picture again. Is this true of it? {claim}
+Answer {yes} or {no}."""
+"""It ends without a space: the released one ends with one, after which a tokenizer that
+joins spaces to words favours digits, and fewer claims are judged rightly."""
+
+Right = Callable[[Sample, Turn], bool]
+
+
+def anchored_claims(
+    sample: Sample,
+    *,
+    right: Right,
+    cuts: int = 20,
+    probe: str = PROBE,
+    answers: tuple[str, str] = ("Yes", "No"),
+    emphasis: float = 1.5,
+) -> Steps:
+    """A right answer is cut at `cuts` marks; after each, the policy judges a claim.
+
+    Fewer marks are all used, and without any R is 0, as it is for a wrong answer.
+    `annotations["claims"]` are pairs of a claim and whether it holds,
+    `[["The left digit is 4.", true], ...]`; which marks and which claims are drawn by
+    the row and the response, so that a replay draws them again. Probes are greedy, one
+    token, all in flight together, and never trained: `cuts` prompts with the picture
+    for each right response. The fact `anchored_perception` is R, `claims` how many were
+    judged. A sample without claims is a ValueError.
+    """
+    claims = _claims(sample)
+    said = yield Ask(question(sample))
+    places = [mark.end() for mark in MARKS.finditer(said.text)]
+    if not places or not right(sample, said):
+        return Outcome((said,), {"anchored_perception": 0.0, "claims": 0})
+    drawn = random.Random(f"{sample.id} {said.text}")
+    places = sorted(drawn.sample(places, min(cuts, len(places))))
+    judged = [drawn.choice(claims) for _ in places]
+    yes, no = answers
+
+    def asked(place: int, claim: str) -> Ask:
+        prefix = literal(said.text[:place])
+        words = {"question": sample.question, "prefix": prefix, "claim": literal(claim)}
+        told = user(probe.format(**words, yes=yes, no=no), sample.images)
+        return Ask(
+            (*question(sample)[:-1], told),
+            trained=False,
+            max_new_tokens=1,
+            top_k=1,
+            allowed=answers,
+        )
+
+    probes = [asked(at, claim) for at, (claim, _) in zip(places, judged, strict=True)]
+    replies = yield probes
+    held = [
+        reply.text.strip() == (yes if holds else no)
+        for reply, (_, holds) in zip(replies, judged, strict=True)
+    ]
+    score = anchored_perception(
+        jnp.array(held, jnp.float32),
+        jnp.array(places) / len(said.text),
+        jnp.ones(len(places), bool),
+        emphasis=emphasis,
+    )
+    facts = {"anchored_perception": float(score), "claims": len(places)}
+    return Outcome((said,), facts)
+
+
+def perceived(episode: Episode) -> float:
+    """R of an episode that `anchored_claims` played."""
+    if "anchored_perception" in episode.facts:
+        return episode.facts["anchored_perception"]
+    raise ValueError(
+        f"no claim was judged in the episode of {episode.sample.id}: play it with "
+        "`anchored_claims`, or leave the reward `perceived` out."
+    )
+
+
+def _claims(sample: Sample) -> Sequence[tuple[str, bool]]:
+    claims = sample.annotations.get("claims") or ()
+    try:
+        pairs = [(str(claim), bool(holds)) for claim, holds in claims]
+    except (TypeError, ValueError):
+        pairs = []
+    if not pairs:
+        raise ValueError(
+            f"{sample.id} needs annotations['claims'], pairs of a claim about the "
+            f"picture and whether it holds, such as [['It is red.', true]]; "
+            f"got {sample.annotations.get('claims')!r}."
+        )
+    return pairs
