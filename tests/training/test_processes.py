@@ -67,6 +67,11 @@ def test_of_two_processes_each_scores_its_share(monkeypatch, everywhere, asked):
     assert [text for text, _ in told] == ["0", "1", "2", "3"]
 
 
+def test_rewards_on_the_mesh_are_not_computed_in_threads():
+    with pytest.raises(ValueError, match="leave reward_threads=2 out"):
+        small.actor(rewards_everywhere=True, reward_threads=2)
+
+
 def test_only_the_first_process_writes(monkeypatch, tmp_path):
     monkeypatch.setattr(jax, "process_index", lambda: 1)
     files.append_line(tmp_path / "lines", {"a": 1})

@@ -40,11 +40,11 @@ class Actor:
     one group at a time, in the calling thread or, with `reward_threads`, that many
     groups at once: for rewards that wait for others and may run in threads, such as a
     judge behind an endpoint. Of several processes each computes its share of the
-    rewards, or all do all with `rewards_everywhere`: for a judge on the mesh. `observe`
-    is told of every group that was played, kept or not; rewards see `step` and
-    `total_steps`. Passes without gradient take at most `prompts_per_pass` prompts at a
-    time. `note` says which of the final hidden states are kept beside the tokens:
-    `slots.nothing` of them, or all, `slots.states`.
+    rewards, or all do all with `rewards_everywhere`: for a judge on the mesh, and
+    without threads (a ValueError). `observe` is told of every group that was played,
+    kept or not; rewards see `step` and `total_steps`. Passes without gradient take at
+    most `prompts_per_pass` prompts at a time. `note` says which of the final hidden
+    states are kept beside the tokens: `slots.nothing` of them, or all, `slots.states`.
     """
 
     policy: Policy
@@ -65,6 +65,15 @@ class Actor:
     total_steps: int = 0
     observe: Callable[[Sequence[Episode], Sequence[Mapping[str, float]]], None] = ignore
     note: Callable = decoding_slots.nothing
+
+    def __post_init__(self) -> None:
+        """Devices that work together must be given their work in one order."""
+        if self.rewards_everywhere and self.reward_threads:
+            raise ValueError(
+                "rewards that all processes compute, rewards_everywhere=True, may use "
+                "the mesh, on which threads would wait for each other: leave "
+                f"reward_threads={self.reward_threads} out."
+            )
 
     def model(self) -> Model:
         """What decoding reads of it."""
