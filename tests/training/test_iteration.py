@@ -16,8 +16,8 @@ from ..fixtures.compilations import compilations
 
 
 def rare_reward(episodes):
-    """Right in one case of nine: many groups are all wrong."""
-    right = [float(sum(e.turns[0].tokens) % 9 == 0) for e in episodes]
+    """Right in one case of seventeen: most groups are all wrong."""
+    right = [float(sum(e.turns[0].tokens) % 17 == 0) for e in episodes]
     return [{"overall": score, "accuracy": score} for score in right]
 
 
@@ -52,13 +52,16 @@ def test_nothing_is_compiled_after_the_first_iteration():
     with compilations() as heard:
         jax.jit(lambda x: x + 1)(jnp.ones(3))
     assert heard
+    varied = lambda: len({first, *rounds}) > 2 and max(rounds) > first
     with compilations() as later:
-        for seed in range(1, 13):
+        # What is drawn depends on the machine's last bits.
+        for seed in range(1, 41):
             learner, _, played = step(learner, seed, actor)
             rounds.append(played)
+            if seed >= 8 and varied():
+                break
         evaluate()
-    assert len({first, *rounds}) > 2
-    assert max(rounds) > first
+    assert varied(), (first, rounds)
     assert later == []
 
 
