@@ -12,18 +12,22 @@ from vrl_jax.engine import tools
 from vrl_jax.engine.desk import Limits, OutOfRoom
 from vrl_jax.engine.tools import Call, crop
 from vrl_jax.programs.acting import act
-from vrl_jax.programs.anchored_claims import anchored_claims, perceived
+from vrl_jax.programs.anchored_claims import anchored_claims
 from vrl_jax.programs.cascade import cascade
 from vrl_jax.programs.checklist import checklist_branch, checklist_of
 from vrl_jax.programs.critique import critique_and_continue
-from vrl_jax.programs.describe_then_answer import describe_then_answer
+from vrl_jax.programs.describe_then_answer import (
+    answer_and_reread,
+    describe_then_answer,
+)
 from vrl_jax.programs.resample import gated_resample
 from vrl_jax.programs.search import best_of_n, tree_search
 from vrl_jax.programs.tool_turns import tool_turns
-from vrl_jax.rewards.combine import per_response
+from vrl_jax.rewards.combine import fact, weighted
 from vrl_jax.types import Episode, Turn
 
 from ..fixtures import small
+from ..fixtures.compilations import compilations
 
 SAMPLE = small.samples()[0]
 
@@ -284,8 +288,6 @@ def test_claims_are_judged_after_parts_of_a_right_answer():
     expected = 2 * late / (early + late) - 1
     assert outcome.turns == (answer,) and outcome.facts["claims"] == 2
     assert outcome.facts["anchored_perception"] == pytest.approx(expected, abs=1e-6)
-    episode = Episode(CLAIMED, "?", outcome.turns, True, facts=outcome.facts)
-    assert per_response(perceived)([episode]) == pytest.approx([expected], abs=1e-6)
 
 
 def test_marks_and_claims_are_drawn_by_row_and_response():
@@ -313,24 +315,94 @@ def test_nothing_is_asked_of_a_wrong_answer_or_of_one_without_marks(answer, righ
     assert outcome.facts == {"anchored_perception": 0.0, "claims": 0}
 
 
-@pytest.mark.parametrize("claims", [None, [], "It is red.", ["It is red."], 3])
+WRONG_CLAIMS = [None, [], "It is.", ["It is."], 3, ["ab"], [["It is red.", "false"]]]
+
+
+@pytest.mark.parametrize("claims", WRONG_CLAIMS)
 def test_claims_that_are_missing_or_no_pairs_are_named(claims):
     sample = dataclasses.replace(SAMPLE, annotations={"claims": claims})
     with pytest.raises(ValueError, match=r"row-0 needs annotations\['claims'\]"):
         next(anchored_claims(sample, right=always))
-    with pytest.raises(ValueError, match="play it with `anchored_claims`"):
-        perceived(Episode(SAMPLE, "?", (said("x"),), True))
+
+
+def test_claims_have_bounds():
+    with pytest.raises(ValueError, match="not at cuts=0"):
+        next(anchored_claims(CLAIMED, right=always, cuts=0))
+    replies = [said("one. two."), OutOfRoom()]
+    _, outcome = talk(anchored_claims(CLAIMED, right=always), replies)
+    assert outcome.turns == (replies[0],)
+    assert outcome.facts["ended/claims did not fit"] == 1
+    assert outcome.facts["anchored_perception"] == outcome.facts["claims"] == 0
+
+
+def test_claims_of_other_responses_compile_nothing():
+    """Law 6: whatever the number of marks."""
+
+    def played(marks):
+        answer = said("one. " * marks)
+        program = anchored_claims(CLAIMED, right=always)
+        next(program)
+        probes = program.send(answer)
+        with pytest.raises(StopIteration) as end:
+            program.send([said("Yes")] * len(probes))
+        return end.value.value.facts["claims"]
+
+    played(3)
+    with compilations() as built:
+        assert [played(marks) for marks in (1, 7, 20, 50)] == [1, 7, 20, 20]
+    assert built == []
+
+
+@pytest.mark.parametrize(
+    ("answer", "described"),
+    [
+        ("<description> a <image> four </description> so 5", "a \\<image> four"),
+        ("<description></description> so 5", ""),
+        ("it is 5", "it is 5"),
+    ],
+)
+def test_an_answer_is_reread_without_the_picture(answer, described):
+    right = lambda sample, turn: turn.text == "4"
+    for reread in "45":
+        program = answer_and_reread(SAMPLE, right=right)
+        asked, outcome = talk(program, [said(answer), said(reread)])
+        assert asked[0].context[0].images == SAMPLE.images and asked[0].trained
+        (told,) = words(asked[1])
+        assert f"so:\n\n{described}\n\nWhat is it?" in told
+        assert asked[1].context[0].images == () and not asked[1].trained
+        assert [turn.text for turn in outcome.turns] == [answer]
+        assert outcome.facts == {"reread": int(reread == "4")}
+    _, outcome = talk(
+        answer_and_reread(SAMPLE, right=right), [said(answer), OutOfRoom()]
+    )
+    assert outcome.facts == {"reread": 0, "ended/description did not fit": 1}
+
+
+def test_the_reward_of_vision_sr1_by_hand():
+    """A group of four: R = 2, 1, 1.1, 0."""
+    columns = {"acc": [1, 1, 0, 0], "format": [1, 1, 1, 0], "reread": [1, 0, 1, 0]}
+    group = [
+        Episode(
+            SAMPLE, "?", (said("x"),), True, facts=dict(zip(columns, row, strict=True))
+        )
+        for row in zip(*columns.values(), strict=True)
+    ]
+    shares = {"acc": 0.9, "format": 0.1, "reread": 1.0}
+    reward = weighted({name: (fact(name), share) for name, share in shares.items()})
+    totals = [score["overall"] for score in reward(group)]
+    assert totals == pytest.approx([2.0, 1.0, 1.1, 0.0])
+    with pytest.raises(ValueError, match=r"row-0 has no fact 'seen', only \['acc', "):
+        fact("seen")(group)
 
 
 def test_claims_in_the_engine_are_judged_and_not_trained():
     """The probes are no rows; their answers are the allowed two, and R is rewarded."""
-    actor, likely = (
-        blind_actor(),
-        np.array([small.tokenizer().convert_tokens_to_ids(one) for one in (".", "Ċ")]),
-    )
+    actor = blind_actor()
+    # A full stop and the end of a line: what is written has marks.
+    likely = np.array(small.tokenizer().convert_tokens_to_ids([".", "Ċ"]))
     table = actor.params["table"].at[:, likely].add(20.0)
     actor = dataclasses.replace(
-        actor, params={"table": table}, reward=per_response(perceived)
+        actor, params={"table": table}, reward=fact("anchored_perception")
     )
     claimed = tuple(
         dataclasses.replace(sample, annotations=CLAIMED.annotations)

@@ -58,7 +58,7 @@ def test_nothing_is_compiled_after_the_first_iteration():
         for seed in range(1, 41):
             learner, _, played = step(learner, seed, actor)
             rounds.append(played)
-            if seed >= 8 and varied():
+            if seed >= 12 and varied():
                 break
         evaluate()
     assert varied(), (first, rounds)

@@ -47,6 +47,8 @@ from vrl_jax.types import Episode, Message, Sample, Turn
 Answer = Turn | list[Turn]
 Steps = Generator[Ask | Sequence[Ask], Answer, Any]
 Program = Callable[[Sample], Steps]
+Check = Callable[[Sample, Turn], bool]
+"""Whether an answer will do."""
 
 LOG = logging.getLogger(__name__)
 

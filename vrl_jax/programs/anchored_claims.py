@@ -12,24 +12,27 @@ part of the response that ends at place_k, from 0 to 1. `weighted` adds it up:
     reward = weighted({
         "accuracy": (accuracy, 0.8),
         "format": (form, 0.1),
-        "perception": (per_response(perceived), 0.1),
+        "perception": (fact("anchored_perception"), 0.1),
     })
 """
 
 import random
 import re
-from collections.abc import Callable, Sequence
 
-import jax.numpy as jnp
+import numpy as np
 
 from vrl_jax.engine.conversation import Ask, user
-from vrl_jax.engine.play import Outcome, Steps
+from vrl_jax.engine.desk import OutOfRoom
+from vrl_jax.engine.play import Check, Outcome, Steps
 from vrl_jax.engine.processing import question
 from vrl_jax.rewards.steps import anchored_perception
-from vrl_jax.types import Episode, Sample, Turn, literal
+from vrl_jax.types import Sample, literal
 
 MARKS = re.compile(r"[.,;:!?](?=\s|$)|[。，；：！？]")
 """Where a response may be cut: after a mark that ends a clause, and not in a number."""
+
+NOTHING = {"anchored_perception": 0.0, "claims": 0}
+"""The facts where no claim was judged."""
 
 PROBE = """\
 {question}
@@ -43,13 +46,11 @@ Answer {yes} or {no}."""
 """It ends without a space: the released one ends with one, after which a tokenizer that
 joins spaces to words favours digits, and fewer claims are judged rightly."""
 
-Right = Callable[[Sample, Turn], bool]
-
 
 def anchored_claims(
     sample: Sample,
     *,
-    right: Right,
+    right: Check,
     cuts: int = 20,
     probe: str = PROBE,
     answers: tuple[str, str] = ("Yes", "No"),
@@ -63,13 +64,16 @@ def anchored_claims(
     the row and the response, so that a replay draws them again. Probes are greedy, one
     token, all in flight together, and never trained: `cuts` prompts with the picture
     for each right response. The fact `anchored_perception` is R, `claims` how many were
-    judged. A sample without claims is a ValueError.
+    judged; where a probe has no room, none is asked, which is counted. A sample without
+    claims is a ValueError, and so are fewer than one cut.
     """
+    if cuts < 1:
+        raise ValueError(f"a response is cut at one mark or more, not at cuts={cuts}.")
     claims = _claims(sample)
     said = yield Ask(question(sample))
     places = [mark.end() for mark in MARKS.finditer(said.text)]
     if not places or not right(sample, said):
-        return Outcome((said,), {"anchored_perception": 0.0, "claims": 0})
+        return Outcome((said,), NOTHING)
     drawn = random.Random(f"{sample.id} {said.text}")
     places = sorted(drawn.sample(places, min(cuts, len(places))))
     judged = [drawn.choice(claims) for _ in places]
@@ -88,41 +92,35 @@ def anchored_claims(
         )
 
     probes = [asked(at, claim) for at, (claim, _) in zip(places, judged, strict=True)]
-    replies = yield probes
-    held = [
-        reply.text.strip() == (yes if holds else no)
-        for reply, (_, holds) in zip(replies, judged, strict=True)
-    ]
-    score = anchored_perception(
-        jnp.array(held, jnp.float32),
-        jnp.array(places) / len(said.text),
-        jnp.ones(len(places), bool),
-        emphasis=emphasis,
-    )
+    try:
+        replies = yield probes
+    except OutOfRoom:
+        return Outcome((said,), {**NOTHING, "ended/claims did not fit": 1})
+    # Always `cuts` places, so that one program serves all responses.
+    held, place = np.zeros((2, cuts), np.float32)
+    for number, (reply, (_, holds)) in enumerate(zip(replies, judged, strict=True)):
+        held[number] = reply.text.strip() == (yes if holds else no)
+        place[number] = places[number] / len(said.text)
+    asked_for = np.arange(cuts) < len(places)
+    score = anchored_perception(held, place, asked_for, emphasis=emphasis)
     facts = {"anchored_perception": float(score), "claims": len(places)}
     return Outcome((said,), facts)
 
 
-def perceived(episode: Episode) -> float:
-    """R of an episode that `anchored_claims` played."""
-    if "anchored_perception" in episode.facts:
-        return episode.facts["anchored_perception"]
-    raise ValueError(
-        f"no claim was judged in the episode of {episode.sample.id}: play it with "
-        "`anchored_claims`, or leave the reward `perceived` out."
-    )
+def _claims(sample: Sample) -> list[tuple[str, bool]]:
+    match sample.annotations.get("claims"):
+        case [*pairs] if pairs and all(map(_is_claim, pairs)):
+            return [(text, holds) for text, holds in pairs]
+        case given:
+            raise ValueError(
+                f"{sample.id} needs annotations['claims'], pairs of a claim about the "
+                "picture and whether it holds, such as [['It is red.', true]]; got "
+                f"{given!r}."
+            )
 
 
-def _claims(sample: Sample) -> Sequence[tuple[str, bool]]:
-    claims = sample.annotations.get("claims") or ()
-    try:
-        pairs = [(str(claim), bool(holds)) for claim, holds in claims]
-    except (TypeError, ValueError):
-        pairs = []
-    if not pairs:
-        raise ValueError(
-            f"{sample.id} needs annotations['claims'], pairs of a claim about the "
-            f"picture and whether it holds, such as [['It is red.', true]]; "
-            f"got {sample.annotations.get('claims')!r}."
-        )
-    return pairs
+def _is_claim(pair: object) -> bool:
+    match pair:
+        case [str(), bool()]:
+            return True
+    return False

@@ -1,17 +1,15 @@
 """Questions about what is to be seen, before the question itself."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from vrl_jax.engine.conversation import Ask, user
-from vrl_jax.engine.play import Outcome, Steps
+from vrl_jax.engine.play import Check, Outcome, Steps
 from vrl_jax.engine.processing import question
-from vrl_jax.types import PLACEHOLDER, Sample, Turn
-
-Passes = Callable[[Sample, Turn], bool]
+from vrl_jax.types import PLACEHOLDER, Sample
 
 
 def checklist_branch(
-    sample: Sample, *, passes: Passes, probe: str = "checklist"
+    sample: Sample, *, passes: Check, probe: str = "checklist"
 ) -> Steps:
     """The annotation `probe` is asked of the pictures; if that passes, the question.
 

@@ -1,8 +1,11 @@
 """A description of the pictures, and an answer by one who reads nothing else."""
 
 from vrl_jax.engine.conversation import Ask, user
-from vrl_jax.engine.play import Steps
-from vrl_jax.types import PLACEHOLDER, Sample, literal
+from vrl_jax.engine.desk import OutOfRoom
+from vrl_jax.engine.play import Check, Outcome, Steps
+from vrl_jax.engine.processing import question
+from vrl_jax.rewards.parse import first_tag
+from vrl_jax.types import PLACEHOLDER, Message, Sample, literal
 
 DESCRIBE = """\
 {question}
@@ -32,7 +35,38 @@ def describe_then_answer(
     """
     asked = describe.format(question=sample.question)
     seen = yield Ask((user(asked, sample.images),))
-    words = sample.question.replace(PLACEHOLDER, "").strip()
-    read = answer.format(seen=literal(seen.text), question=words)
-    answered = yield Ask((user(read),), model=reader)
+    answered = yield Ask(_reading(sample, seen.text, answer), model=reader)
     return seen, answered
+
+
+def answer_and_reread(
+    sample: Sample,
+    *,
+    right: Check,
+    tag: str = "description",
+    answer: str = ANSWER,
+    reader: str = "policy",
+) -> Steps:
+    """An answer that describes first; does another, from the description, come right?
+
+    The description is what stands in `tag`, or the whole text. Who reads it sees no
+    picture and is not trained; the fact `reread` is 1 where `right` says so of what it
+    answers, else 0. Vision-SR1, https://arxiv.org/abs/2508.19652, as released: the
+    reward is 0.9 accuracy + 0.1 format + `fact("reread")`, and `format` is
+    `blocks_in_order`. A description for which there is no room earns 0 and is counted.
+    """
+    said = yield Ask(question(sample))
+    described = first_tag(said.text, tag)
+    seen = said.text if described is None else described
+    try:
+        reread = yield Ask(_reading(sample, seen, answer), model=reader, trained=False)
+    except OutOfRoom:
+        facts = {"reread": 0, "ended/description did not fit": 1}
+        return Outcome((said,), facts)
+    return Outcome((said,), {"reread": int(right(sample, reread))})
+
+
+def _reading(sample: Sample, seen: str, answer: str) -> tuple[Message, ...]:
+    """The question without its pictures, after what was seen in them."""
+    words = sample.question.replace(PLACEHOLDER, "").strip()
+    return (user(answer.format(seen=literal(seen), question=words)),)

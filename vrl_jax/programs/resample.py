@@ -1,16 +1,12 @@
 """Answers again until one is accepted."""
 
-from collections.abc import Callable
-
 from vrl_jax.engine.conversation import Ask
-from vrl_jax.engine.play import Outcome, Steps
+from vrl_jax.engine.play import Check, Outcome, Steps
 from vrl_jax.engine.processing import question
-from vrl_jax.types import Sample, Turn
-
-Accept = Callable[[Sample, Turn], bool]
+from vrl_jax.types import Sample
 
 
-def gated_resample(sample: Sample, *, accept: Accept, tries: int = 4) -> Steps:
+def gated_resample(sample: Sample, *, accept: Check, tries: int = 4) -> Steps:
     """Fresh answers to the question, up to `tries`; the rewards see the last.
 
     Each is a row: an episode has up to `tries` of them.

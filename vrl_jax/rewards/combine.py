@@ -60,6 +60,24 @@ def response_length(episode: Episode) -> float:
     return float(sum(len(turn.tokens) for turn in episode.turns if turn.chosen))
 
 
+def fact(name: str) -> Reward:
+    """What the program found out itself: the number `name` of the episode's facts.
+
+    An episode without it, and one whose program broke off, is a ValueError that names
+    what there is: `call_safely` counts it.
+    """
+
+    def found(episode: Episode) -> float:
+        if name in episode.facts:
+            return float(episode.facts[name])
+        raise ValueError(
+            f"the episode of {episode.sample.id} has no fact {name!r}, only "
+            f"{sorted(episode.facts)}: play it with a program that tells it."
+        )
+
+    return per_response(found)
+
+
 def weighted(parts: Parts) -> Reward:
     """overall = sum_k weight_k * overall_k; each part is kept under its name.
 
