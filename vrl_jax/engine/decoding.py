@@ -228,13 +228,14 @@ def decode(
     run, with the device at work.
     """
     slots, context, window, column = None, 0, 0, 0
+    weights = None
     writers: list[_Writer | None] = []
     rules = _Rules(model)
     while True:
         live = [row for row, writer in enumerate(writers) if writer]
         wanted = min(model.slots, len(live) + len(queue))
         if not wanted:
-            slots = None  # frees the memory
+            slots = weights = None  # frees the memory
             yield []
             continue
         size = _at_least(row_sizes(model.slots), wanted)
@@ -244,6 +245,8 @@ def decode(
                 request.contexts.read = device.read(
                     model.policy, model.params, put(request.contexts.prompts)
                 )
+        if weights is None:
+            weights = device.unstack(model.policy, model.params)
         left = [writers[row].request.limit - writers[row].count for row in live]
         steps = min(STEPS, max([*left, *(request.limit for request in new)]))
         if live:
@@ -290,7 +293,7 @@ def decode(
             steps = min(steps, STEPS_WITH_STRINGS)
         slots, writing = device.run(
             model.policy,
-            model.params,
+            weights,
             rules.tables,
             slots,
             context + column,

@@ -79,6 +79,13 @@ class Slots:
     orders: Orders
 
 
+class Weights(NamedTuple):
+    """What a run reads at every token."""
+
+    decoder: Params
+    head: Float[Array, "V H"]
+
+
 class Writing(NamedTuple):
     """What a run wrote: `count` tokens in each slot, from the left.
 
@@ -116,6 +123,13 @@ def read(policy: Policy, params: Params, prompts: Prompts) -> Read:
         prompts.mask.sum(axis=1),
         first_positions(prompts),
     )
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def unstack(policy: Policy, params: Params) -> Weights:
+    """Each layer by itself: a copy, made once for many runs."""
+    head = placed(policy.head(params), "vocabulary", None)
+    return Weights(policy.unstack(params), head)
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
@@ -261,7 +275,7 @@ def states(states: Float[Array, "B H"]) -> Float[Array, "B H"]:
 @functools.partial(jax.jit, static_argnums=(0, 5, 8), donate_argnums=3)
 def run(
     policy: Policy,
-    params: Params,
+    weights: Weights,
     tables: Tables,
     slots: Slots,
     column: Int[Array, ""],
@@ -275,8 +289,6 @@ def run(
     Ends sooner when `patience` responses have ended, or all. `most` bounds `steps`.
     `note` says what is kept of the final hidden states, [B H] -> [B K].
     """
-    weights = policy.unstack(params)
-    head = placed(policy.head(params), "vocabulary", None)
     alive = (slots.orders.left > 0).sum()
     count = slots.written.shape[0]
     sorts = must_sort(slots.orders.top_k, slots.orders.top_p)
@@ -291,7 +303,10 @@ def run(
         step, slots, writing = carry
         orders = slots.orders
         logits = jnp.einsum(
-            "bh,vh->bv", slots.states, head, preferred_element_type=jnp.float32
+            "bh,vh->bv",
+            slots.states,
+            weights.head,
+            preferred_element_type=jnp.float32,
         )
         drawn = draw(
             jax.vmap(_token_key)(orders.key, orders.turn, slots.written),
@@ -309,7 +324,7 @@ def run(
         index = put(slots.index, slots.length[:, None], here, 1)
         positions = jnp.broadcast_to(slots.position[:, None], (count, 3))
         states, cache = policy.decode(
-            weights, slots.cache, here, index, drawn.tokens, positions
+            weights.decoder, slots.cache, here, index, drawn.tokens, positions
         )
         new = (jnp.where(live, x, 0) for x in drawn)
         kept = zip(writing[:4], (*new, note(slots.states)), strict=True)

@@ -223,7 +223,8 @@ def _written(folder: Path, pipe: Any, child: Any, until: float) -> tuple[int, st
                 if path.name.endswith((REPORT, TEXT))
             },
         )
-        if len(sizes) == 2 and sizes == before and min(sizes.values()):
+        settled = sizes == before or (over and child.exitcode == 0)
+        if len(sizes) == 2 and settled and min(sizes.values()):
             report, text = sorted(sizes, key=lambda path: path.name.endswith(TEXT))
             return total_of(report.read_text()), text.read_text()
         if over and error is not None:

@@ -248,7 +248,8 @@ def _decode(policy, params, read, sizes, choices, mesh) -> Program:
     steps = min(STEPS, sizes.response_tokens)
 
     def write(params, tables, filled, column, most, patience):
-        return slots.run(policy, params, tables, filled, column, steps, most, patience)
+        weights = slots.unstack(policy, params)
+        return slots.run(policy, weights, tables, filled, column, steps, most, patience)
 
     waves = -(-sizes.prompts * sizes.group // count)
     return Program(
