@@ -15,9 +15,10 @@ from ..fixtures.compilations import compilations
 
 
 @pytest.mark.parametrize(
-    ("slots", "sizes"), [(64, [8, 16, 32, 64]), (16, [8, 16]), (4, [4]), (9, [8, 9])]
+    ("slots", "sizes"),
+    [(64, [8, 16, 32, 48, 64]), (16, [8, 12, 16]), (4, [4]), (9, [8, 9])],
 )
-def test_row_sizes_halve_down_to_eight(slots, sizes):
+def test_row_sizes_are_few_and_at_least_eight(slots, sizes):
     assert row_sizes(slots) == sizes
 
 

@@ -93,8 +93,8 @@ class Model(NamedTuple):
 
 
 def row_sizes(slots: int) -> list[int]:
-    """Numbers of slots: all, half, a quarter, an eighth, but no fewer than 8."""
-    sizes = {max(slots >> halvings, min(slots, 8)) for halvings in range(4)}
+    """Numbers of slots: all, 3/4, half, a quarter, an eighth, but no fewer than 8."""
+    sizes = {max(slots * eighths // 8, min(slots, 8)) for eighths in (8, 6, 4, 2, 1)}
     return sorted(sizes)
 
 
