@@ -4,6 +4,8 @@ import dataclasses
 import functools
 import json
 import math
+import multiprocessing
+import time
 
 import jax
 import jax.numpy as jnp
@@ -283,6 +285,38 @@ def test_bounds_add_up_and_the_longest_binds():
     assert values["programs"]["update"]["sent_bytes"] == {"all-gather": 1e9}
     assert values["peak_bytes"] == max(found.peaks.values())
     assert "DOES NOT FIT" in page(found)
+
+
+def test_prompts_are_read_beside_the_slots_that_are_written():
+    found = plan(request(), compile=fake)
+    prefill = next(one for one in found.found if one.name == "prefill")
+    assert prefill.runs > 1 and min(found.caches.values()) > 0
+    held = sum(found.held.values())
+    new = prefill.total - prefill.shared
+    beside = found.caches["slots"] + found.caches["layers"]
+    assert found.peaks["prefill"] == held + beside + new
+    alone = found._replace(found=(prefill._replace(runs=1),))
+    assert alone.peak == held + new
+
+
+def test_what_a_compiler_wrote_before_it_ended_is_read(tmp_path):
+    """Though nobody looked while it was at work; not what a broken one left."""
+
+    class Ended:
+        exitcode = 0
+
+        def is_alive(self):
+            return False
+
+    ours, theirs = multiprocessing.Pipe()
+    theirs.close()
+    (tmp_path / f"a{plan_compile.REPORT}").write_text("Total bytes: 12\n")
+    (tmp_path / f"a{plan_compile.TEXT}").write_text("HloModule")
+    until = time.perf_counter() + 60
+    assert plan_compile._written(tmp_path, ours, Ended(), until) == (12, "HloModule")
+    Ended.exitcode = -9
+    with pytest.raises(RuntimeError, match="ended with code -9"):
+        plan_compile._written(tmp_path, ours, Ended(), until)
 
 
 def test_search_changes_what_does_not_fit_until_it_does():

@@ -76,9 +76,16 @@ class Plan(NamedTuple):
         return self.peak <= self.request.topology.chip.hbm
 
     def _peak(self, one: Found) -> int:
-        waiting = self.caches["prompts"] if one.name == "decode" else 0
         new = max(one.total, one.arguments) - one.shared
-        return sum(self.held.values()) + waiting + new
+        return sum(self.held.values()) + self._beside(one) + new
+
+    def _beside(self, one: Found) -> int:
+        """What lies there besides: prompts are read while others are being written."""
+        if one.name == "decode":
+            return self.caches["prompts"]
+        if one.name == "prefill" and one.runs > 1:
+            return self.caches["slots"] + self.caches["layers"]
+        return 0
 
 
 def plan(
@@ -199,6 +206,7 @@ def page(found: Plan) -> str:
         **found.held,
         "caches of the slots": found.caches["slots"],
         "caches of the prompts": found.caches["prompts"],
+        "copy of the layers": found.caches["layers"],
         **{f"peak in {name}": peak for name, peak in found.peaks.items()},
     }
     for one in found.found:

@@ -82,7 +82,8 @@ class Program(NamedTuple):
 class Planned(NamedTuple):
     """What lies on a device the whole time, in bytes, and what is run.
 
-    `caches` are those of the prompts, which wait to be handed to slots, and the slots'.
+    `caches` are those of the prompts, which wait to be handed to slots, the slots', and
+    the copy of the decoder's layers that lies there while slots are written.
     """
 
     held: Mapping[str, int]
@@ -200,6 +201,7 @@ def programs(
             "prompts": bytes_of(by_row(read, mesh))
             * -(-sizes.prompts // choices.per_pass),
             "slots": bytes_of(decode.arguments[2].cache),
+            "layers": bytes_of(sampler["text"]["layers"]),
         },
         programs={
             "update": Program(
