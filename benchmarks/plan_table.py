@@ -1,11 +1,11 @@
 """Which released models fit which TPUs: the table of the README, one plan a row.
 
-    python benchmarks/plan_table.py --json plans.json
+    python benchmarks/plan_table.py
 
 VPPO with 128 prompts of 2048 tokens (a picture of 4096 patches in each) and 8 responses
 of 2048 tokens, bfloat16 with float32 master weights. Update and decode are compiled by
-libtpu, without a TPU; where they do not fit, `vrl-jax plan`'s choices are tried. Rows
-that are in the file already are kept.
+libtpu, without a TPU; where they do not fit, `vrl-jax plan`'s choices are tried. What
+is in benchmarks/plans.json already is kept: remove it where programs have changed.
 """
 
 import argparse
@@ -58,7 +58,7 @@ def planned(model: str, chips: str, *, tries: int) -> list[dict]:
 def row(model: str, chips: str, plans: list[dict]) -> str:
     """Of the plan that fits and takes the least time, or of the last."""
     if not plans:
-        return f"| {model} | {chips} | not compiled in 15 minutes |" + " |" * 7
+        return f"| {model} | {chips} | not compiled in 15 minutes |" + " |" * 8
     fitting = [one for one in plans if one["fits"]]
     last = min(fitting, key=lambda one: one["step_bound_seconds"], default=plans[-1])
     gib = 2**30
@@ -71,28 +71,31 @@ def row(model: str, chips: str, plans: list[dict]) -> str:
     update, decode = limits.split("; ")
     held = sum(last["held_bytes"].values()) / gib
     peaks = " / ".join(f"{one['peak_bytes'] / gib:.1f}" for one in programs.values())
+    sampling = f"{choices['sampling']}, {choices['slots']}"
     verdict = f"{last['hbm_bytes'] / gib:.1f}" + (
         "" if last["fits"] else ", does not fit"
     )
     return (
         f"| {model} | {chips} | {mesh} | {choices['micro_batches']} | "
-        f"{choices['precision'].removeprefix('bfloat16_')} | {held:.1f} | {peaks} | "
-        f"{verdict} | {update} | {decode} |"
+        f"{choices['precision'].removeprefix('bfloat16_')} | {sampling} | {held:.1f} | "
+        f"{peaks} | {verdict} | {update} | {decode} |"
     )
 
 
 HEADER = (
-    "| model | chips | data x fsdp x tensor | micro-batches | precision | held, GiB | "
-    "peak of update / decode, GiB | HBM, GiB | update at least | decode at least |\n"
-    "|---|---|---|---|---|---|---|---|---|---|"
+    "| model | chips | data x fsdp x tensor | micro-batches | precision | "
+    "sampling, slots | held, GiB | peak of update / decode, GiB | HBM, GiB | "
+    "update at least | decode at least |\n"
+    "|---|---|---|---|---|---|---|---|---|---|---|"
 )
 
 
 def main() -> None:
     """Plans what the file has not, prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", type=Path, default=Path("plans.json"))
-    parser.add_argument("--tries", type=int, default=6)
+    kept = Path(__file__).with_name("plans.json")
+    parser.add_argument("--json", type=Path, default=kept)
+    parser.add_argument("--tries", type=int, default=4)
     given = parser.parse_args()
     known = json.loads(given.json.read_text()) if given.json.exists() else {}
     print(HEADER)
@@ -101,7 +104,8 @@ def main() -> None:
             key = f"{model} {chips}"
             if key not in known:
                 known[key] = planned(model, chips, tries=given.tries)
-                given.json.write_text(json.dumps(known, indent=1))
+                lines = (f'"{name}": {json.dumps(it)}' for name, it in known.items())
+                given.json.write_text("{\n" + ",\n".join(lines) + "\n}\n")
             print(row(model, chips, known[key]), flush=True)
 
 
