@@ -26,7 +26,7 @@ from vrl_jax.training.plan import as_json, bound, page, plan, step_seconds
 from vrl_jax.training.plan_chips import CHIPS, Chip, Topology, rate, topology
 from vrl_jax.training.plan_compile import Found, Request, compiled_here, counted
 from vrl_jax.training.plan_programs import Choices
-from vrl_jax.training.plan_search import search, usual
+from vrl_jax.training.plan_search import moves, search, usual
 from vrl_jax.training.plan_shapes import Sizes, bytes_of
 from vrl_jax.training.plan_work import matmul_flops
 from vrl_jax.training.precision import precision
@@ -328,6 +328,17 @@ def test_search_changes_what_does_not_fit_until_it_does():
     assert changes[-1].micro_batches * changes[-1].tensor > 1
     # What no choice of updates changes was not compiled again: see `TOUCHES`.
     assert len(set(changes)) == len(changes)
+
+
+def test_moves_help_every_program_that_does_not_fit():
+    asked = request(data=2, fsdp=4, tensor=1, micro_batches=1)
+    found = plan(asked, compile=fake)
+    over = [peak for peak in found.peaks.values() if peak > HERE.chip.hbm]
+    assert len(over) > 1
+    first, *others = moves(found)
+    assert (first.data, first.fsdp) == (1, 8)
+    shared = next(one for one in others if one.tensor == 2)
+    assert (shared.fsdp, shared.micro_batches) == (2, 2)  # as many rows a device
 
 
 def test_usual_choices_use_every_device():

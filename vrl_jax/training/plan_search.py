@@ -108,9 +108,13 @@ def moves(found: Plan) -> Iterator[Choices]:
     """What may help the program that needs most, the cheapest in time first."""
     choices, sizes = found.request.choices, found.request.sizes
     worst = max(found.peaks, key=found.peaks.get)
+    hbm = found.request.topology.chip.hbm
     rows = choices.data * choices.fsdp
+    spread = choices._replace(data=choices.data // 2, fsdp=2 * choices.fsdp)
+    if choices.data % 2 == 0 and sum(peak > hbm for peak in found.peaks.values()) > 1:
+        yield spread  # helps all of them
     held = sum(found.held.values())
-    hopeless = held > 0.9 * found.request.topology.chip.hbm
+    hopeless = held > 0.9 * hbm
     if not hopeless and worst == "update":
         if choices.remat != "nothing":
             yield choices._replace(remat="nothing")
@@ -125,11 +129,15 @@ def moves(found: Plan) -> Iterator[Choices]:
     if not hopeless and worst == "decode" and choices.slots > rows:
         yield choices._replace(slots=max(choices.slots // 2, rows))
     if choices.data % 2 == 0:
-        yield choices._replace(data=choices.data // 2, fsdp=2 * choices.fsdp)
+        yield spread
     heads = found.request.spec.text.heads
     if not hopeless and choices.fsdp % 2 == 0 and heads % (2 * choices.tensor) == 0:
         # Half as many rows at a time, each spread over twice the devices.
-        yield choices._replace(fsdp=choices.fsdp // 2, tensor=2 * choices.tensor)
+        yield choices._replace(
+            fsdp=choices.fsdp // 2,
+            tensor=2 * choices.tensor,
+            micro_batches=2 * choices.micro_batches,
+        )
     if choices.reference == "device":
         yield choices._replace(reference="host")
     if choices.moments == "float32":
