@@ -95,7 +95,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     kept = Path(__file__).with_name("plans.json")
     parser.add_argument("--json", type=Path, default=kept)
-    parser.add_argument("--tries", type=int, default=4)
+    parser.add_argument("--tries", type=int, default=8)
     given = parser.parse_args()
     known = json.loads(given.json.read_text()) if given.json.exists() else {}
     print(HEADER)
