@@ -183,7 +183,7 @@ def call_safely(reward: Reward, episodes: Sequence[Episode]) -> list[dict[str, f
     """
     try:
         scores = score_group(reward, episodes)
-    except Exception:
+    except Exception:  # a user's reward may raise anything, and a run must go on
         _log.exception("the reward of sample %r failed", episodes[0].sample.id)
         failed = {"overall": math.nan, "unscored": 1.0, "errors": 1.0}
         return [dict(failed) for _ in episodes]
