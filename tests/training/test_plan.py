@@ -13,6 +13,7 @@ import pytest
 
 from tests.fixtures import small
 from vrl_jax import cli
+from vrl_jax.engine import slots
 from vrl_jax.engine.reference import near
 from vrl_jax.models.families import family_of
 from vrl_jax.models.parameters import init_params
@@ -82,6 +83,23 @@ def test_held_bytes_are_those_of_real_arrays():
         "sampling copy": on_one(params),
         "reference": 0,
     }
+
+
+def test_what_is_written_from_lies_as_sampling_lays_it():
+    found, mesh = planned()
+    spec = small.spec()
+    policy = family_of(spec).policy(spec, REMATS["nothing"])
+    table = family_of(spec).parameter_table(spec)
+    with jax.set_mesh(mesh):
+        params = spread(init_params(jax.random.key(0), table, jnp.bfloat16), table)
+        weights = slots.unstack(policy, params)
+    there = found.programs["decode"].arguments[0]
+    assert jax.tree.structure(there) == jax.tree.structure(weights)
+    for real, planned_for in zip(
+        jax.tree.leaves(weights), jax.tree.leaves(there), strict=True
+    ):
+        assert (real.shape, real.dtype) == (planned_for.shape, planned_for.dtype)
+        assert real.sharding.is_equivalent_to(planned_for.sharding, real.ndim)
 
 
 def test_compiled_arguments_and_peak_are_those_of_the_compiler():
@@ -290,7 +308,7 @@ def test_bounds_add_up_and_the_longest_binds():
 def test_prompts_are_read_beside_the_slots_that_are_written():
     found = plan(request(), compile=fake)
     prefill = next(one for one in found.found if one.name == "prefill")
-    assert prefill.runs > 1 and min(found.caches.values()) > 0
+    assert prefill.runs > 1 and found.caches["slots"] > 0 < found.caches["layers"]
     held = sum(found.held.values())
     new = prefill.total - prefill.shared
     beside = found.caches["slots"] + found.caches["layers"]
@@ -383,9 +401,14 @@ def test_named_choices_change_what_is_held_or_gathered():
     assert held(reference="device")["reference"] == copy
     assert held(reference="host")["reference"] == 0
 
-    gathered = plan_compile.plan_of(request(sampling="gathered"), mesh).programs
-    whole = bytes_of(gathered["decode"].arguments[0])
+    gathered = plan_compile.plan_of(request(sampling="gathered"), mesh)
+    whole = gathered.caches["gathered"]
     assert copy < whole < 4 * copy  # whole along fsdp, still spread over tensor
+    # What is written from is a copy of the decoder alone, beside them.
+    weights = bytes_of(gathered.programs["decode"].arguments[0])
+    assert planned()[0].caches["layers"] < weights < whole
+    peaks = plan(request(sampling="gathered"), compile=fake).peaks
+    assert peaks["decode"] - plan(request(), compile=fake).peaks["decode"] == whole
     sent = compiled_here(
         "gather", plan_compile.plan_of(request(sampling="gathered"), mesh), mesh
     ).traffic

@@ -82,7 +82,7 @@ class Plan(NamedTuple):
     def _beside(self, one: Found) -> int:
         """What lies there besides: prompts are read while others are being written."""
         if one.name == "decode":
-            return self.caches["prompts"]
+            return self.caches["prompts"] + self.caches["gathered"]
         if one.name == "prefill" and one.runs > 1:
             return self.caches["slots"] + self.caches["layers"]
         return 0
@@ -207,6 +207,7 @@ def page(found: Plan) -> str:
         "caches of the slots": found.caches["slots"],
         "caches of the prompts": found.caches["prompts"],
         "copy of the layers": found.caches["layers"],
+        "gathered parameters": found.caches["gathered"],
         **{f"peak in {name}": peak for name, peak in found.peaks.items()},
     }
     for one in found.found:

@@ -5,6 +5,8 @@ held. `programs` is what the plan traces and compiles.
 """
 
 import dataclasses
+import functools
+import operator
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
@@ -83,7 +85,8 @@ class Planned(NamedTuple):
     """What lies on a device the whole time, in bytes, and what is run.
 
     `caches` are those of the prompts, which wait to be handed to slots, the slots', and
-    the copy of the decoder's layers that lies there while slots are written.
+    what lies there while slots are written: the copy of the decoder's layers, and the
+    params that were gathered for sampling.
     """
 
     held: Mapping[str, int]
@@ -182,7 +185,8 @@ def programs(
     )
     with on(mesh):
         read = jax.eval_shape(slots.read, policy, sampler, some)
-    decode = _decode(policy, sampler, read, sizes, choices, mesh)
+    weights = _unstacked(policy, sampler, mesh)
+    decode = _decode(policy, weights, read, sizes, choices, mesh)
     frozen = bytes_of(learner.fixed)
     scoring = Program(
         jax.jit(score),
@@ -201,7 +205,8 @@ def programs(
             "prompts": bytes_of(by_row(read, mesh))
             * -(-sizes.prompts // choices.per_pass),
             "slots": bytes_of(decode.arguments[2].cache),
-            "layers": bytes_of(sampler["text"]["layers"]),
+            "layers": bytes_of(weights),
+            "gathered": bytes_of(sampler) - taken,
         },
         programs={
             "update": Program(
@@ -220,12 +225,31 @@ def programs(
                 (policy,),
                 shared=taken,
             ),
-            "decode": decode._replace(shared=taken),
+            "decode": decode,
         },
     )
 
 
-def _decode(policy, params, read, sizes, choices, mesh) -> Program:
+def _unstacked(policy, params, mesh) -> slots.Weights:
+    """Of each layer by itself, which lies as its part of the stack does."""
+    weights = jax.eval_shape(slots.unstack, policy, params)
+
+    def one(path: tuple, x: Any) -> jax.ShapeDtypeStruct:
+        names = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]
+        whole = functools.reduce(operator.getitem, names, inside)
+        spec = whole.sharding.spec[len(whole.shape) - len(x.shape) :]
+        return lying(x, NamedSharding(mesh, PartitionSpec(*spec)))
+
+    # Some families' decoders read the text's part alone.
+    inside = params if "text" in weights.decoder else params["text"]
+    head = partition(("vocabulary", None), weights.head.shape, mesh)
+    return slots.Weights(
+        jax.tree_util.tree_map_with_path(one, weights.decoder),
+        lying(weights.head, NamedSharding(mesh, head)),
+    )
+
+
+def _decode(policy, weights, read, sizes, choices, mesh) -> Program:
     count = min(choices.slots, sizes.prompts * sizes.group)
     columns = sizes.prompt_tokens + sizes.response_tokens
     with on(mesh):
@@ -243,20 +267,19 @@ def _decode(policy, params, read, sizes, choices, mesh) -> Program:
         cache=jax.tree.map(column, empty.cache),
         states=by_row(empty.states, mesh),
     )
-    vocabulary = policy.head(params).shape[0]
+    vocabulary = weights.head.shape[0]
     ids = jax.ShapeDtypeStruct((vocabulary,), bool, sharding=everywhere)
     rows = jax.ShapeDtypeStruct((1, vocabulary), bool, sharding=everywhere)
     number = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
     steps = min(STEPS, sizes.response_tokens)
 
-    def write(params, tables, filled, column, most, patience):
-        weights = slots.unstack(policy, params)
+    def write(weights, tables, filled, column, most, patience):
         return slots.run(policy, weights, tables, filled, column, steps, most, patience)
 
     waves = -(-sizes.prompts * sizes.group // count)
     return Program(
         jax.jit(write, donate_argnums=2),
-        (params, slots.Tables(ids, rows, rows), filled, number, number, number),
+        (weights, slots.Tables(ids, rows, rows), filled, number, number, number),
         waves * -(-sizes.response_tokens // steps),
         steps=steps,
     )
