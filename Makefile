@@ -7,6 +7,7 @@
 # make chaos KILLS=25 SEED=0   a run that is killed at random moments ends with the same bits
 # make multiprocess  one training on 1, 2 and 4 processes; one is killed, all go on
 # make test-new     tests of the kernels on the newest jax, where Python 3.12 is found
+# make test-hopper  the Hopper kernel's tests on the GPU of this machine (5 GB)
 # make compile-mgpu the Hopper kernel compiled for an H200 that need not be there (5 GB)
 # make lint    style and format
 # make cases   the golden cases again, on other files: OBJECTIVES=a.json VERIFIERS=b.json
@@ -37,7 +38,7 @@ export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 # It would say that torch is missing; it is not needed.
 export TRANSFORMERS_VERBOSITY ?= error
 
-.PHONY: demo test parity parity-sweep chaos multiprocess cases bench-load lint table clean fuzz aot test-new compile-mgpu study
+.PHONY: demo test parity parity-sweep chaos multiprocess cases bench-load lint table clean fuzz aot test-new test-hopper compile-mgpu study
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo
@@ -50,6 +51,9 @@ test-new:
 	@if test -n "$(NEW_PYTHON)"; then $(MAKE) --no-print-directory $(NEW)/.ready && \
 		JAX_PLATFORMS=cpu $(NEW)/bin/python -m pytest -n 2 -rs tests/kernels; \
 	else echo "test-new skipped: no Python 3.12 or newer in PATH or pyenv's versions"; fi
+
+test-hopper: $(CUDA)/.ready
+	JAX_PLATFORMS=cuda $(CUDA)/bin/python -m pytest -rs tests/kernels/test_linear_head_mgpu.py
 
 compile-mgpu: $(CUDA)/.ready
 	$(CUDA)/bin/python benchmarks/compile_mgpu.py
@@ -125,7 +129,7 @@ $(CUDA)/.ready: pyproject.toml
 	@echo "installing jax for CUDA into $(CUDA): 5 GB"
 	@test -x $(CUDA)/bin/python || $(NEW_PYTHON) -m venv $(CUDA)
 	@$(CUDA)/bin/python -m pip --disable-pip-version-check install --quiet --upgrade \
-		"jax[cuda13]" jaxtyping nvidia-cuda-nvdisasm
+		"jax[cuda13]" jaxtyping nvidia-cuda-nvdisasm pytest
 	@$(CUDA)/bin/python -m pip --disable-pip-version-check install --quiet --no-deps -e .
 
 clean:

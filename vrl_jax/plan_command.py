@@ -24,9 +24,14 @@ from vrl_jax.recipes.rloo import rloo
 from vrl_jax.recipes.sapo import sapo
 from vrl_jax.recipes.vppo import vppo
 from vrl_jax.training.iteration import Recipe
-from vrl_jax.training.plan import Plan, as_json, page, step_seconds
+from vrl_jax.training.plan import ANALYTIC, Plan, as_json, page, step_seconds
+from vrl_jax.training.plan_chips import Chip
 from vrl_jax.training.plan_chips import topology as parse_topology
-from vrl_jax.training.plan_compile import Request, compiled_for_tpu
+from vrl_jax.training.plan_compile import (
+    Request,
+    compiled_for_gpu,
+    compiled_for_tpu,
+)
 from vrl_jax.training.plan_programs import Choices
 from vrl_jax.training.plan_search import search, usual
 from vrl_jax.training.plan_shapes import Sizes
@@ -141,7 +146,7 @@ def plan(
     if reference != "none":
         make(())  # says so where the method has none
     request = Request(RELEASED[model], make, sizes, choices, where)
-    compile, why = _compiler(where.chip.topology, analytic)
+    compile, why = _compiler(where.chip, analytic)
     found = []
     for one in search(request, compile, tries=tries):
         found.append(one)
@@ -175,11 +180,18 @@ def method(
     return make(group_size=group, anchor=near(reference, weight=0.01))
 
 
-def _compiler(chips: str, analytic: bool) -> tuple[Callable | None, str]:
+def _compiler(chip: Chip, analytic: bool) -> tuple[Callable | None, str]:
     if analytic:
         return None, "analytic, as asked: nothing was compiled."
-    if not chips:
-        return None, "analytic: programs for GPUs are not compiled here."
+    if not chip.topology and importlib.util.find_spec("jax_cuda13_plugin") is None:
+        return None, (
+            "analytic: JAX's CUDA plugin is not installed (pip install 'jax[cuda13]')."
+        )
+    if not chip.topology:
+        return compiled_for_gpu, (
+            "compiled by XLA for CUDA without trying variants of kernels; the head is "
+            "XLA's, which needs no less memory than the kernel that runs on a Hopper."
+        )
     if importlib.util.find_spec("libtpu") is None:
         return None, "analytic: libtpu is not installed (pip install vrl-jax[aot])."
     return compiled_for_tpu, (
@@ -189,7 +201,7 @@ def _compiler(chips: str, analytic: bool) -> tuple[Callable | None, str]:
 
 
 def _verdict(found: Sequence[Plan]) -> str:
-    if found[-1].source == "analytic":
+    if found[-1].source == ANALYTIC:
         held = "more than the chips have" if not found[-1].fits else "within the chips"
         return f"What is held is {held}; temporaries are not counted."
     fitting = [one for one in found if one.fits]

@@ -15,6 +15,7 @@ A row whose cotangents are all 0 has dz = 0. Such rows are left out: the others 
 gathered into blocks, and only as many blocks run as there are rows to fill them.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -25,8 +26,20 @@ from jaxtyping import Bool, Float, Int
 from . import tiles
 from .state import HeadStats, PairState, PairStats, State, finish
 
-# Rows of all streams that run together, or an eighth of all where that is less.
-BLOCK = 2048
+
+class Blocks(NamedTuple):
+    """What runs together: rows of a stream, and rows of the weight, at most.
+
+    Rows are an eighth of all where that is less: few rows of a block are idle.
+    """
+
+    tokens: int
+    ids: int
+
+
+# A GPU needs larger products, at the price of memory: with two streams those of a TPU
+# take 1.4 times as long (benchmarks/head_blocks.py).
+ONE, PAIR, GPU = Blocks(2048, 2816), Blocks(1024, 2048), Blocks(2048, 8192)
 
 
 class Row(NamedTuple):
@@ -50,9 +63,39 @@ def gradients(
     dtypes: tuple[tuple[jnp.dtype, ...], jnp.dtype],
 ) -> tuple[tuple[Float[Array, "N d"], ...], Float[Array, "V d"]]:
     """Gradients of the streams and of the weight, in these `dtypes`."""
+    gpu, default = (
+        functools.partial(in_blocks, blocks, dtypes)
+        for blocks in (GPU, ONE if len(streams) == 1 else PAIR)
+    )
+    return jax.lax.platform_dependent(
+        streams,
+        weight,
+        ids,
+        temperature,
+        allowed,
+        state,
+        cotangents,
+        cuda=gpu,
+        rocm=gpu,
+        default=default,
+    )
+
+
+def in_blocks(
+    blocks: Blocks,
+    dtypes: tuple[tuple[jnp.dtype, ...], jnp.dtype],
+    streams: tuple[Float[Array, "N d"], ...],
+    weight: Float[Array, "V d"],
+    ids: Int[Array, " N"],
+    temperature: Float[Array, " N"],
+    allowed: Bool[Array, " V"],
+    state: State | PairState,
+    cotangents: HeadStats | PairStats,
+) -> tuple[tuple[Float[Array, "N d"], ...], Float[Array, "V d"]]:
+    """The same, so many rows and ids at a time."""
     stream_dtypes, dtype = dtypes
     size = ids.shape[0]
-    block = min(BLOCK // len(streams), -(-size // 8))
+    block = min(blocks.tokens, -(-size // 8))
     active = jnp.stack(cotangents).any(axis=0)
     count = active.sum()
     padded = -(-size // block) * block
@@ -82,16 +125,15 @@ def gradients(
                 totals = _add(totals, i, more, place)
             return totals, dpart
 
-        blocks = -(-count // block)
+        full = -(-count // block)
         dpart = jnp.zeros(part.shape, totals[0].dtype)
-        totals, dpart = jax.lax.fori_loop(0, blocks, one_block, (totals, dpart))
+        totals, dpart = jax.lax.fori_loop(0, full, one_block, (totals, dpart))
         return totals, tiles.put(start, dpart.astype(dtype), dweight)
 
     exact = jnp.promote_types(streams[0].dtype, jnp.float32)
     totals = tuple(jnp.zeros((padded, h.shape[1]), exact) for h in streams)
     size = weight.shape[0]
-    most = tiles.TILE if len(streams) == 1 else tiles.PAIR_TILE
-    rows = tiles.tile_rows(size, most)
+    rows = tiles.tile_rows(size, blocks.ids)
     dweight = jnp.zeros(weight.shape, dtype)
     totals, dweight = tiles.over_tiles(tile, (totals, dweight), size, rows)
     return tuple(

@@ -11,7 +11,6 @@ from jaxtyping import Bool, Float, Int
 from .state import MASKED
 
 TILE = 2816  # rows of the weight that one matrix product sees, at most
-PAIR_TILE = 2048  # where it lies beside two totals of dhidden
 Carry = TypeVar("Carry")
 
 

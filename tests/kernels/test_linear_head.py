@@ -75,8 +75,9 @@ def gradients(cotangents, arguments, dtype, backend):
 
 def small_tiles(monkeypatch, tile=8, block=3):
     monkeypatch.setattr(tiles, "TILE", tile)
-    monkeypatch.setattr(tiles, "PAIR_TILE", tile)
-    monkeypatch.setattr(gradient, "BLOCK", block)
+    for name, streams in (("ONE", 1), ("PAIR", 2)):
+        blocks = gradient.Blocks(block // streams, tile)
+        monkeypatch.setattr(gradient, name, blocks)
 
 
 # z, z', id; lse, lse', logp, entropy, then KL(p||q), KL(q||p): cases A to D of the

@@ -1,6 +1,6 @@
-"""The Hopper kernel without a GPU: interpreted on a CPU, and lowered for CUDA.
+"""The Hopper kernel: interpreted on a CPU, and lowered for CUDA; run on a Hopper GPU.
 
-The interpreter runs warpgroups, barriers, TMA and wgmma, fills shared memory with NaN
+Where there is such a GPU (`make test-hopper`) the same tests run on it. The interpreter runs warpgroups, barriers, TMA and wgmma, fills shared memory with NaN
 and raises at a race; it takes code that the compiler does not, hence the lowering. What
 becomes of it in an H200's registers: `make compile-mgpu`.
 """
@@ -20,7 +20,16 @@ new_jax = pytest.mark.skipif(
 KERNEL = Backend(pallas_mgpu.states, pallas_mgpu.pair_states)
 
 
-def interpreted(function, *arrays):
+HOPPER = getattr(jax.devices()[0], "compute_capability", None) == "9.0"
+hopper = pytest.mark.skipif(
+    not HOPPER, reason=f"needs a Hopper GPU, this is {jax.devices()[0]}"
+)
+
+
+def result(function, *arrays):
+    """From a Hopper GPU if there is one, else as interpreted on the CPU."""
+    if HOPPER:
+        return jax.block_until_ready(function(*arrays))
     from jax.experimental.pallas import mosaic_gpu as plgpu
 
     with plgpu.force_gpu_interpret_mode(plgpu.InterpretGPUParams(detect_races=True)):
@@ -85,7 +94,7 @@ def inputs(seed=0):
 def test_pair_equals_float64(cores, monkeypatch):
     """One block takes all tiles in turn, or three take one each."""
     monkeypatch.setattr(pallas_mgpu, "CORES", cores)
-    found = finish(interpreted(pallas_mgpu.pair_states, *inputs()))
+    found = finish(result(pallas_mgpu.pair_states, *inputs()))
     assert_close(found, oracle(*inputs()))
 
 
@@ -97,7 +106,7 @@ def test_one_stream_equals_float64():
         jnp.concatenate([x, x[::-1]]) for x in (hidden, ids, temperature)
     )
     rest = weight, ids, temperature, allowed
-    found = finish(interpreted(pallas_mgpu.states, hidden, *rest))
+    found = finish(result(pallas_mgpu.states, hidden, *rest))
     assert_close(found, oracle(hidden, hidden, *rest))
 
 
@@ -130,7 +139,7 @@ def test_golden_cases():
     weight = np.full((5, 8), -6e4)  # e to that is 0: the case has fewer columns
     for i, (z, other, *_) in enumerate(cases):
         weight[: len(z), 2 * i], weight[: len(other), 2 * i + 1] = z, other
-    found = interpreted(
+    found = result(
         pallas_mgpu.pair_states,
         *(jnp.asarray(x, jnp.float16) for x in (np.eye(8)[0::2], np.eye(8)[1::2])),
         jnp.asarray(weight, jnp.float16),
@@ -155,7 +164,7 @@ def test_rising_logits_far_from_zero():
     hidden = jnp.array([[0.25, 1.0], [-0.25, 1.0]], jnp.float16)
     arrays = hidden, hidden, weight, jnp.array([255, 255]), jnp.ones(2)
     arrays = *arrays, jnp.ones(vocabulary, bool)
-    found = finish(interpreted(pallas_mgpu.pair_states, *arrays))
+    found = finish(result(pallas_mgpu.pair_states, *arrays))
     assert_close(found, oracle(*arrays), largest=576)
     np.testing.assert_array_equal(found.kl, 0)
     np.testing.assert_array_equal(found.reverse_kl, 0)
@@ -168,9 +177,7 @@ def test_ids_that_are_nowhere_and_ids_that_are_not_allowed():
     hidden = jnp.ones((4, 64), jnp.bfloat16)
     ids = jnp.array([-1, 70, 69, 3])
     allowed = jnp.arange(70) != 3
-    found = interpreted(
-        pallas_mgpu.states, hidden, weight, ids, 2 * jnp.ones(4), allowed
-    )
+    found = result(pallas_mgpu.states, hidden, weight, ids, 2 * jnp.ones(4), allowed)
     np.testing.assert_array_equal(found.g, np.float32([0, 0, 32, MASKED]))
     np.testing.assert_array_equal(found.s, 69)
     np.testing.assert_array_equal(found.m, 32)
@@ -181,7 +188,7 @@ def test_where_nothing_is_allowed_nothing_is_summed():
     """As `state` has it: what another shard holds is all there is."""
     arrays = jnp.ones((1, 64), jnp.bfloat16), jnp.ones((8, 64), jnp.bfloat16)
     nothing = jnp.zeros(1, int) - 1, jnp.ones(1), jnp.zeros(8, bool)
-    found = interpreted(pallas_mgpu.states, *arrays, *nothing)
+    found = result(pallas_mgpu.states, *arrays, *nothing)
     assert [float(x[0]) for x in found] == [float(np.float32(MASKED)), 0, 0, 0]
 
 
@@ -200,7 +207,7 @@ def test_gradients_through_the_public_function_are_those_of_xla():
 
         return jax.grad(objective, argnums=(0, 1))(hidden, weight)
 
-    found = interpreted(gradients, KERNEL)
+    found = result(gradients, KERNEL)
     expected = gradients(Backend(xla.states, xla.pair_states))
     for mine, other in zip(found, expected, strict=True):
         assert mine.dtype == jnp.bfloat16
@@ -237,6 +244,28 @@ def test_lowers_for_cuda_without_dense_logits(shape):
     assert f"{rows}x{vocabulary}x" not in text
 
 
+@hopper
+@pytest.mark.parametrize("shape", [(4096, 3584, 152064), SHAPES[-1]], ids=str)
+def test_full_vocabulary_is_that_of_xla_and_the_same_every_time(shape):
+    """Many runs and blocks at a time, logits of std 2: the sums are near, and exact."""
+    rows, width, vocabulary = shape
+    keys = jax.random.split(jax.random.key(0), 4)
+    hidden = jax.random.normal(keys[0], (rows, width))
+    other = hidden + 0.1 * jax.random.normal(keys[1], hidden.shape)
+    weight = jax.random.normal(keys[2], (vocabulary, width)) * 2 / width**0.5
+    hidden, other, weight = (x.astype(jnp.bfloat16) for x in (hidden, other, weight))
+    ids = jax.random.randint(keys[3], (rows,), 0, vocabulary)
+    rest = weight, ids, jnp.ones(rows), jnp.ones(vocabulary, bool)
+    for streams, name in (((hidden,), "states"), ((hidden, other), "pair_states")):
+        sums = jax.jit(getattr(pallas_mgpu, name))
+        found = sums(*streams, *rest)
+        for _ in range(3):
+            for again, first in zip(sums(*streams, *rest), found, strict=True):
+                np.testing.assert_array_equal(again, first)
+        expected = jax.jit(getattr(xla, name))(*streams, *rest)
+        assert_close(finish(found), finish(expected)._asdict())
+
+
 @pytest.mark.parametrize("width", [1024, 3584, 8192])
 @pytest.mark.parametrize("row_blocks", [1, 64, 128, 133])
 def test_runs_keep_the_cores_busy_and_their_rows_in_the_cache(row_blocks, width):
@@ -260,7 +289,14 @@ def test_an_old_jax_is_named():
 @new_jax
 @pytest.mark.parametrize(
     ("dtype", "message"),
-    [("bfloat16", "needs a Hopper GPU"), ("float32", "takes bfloat16 or float16")],
+    [
+        pytest.param(
+            "bfloat16",
+            "needs a Hopper GPU",
+            marks=pytest.mark.skipif(HOPPER, reason="here is one"),
+        ),
+        ("float32", "takes bfloat16 or float16"),
+    ],
 )
 def test_what_cannot_run_is_named(dtype, message):
     with pytest.raises(ValueError, match=f"'pallas_mgpu' cannot run here: .*{message}"):

@@ -27,10 +27,7 @@ from vrl_jax.training.plan_compile import (
     plan_of,
 )
 
-SOURCES = {
-    "compiled": "compiled by libtpu",
-    "analytic": "analytic: nothing was compiled, so no temporaries and no network",
-}
+ANALYTIC = "analytic: nothing was compiled, so no temporaries and no network"
 
 
 class Bound(NamedTuple):
@@ -52,7 +49,10 @@ class Bound(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """Of one device. All in bytes but `found` and the request."""
+    """Of one device. All in bytes but `found` and the request.
+
+    `source` says what compiled it, or `ANALYTIC`.
+    """
 
     request: Request
     source: str
@@ -96,7 +96,7 @@ def plan(
 ) -> Plan:
     """Of a request; `compile` is `compiled_for_tpu` or None, to count alone.
 
-    Of all programs, or of `only` these.
+    Of all programs, or of `only` these; for GPUs, `compile` is `compiled_for_gpu`.
     """
     mesh = abstract_mesh(request)
     planned = plan_of(request, mesh)
@@ -105,7 +105,8 @@ def plan(
         found = [counted(name, planned, mesh)[0] for name in names]
     else:
         found = [compile(request, name) for name in names]
-    source = "analytic" if compile is None else "compiled"
+    by = "libtpu" if request.topology.chip.topology else "XLA for CUDA"
+    source = ANALYTIC if compile is None else f"compiled by {by}"
     return Plan(request, source, planned.held, planned.caches, tuple(found))
 
 
@@ -161,7 +162,7 @@ def as_json(found: Plan) -> dict[str, Any]:
         "devices": topology.devices,
         "sizes": request.sizes._asdict(),
         "choices": request.choices._asdict(),
-        "source": SOURCES[found.source],
+        "source": found.source,
         "held_bytes": dict(found.held),
         "caches_bytes": dict(found.caches),
         "peak_bytes": found.peak,

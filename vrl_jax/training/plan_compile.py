@@ -1,6 +1,7 @@
 """Compiles a program for a topology that is not there, as far as a plan reads it.
 
-libtpu writes its optimised program and the assignment of its buffers before it makes
+For GPUs XLA for CUDA compiles for the description of one, such as `h200.txtpb`, without
+trying out variants of kernels, which takes a GPU. libtpu writes its optimised program and the assignment of its buffers before it makes
 machine code, which takes most of the time and changes neither. So a process of its own
 compiles each program and is ended once both are written. The total of the report is
 that of `compiled.memory_analysis()`: arguments, results and temporaries, what is
@@ -8,6 +9,8 @@ donated counted once (a test holds this).
 """
 
 import contextlib
+import functools
+import importlib.resources
 import multiprocessing
 import os
 import re
@@ -38,6 +41,7 @@ from vrl_jax.training.plan_work import matmul_flops
 OPTIONS = {
     "xla_dump_hlo_as_text": True,
 }
+GPU_OPTIONS = {"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False}
 ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
     "XLA_FLAGS": "",  # libtpu ends the process for one that it does not know
@@ -115,7 +119,34 @@ def compiled_here(name: str, planned: Planned, mesh: Mesh) -> Found:
     found, traced = counted(name, planned, mesh)
     begun = time.perf_counter()
     with on(mesh):
-        compiled = traced.lower().compile()
+        total, text = _read(traced.lower().compile())
+    return _with(found, total, text, mesh.size, begun)
+
+
+def compiled_for_tpu(request: Request, name: str, *, limit: float = 900) -> Found:
+    """Compiled by libtpu for the request's topology, in a process of its own."""
+    begun = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        at_work = functools.partial(_for_tpu, request, name, folder)
+        with _child(at_work) as (pipe, child):
+            found = _received(pipe, child)
+            total, text = _written(Path(folder), pipe, child, begun + limit)
+    return _with(found, total, text, request.topology.devices, begun)
+
+
+def compiled_for_gpu(request: Request, name: str, *, limit: float = 900) -> Found:
+    """Compiled by XLA for the request's GPUs, in a process of its own."""
+    begun = time.perf_counter()
+    with _child(functools.partial(_for_gpu, request, name)) as (pipe, child):
+        found = _received(pipe, child)
+        if not pipe.poll(begun + limit - time.perf_counter()):
+            raise TimeoutError("XLA did not compile a program for GPUs in time.")
+        total, text = _received(pipe, child)
+    return _with(found, total, text, request.topology.devices, begun)
+
+
+def _read(compiled: Any) -> tuple[int, str]:
+    """Arguments, results and temporaries in bytes; the program's text."""
     memory = compiled.memory_analysis()
     total = (
         memory.argument_size_in_bytes
@@ -123,47 +154,67 @@ def compiled_here(name: str, planned: Planned, mesh: Mesh) -> Found:
         - memory.alias_size_in_bytes
         + memory.temp_size_in_bytes
     )
-    sent = traffic(compiled.as_text(), devices=mesh.size, steps=found.steps)
-    return found._replace(
-        total=total, traffic=sent, seconds=time.perf_counter() - begun
+    return total, compiled.as_text()
+
+
+def _with(found: Found, total: int, text: str, devices: int, begun: float) -> Found:
+    sent = traffic(text, devices=devices, steps=found.steps)
+    seconds = time.perf_counter() - begun
+    return found._replace(total=total, traffic=sent, seconds=seconds)
+
+
+def _for_tpu(request: Request, name: str, folder: str, pipe: Any) -> None:
+    there = topologies.get_topology_desc(request.topology.name, platform="tpu")
+    lowered = _lowered(request, name, there.devices, "tpu", pipe)
+    lowered.compile(compiler_options={**OPTIONS, "xla_dump_to": folder})
+    pipe.send(None)
+
+
+def _for_gpu(request: Request, name: str, pipe: Any) -> None:
+    chip, devices = request.topology.chip.name, request.topology.devices
+    there = topologies.get_topology_desc(
+        platform="cuda",
+        target_config=importlib.resources.files(__package__)
+        .joinpath(f"{chip}.txtpb")
+        .read_text(),
+        topology=f"1x1x{devices}",  # slices x hosts x GPUs
     )
+    lowered = _lowered(request, name, there.devices, "cuda", pipe)
+    pipe.send(_read(lowered.compile(compiler_options=GPU_OPTIONS)))
 
 
-def compiled_for_tpu(request: Request, name: str, *, limit: float = 900) -> Found:
-    """Compiled by libtpu for the request's topology, in a process of its own."""
-    begun = time.perf_counter()
+def _lowered(
+    request: Request, name: str, devices: Any, platform: str, pipe: Any
+) -> Any:
+    """The program for these devices; sends what was counted."""
+    mesh = mesh_of(request, devices)
+    found, traced = counted(name, plan_of(request, mesh), mesh)
+    pipe.send(found)
+    with on(mesh):
+        return traced.lower(lowering_platforms=(platform,))
+
+
+@contextlib.contextmanager
+def _child(at_work: Callable) -> Iterator[tuple[Any, Any]]:
+    """A process that calls `at_work` with a pipe, the other end of which comes back."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    with tempfile.TemporaryDirectory() as folder:
-        child = context.Process(target=_child, args=(theirs, request, name, folder))
-        with _environment():
-            child.start()
-        theirs.close()
-        try:
-            found = _received(ours, child)
-            written = _written(Path(folder), ours, child, begun + limit)
-        finally:
-            child.kill()
-            child.join()
-    total, text = written
-    sent = traffic(text, devices=request.topology.devices, steps=found.steps)
-    return found._replace(
-        total=total, traffic=sent, seconds=time.perf_counter() - begun
-    )
+    child = context.Process(target=_run, args=(theirs, at_work))
+    with _environment():
+        child.start()
+    theirs.close()
+    try:
+        yield ours, child
+    finally:
+        child.kill()
+        child.join()
 
 
-def _child(pipe: Any, request: Request, name: str, folder: str) -> None:
+def _run(pipe: Any, at_work: Callable) -> None:
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     jax.config.update("jax_enable_compilation_cache", False)  # it would write nothing
     try:
-        there = topologies.get_topology_desc(request.topology.name, platform="tpu")
-        mesh = mesh_of(request, there.devices)
-        found, traced = counted(name, plan_of(request, mesh), mesh)
-        pipe.send(found)
-        with on(mesh):
-            lowered = traced.lower(lowering_platforms=("tpu",))
-        lowered.compile(compiler_options={**OPTIONS, "xla_dump_to": folder})
-        pipe.send(None)
+        at_work(pipe)
     except Exception as error:  # the parent raises it
         pipe.send(error)
 
@@ -185,7 +236,7 @@ def _environment() -> Iterator[None]:
         os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
-def _received(pipe: Any, child: Any) -> Found:
+def _received(pipe: Any, child: Any) -> Any:
     try:
         found = pipe.recv()
     except EOFError:
