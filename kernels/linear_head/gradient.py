@@ -37,8 +37,8 @@ class Blocks(NamedTuple):
     ids: int
 
 
-# A GPU needs larger products, at the price of memory: with two streams those of a TPU
-# take 1.4 times as long (benchmarks/head_blocks.py).
+# A GPU needs larger products, at the price of 0.3 GB: with two streams the others take
+# 1.4 times as long (benchmarks/head_blocks.py).
 ONE, PAIR, GPU = Blocks(2048, 2816), Blocks(1024, 2048), Blocks(2048, 8192)
 
 

@@ -1,8 +1,9 @@
 """The Hopper kernel: interpreted on a CPU, and lowered for CUDA; run on a Hopper GPU.
 
-Where there is such a GPU (`make test-hopper`) the same tests run on it. The interpreter runs warpgroups, barriers, TMA and wgmma, fills shared memory with NaN
-and raises at a race; it takes code that the compiler does not, hence the lowering. What
-becomes of it in an H200's registers: `make compile-mgpu`.
+Where there is such a GPU (`make test-hopper`) the same tests run on it. The interpreter
+runs warpgroups, barriers, TMA and wgmma, fills shared memory with NaN and raises at a
+race; it takes code that the compiler does not, hence the lowering. What becomes of it
+in an H200's registers: `make compile-mgpu`.
 """
 
 import jax

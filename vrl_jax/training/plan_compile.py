@@ -1,11 +1,13 @@
 """Compiles a program for a topology that is not there, as far as a plan reads it.
 
-For GPUs XLA for CUDA compiles for the description of one, such as `h200.txtpb`, without
-trying out variants of kernels, which takes a GPU. libtpu writes its optimised program and the assignment of its buffers before it makes
+libtpu writes its optimised program and the assignment of its buffers before it makes
 machine code, which takes most of the time and changes neither. So a process of its own
 compiles each program and is ended once both are written. The total of the report is
 that of `compiled.memory_analysis()`: arguments, results and temporaries, what is
 donated counted once (a test holds this).
+
+For GPUs XLA compiles for a description of one, `h200.txtpb`, and all products are
+cuBLAS's: to choose among kernels of its own it would have to time them on a GPU.
 """
 
 import contextlib
