@@ -105,7 +105,8 @@ def plan(
         micro_batches: pieces of a minibatch; 0: a prompt at a time on each part.
         per_pass: prompts that are read or scored at a time; 0: as many as fit the mesh.
         slots: responses that are written at a time; 0: all.
-        remat: what layers keep for the backward pass: everything, dots or nothing.
+        remat: what layers keep for the backward pass: everything, dots, nothing but
+            their input, or split: that in parts over `tensor`.
         precision: float32, bfloat16_master or bfloat16_stochastic.
         moments: dtype of Adam's first moment: float32 or bfloat16.
         tower: trained or frozen.

@@ -9,6 +9,7 @@ from tests.models.cases import EVERY, pack, random_params, responses, two_rows
 from vrl_jax.models import attention, remat
 from vrl_jax.models.attention import KVCache, attend
 from vrl_jax.models.families import family_of
+from vrl_jax.models.sharding import make_mesh
 
 
 def summed(policy, params, packed, tokens):
@@ -44,6 +45,26 @@ def test_remat_changes_no_value_and_no_gradient(name, keep):
         grads,
     )
     sizes = [each.memory_analysis().temp_size_in_bytes for each in (after, before)]
+    assert sizes[0] < sizes[1]
+
+
+@pytest.mark.parametrize("name", ["tied", "gemma3"])
+def test_split_keeps_a_part_on_each_device(name):
+    """The same values and gradients; what layers keep lies in parts."""
+    (value, grads), _ = gradients(EVERY[name], remat.everything)
+    mesh = make_mesh(tensor=2, devices=jax.devices()[:2])
+    sizes = []
+    for keep in (remat.split, remat.nothing):
+        with jax.set_mesh(mesh):
+            (again, found), compiled = gradients(EVERY[name], keep)
+        # Of a sum of hundreds of sines: devices add in another order.
+        np.testing.assert_allclose(again, value, rtol=1e-4)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-4),
+            found,
+            grads,
+        )
+        sizes.append(compiled.memory_analysis().temp_size_in_bytes)
     assert sizes[0] < sizes[1]
 
 

@@ -276,6 +276,7 @@ def fake(request, name):
     """A program that needs 4 GB divided by what helps it."""
     choices = request.choices
     parts = choices.micro_batches * choices.tensor / 2
+    parts *= 4 if choices.remat == "split" else 1
     helps = {"update": parts, "decode": 32 / choices.slots}.get(name, 8)
     arguments = 1000
     return Found(
@@ -343,7 +344,7 @@ def test_search_changes_what_does_not_fit_until_it_does():
     assert not found[0].fits and found[-1].fits
     changes = [one.request.choices for one in found]
     assert changes[0] == asked.choices
-    assert changes[-1].micro_batches * changes[-1].tensor > 1
+    assert (changes[-1].micro_batches, changes[-1].remat) == (2, "split")
     # What no choice of updates changes was not compiled again: see `TOUCHES`.
     assert len(set(changes)) == len(changes)
 
@@ -357,6 +358,10 @@ def test_moves_help_every_program_that_does_not_fit():
     assert (first.data, first.fsdp) == (1, 8)
     shared = next(one for one in others if one.tensor == 2)
     assert (shared.fsdp, shared.micro_batches) == (2, 2)  # as many rows a device
+    # Two key-value heads on four devices would be whole on each, with their caches.
+    assert small.spec().text.kv_heads == 2
+    found = plan(request(fsdp=4, tensor=2), compile=fake)
+    assert all(one.tensor == 2 for one in moves(found))
 
 
 def test_usual_choices_use_every_device():

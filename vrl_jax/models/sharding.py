@@ -34,6 +34,8 @@ RULES: Mapping[str, str | tuple[str, ...]] = {
     "vision_heads": "tensor",
     # Activations, caches and batches: prompts, responses, slots, packs of pictures.
     "batch": ("data", "fsdp"),
+    # The width of what layers keep for the backward pass: `remat.split`.
+    "kept": "tensor",
 }
 """Logical axis -> mesh axis or axes."""
 

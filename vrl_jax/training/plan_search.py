@@ -14,6 +14,7 @@ TOUCHES: Mapping[str, tuple[str, ...]] = {
     "micro_batches": ("update",),
     "per_pass": ("scoring", "prefill"),
     "slots": ("decode",),
+    "remat": ("update", "scoring", "prefill"),
 }
 """Programs that a choice changes; others change all of them."""
 
@@ -116,8 +117,10 @@ def moves(found: Plan) -> Iterator[Choices]:
     held = sum(found.held.values())
     hopeless = held > 0.9 * hbm
     if not hopeless and worst == "update":
-        if choices.remat != "nothing":
+        if choices.remat not in ("nothing", "split"):
             yield choices._replace(remat="nothing")
+        elif choices.remat == "nothing" and choices.tensor > 1:
+            yield choices._replace(remat="split")
         micro = 2 * choices.micro_batches
         some = sizes.prompts // choices.minibatches
         if some % (micro * rows) == 0:
@@ -130,7 +133,8 @@ def moves(found: Plan) -> Iterator[Choices]:
         yield choices._replace(slots=max(choices.slots // 2, rows))
     if choices.data % 2 == 0:
         yield spread
-    heads = found.request.spec.text.heads
+    text = found.request.spec.text
+    heads = math.gcd(text.heads, text.kv_heads)  # others would lie whole, caches too
     if not hopeless and choices.fsdp % 2 == 0 and heads % (2 * choices.tensor) == 0:
         # Half as many rows at a time, each spread over twice the devices.
         yield choices._replace(
