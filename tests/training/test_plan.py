@@ -349,21 +349,6 @@ def test_search_changes_what_does_not_fit_until_it_does():
     assert len(set(changes)) == len(changes)
 
 
-def test_search_takes_back_what_does_not_help():
-    """Slots are halved once, to no avail; then parameters are rounded at random."""
-
-    def stubborn(request, name):
-        found = fake(request, name)._replace(total=0)
-        if name != "decode":
-            return found
-        rest = 0.5 if request.choices.precision == "bfloat16_stochastic" else 1.5
-        return found._replace(total=int(rest * HERE.chip.hbm))
-
-    *tried, last = search(request(micro_batches=1), stubborn)
-    assert last.fits and last.request.choices.slots == CHOICES.slots
-    assert [one.request.choices.slots for one in tried].count(8) == 1
-
-
 def test_moves_help_every_program_that_does_not_fit():
     asked = request(data=2, fsdp=4, tensor=1, micro_batches=1)
     found = plan(asked, compile=fake)

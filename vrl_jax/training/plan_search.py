@@ -19,10 +19,6 @@ TOUCHES: Mapping[str, tuple[str, ...]] = {
 """Programs that a choice changes; others change all of them."""
 
 
-WORTH = 0.01
-"""Of the peak: what a choice must spare. Half as many slots spare nothing where libtpu
-gathers more layers ahead instead."""
-
 GROUP = 32
 """Devices over which parameters are spread to begin with: among 64 of v5p libtpu 0.0.52
 gathers by adding up arrays of zeros but for a part, with twice the bytes."""
@@ -62,11 +58,10 @@ def search(
 ) -> Iterator[Plan]:
     """The plan as asked, then others, each with one choice more; ends where one fits.
 
-    Or where no choice is left, or after `tries`. A choice that does not help is taken
-    back before the next is tried. Where one fits whose tokens wait for the network,
-    params gathered for sampling are tried too. Nothing here changes what is computed,
-    but for `moments`, `precision` and `tower`, which come last. Of `only` these
-    programs, if any are named.
+    Or where no choice is left, or after `tries`. Where one fits whose tokens wait for
+    the network, params gathered for sampling are tried too. Nothing here changes what
+    is computed, but for `moments`, `precision` and `tower`, which come last. Of `only`
+    these programs, if any are named.
     """
     known: dict[tuple, Found] = {}
 
@@ -80,7 +75,7 @@ def search(
             known[key] = compile(request, name)
         return known[key]
 
-    seen, best = set(), None
+    seen = set()
     for _ in range(tries):
         found = plan(request, compile=cached if compile else None, only=only)
         seen.add(request.choices)
@@ -94,20 +89,11 @@ def search(
                     only=only,
                 )
             return
-        if best is None or helps(found, best):
-            best = found
-        left = (choices for choices in moves(best) if choices not in seen)
+        left = (choices for choices in moves(found) if choices not in seen)
         choices = next(left, None)
         if choices is None:
             return
         request = request._replace(choices=choices)
-
-
-def helps(found: Plan, before: Plan) -> bool:
-    """Whether the program that needed most needs less, and none needs more than it."""
-    worst = max(before.peaks, key=before.peaks.get)
-    less = found.peaks[worst] < (1 - WORTH) * before.peak
-    return less and found.peak <= before.peak
 
 
 def sampling_waits(found: Plan) -> bool:
