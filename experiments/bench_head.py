@@ -2,8 +2,8 @@
 
 Claim     At N = 16384, d = 3584, V = 152064 in bfloat16 the forward pass needs less
           than 0.5 GB beyond its inputs and outputs and forward plus backward less than
-          0.6 GB (on a GPU with two streams 0.9), where dense logits need 20 to 30 GB; on
-          an H200 the Hopper kernel takes 1.1 times the time of the bare product;
+          0.6 GB (on a GPU with two streams 0.9), where dense logits need 20 to 30 GB;
+          on an H200 the Hopper kernel takes 1.1 times the time of the bare product;
           gradients err by at most 3e-3, at most 1.6 times as much as dense ones; on a
           CPU `xla` takes at most 1.1 times the dense form's time at N = 2048, d = 1024,
           V = 151936 and a twentieth of its memory; the backward pass costs what its
