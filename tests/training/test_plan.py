@@ -358,6 +358,9 @@ def test_moves_help_every_program_that_does_not_fit():
     assert (first.data, first.fsdp) == (1, 8)
     shared = next(one for one in others if one.tensor == 2)
     assert (shared.fsdp, shared.micro_batches) == (2, 2)  # as many rows a device
+    # Slots would be halved for nothing else: each round gathers the parameters again.
+    decode = plan(asked, compile=fake, only=("decode",))
+    assert next(moves(decode)) == shared
     # Two key-value heads on four devices would be whole on each, with their caches.
     assert small.spec().text.kv_heads == 2
     found = plan(request(fsdp=4, tensor=2), compile=fake)

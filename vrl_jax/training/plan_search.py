@@ -129,19 +129,26 @@ def moves(found: Plan) -> Iterator[Choices]:
         yield choices._replace(per_pass=choices.per_pass // 2)
     if worst in ("prefill", "decode") and choices.sampling == "gathered":
         yield choices._replace(sampling="spread")
-    if not hopeless and worst == "decode" and choices.slots > rows:
-        yield choices._replace(slots=max(choices.slots // 2, rows))
+    # Half as many rows at a time, each spread over twice the devices. Heads that do not
+    # divide would lie whole on each, with their caches.
+    text = found.request.spec.text
+    heads = math.gcd(text.heads, text.kv_heads)
+    shared = choices._replace(
+        fsdp=choices.fsdp // 2,
+        tensor=2 * choices.tensor,
+        micro_batches=2 * choices.micro_batches,
+    )
+    may_share = choices.fsdp % 2 == 0 and heads % shared.tensor == 0 and not hopeless
+    if not hopeless and worst == "decode":
+        # Each round of half as many slots gathers all parameters again; shared, less.
+        if may_share and choices.sampling == "spread":
+            yield shared
+        if choices.slots > rows:
+            yield choices._replace(slots=max(choices.slots // 2, rows))
     if choices.data % 2 == 0:
         yield spread
-    text = found.request.spec.text
-    heads = math.gcd(text.heads, text.kv_heads)  # others would lie whole, caches too
-    if not hopeless and choices.fsdp % 2 == 0 and heads % (2 * choices.tensor) == 0:
-        # Half as many rows at a time, each spread over twice the devices.
-        yield choices._replace(
-            fsdp=choices.fsdp // 2,
-            tensor=2 * choices.tensor,
-            micro_batches=2 * choices.micro_batches,
-        )
+    if may_share:
+        yield shared
     if choices.reference == "device":
         yield choices._replace(reference="host")
     if choices.moments == "float32":
