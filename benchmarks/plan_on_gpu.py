@@ -30,6 +30,7 @@ from vrl_jax.training.plan_chips import topology
 from vrl_jax.training.plan_compile import (
     Found,
     Request,
+    bytes_taken,
     compiled_for_gpu,
     plan_of,
 )
@@ -110,7 +111,7 @@ def rows(request: Request, repeats: int) -> list[dict]:
             with on(mesh):
                 traced = program.function.trace(*program.static, *program.arguments)
                 here[name] = pool.submit(traced.lower().compile)
-        order = sorted(here, key=lambda name: total(here[name].result()))
+        order = sorted(here, key=lambda name: bytes_taken(here[name].result()))
     return [
         row(name, planned.programs[name], ahead[name], here[name], request, repeats)
         for name in order
@@ -132,7 +133,7 @@ def row(
         "program": name,
         "planned_bytes": found.total,
         "planned_arguments_bytes": bytes_of(program.arguments),
-        "compiled_bytes": total(compiled),
+        "compiled_bytes": bytes_taken(compiled),
         "bound_seconds": limits.seconds,
         "binds": limits.binds,
         **measured(name, program, compiled, repeats),
@@ -147,17 +148,6 @@ def row(
         flush=True,
     )
     return figures
-
-
-def total(compiled: Any) -> int:
-    """Arguments, results and temporaries."""
-    memory = compiled.memory_analysis()
-    return (
-        memory.argument_size_in_bytes
-        + memory.output_size_in_bytes
-        - memory.alias_size_in_bytes
-        + memory.temp_size_in_bytes
-    )
 
 
 def main() -> None:

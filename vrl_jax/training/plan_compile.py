@@ -121,7 +121,8 @@ def compiled_here(name: str, planned: Planned, mesh: Mesh) -> Found:
     found, traced = counted(name, planned, mesh)
     begun = time.perf_counter()
     with on(mesh):
-        total, text = _read(traced.lower().compile())
+        compiled = traced.lower().compile()
+    total, text = bytes_taken(compiled), compiled.as_text()
     return _with(found, total, text, mesh.size, begun)
 
 
@@ -147,16 +148,15 @@ def compiled_for_gpu(request: Request, name: str, *, limit: float = 900) -> Foun
     return _with(found, total, text, request.topology.devices, begun)
 
 
-def _read(compiled: Any) -> tuple[int, str]:
-    """Arguments, results and temporaries in bytes; the program's text."""
+def bytes_taken(compiled: Any) -> int:
+    """Arguments, results and temporaries, what is donated counted once."""
     memory = compiled.memory_analysis()
-    total = (
+    return (
         memory.argument_size_in_bytes
         + memory.output_size_in_bytes
         - memory.alias_size_in_bytes
         + memory.temp_size_in_bytes
     )
-    return total, compiled.as_text()
 
 
 def _with(found: Found, total: int, text: str, devices: int, begun: float) -> Found:
@@ -182,7 +182,8 @@ def _for_gpu(request: Request, name: str, pipe: Any) -> None:
         topology=f"1x1x{devices}",  # slices x hosts x GPUs
     )
     lowered = _lowered(request, name, there.devices, "cuda", pipe)
-    pipe.send(_read(lowered.compile(compiler_options=GPU_OPTIONS)))
+    compiled = lowered.compile(compiler_options=GPU_OPTIONS)
+    pipe.send((bytes_taken(compiled), compiled.as_text()))
 
 
 def _lowered(
