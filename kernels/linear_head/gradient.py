@@ -16,7 +16,7 @@ gathered into blocks, and only as many blocks run as there are rows to fill them
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -52,33 +52,14 @@ class Row(NamedTuple):
     temperature: Float[Array, " N"]
 
 
-def gradients(
-    streams: tuple[Float[Array, "N d"], ...],
-    weight: Float[Array, "V d"],
-    ids: Int[Array, " N"],
-    temperature: Float[Array, " N"],
-    allowed: Bool[Array, " V"],
-    state: State | PairState,
-    cotangents: HeadStats | PairStats,
-    dtypes: tuple[tuple[jnp.dtype, ...], jnp.dtype],
-) -> tuple[tuple[Float[Array, "N d"], ...], Float[Array, "V d"]]:
-    """Gradients of the streams and of the weight, in these `dtypes`."""
+def gradients(*inputs: Any) -> tuple[tuple[Array, ...], Array]:
+    """`in_blocks` with the platform's blocks; `dtypes` is the last of its inputs."""
+    *arrays, dtypes = inputs
     gpu, default = (
         functools.partial(in_blocks, blocks, dtypes)
-        for blocks in (GPU, ONE if len(streams) == 1 else PAIR)
+        for blocks in (GPU, ONE if len(arrays[0]) == 1 else PAIR)
     )
-    return jax.lax.platform_dependent(
-        streams,
-        weight,
-        ids,
-        temperature,
-        allowed,
-        state,
-        cotangents,
-        cuda=gpu,
-        rocm=gpu,
-        default=default,
-    )
+    return jax.lax.platform_dependent(*arrays, cuda=gpu, rocm=gpu, default=default)
 
 
 def in_blocks(
@@ -92,7 +73,7 @@ def in_blocks(
     state: State | PairState,
     cotangents: HeadStats | PairStats,
 ) -> tuple[tuple[Float[Array, "N d"], ...], Float[Array, "V d"]]:
-    """The same, so many rows and ids at a time."""
+    """Gradients of the streams and of the weight, in these `dtypes`."""
     stream_dtypes, dtype = dtypes
     size = ids.shape[0]
     block = min(blocks.tokens, -(-size // 8))

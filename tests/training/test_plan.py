@@ -14,39 +14,22 @@ import jax.numpy as jnp
 import pytest
 
 from tests.fixtures import small
+from tests.fixtures.plans import HERE, SIZES, fake, method, request
 from vrl_jax import cli
 from vrl_jax.engine import slots
-from vrl_jax.engine.reference import near
 from vrl_jax.models.families import family_of
 from vrl_jax.models.parameters import init_params
 from vrl_jax.models.remat import REMATS
 from vrl_jax.models.sharding import make_mesh, spread
-from vrl_jax.recipes.grpo import grpo
-from vrl_jax.recipes.vppo import vppo
 from vrl_jax.training import plan_compile, plan_hlo
 from vrl_jax.training.learner import adamw, make_learner
 from vrl_jax.training.plan import as_json, bound, page, plan, step_seconds
-from vrl_jax.training.plan_chips import CHIPS, Chip, Topology, rate, topology
-from vrl_jax.training.plan_compile import Found, Request, compiled_here, counted
+from vrl_jax.training.plan_chips import CHIPS, rate, topology
+from vrl_jax.training.plan_compile import Request, compiled_here, counted
 from vrl_jax.training.plan_programs import Choices
-from vrl_jax.training.plan_search import moves, search, usual
 from vrl_jax.training.plan_shapes import Sizes, bytes_of
 from vrl_jax.training.plan_work import matmul_flops
 from vrl_jax.training.precision import precision
-
-SIZES = Sizes(prompts=8, group=2, prompt_tokens=16, response_tokens=8, patches=64)
-CHOICES = Choices(fsdp=4, tensor=2, micro_batches=2, per_pass=8, slots=16)
-HERE = Topology(Chip("cpu", "", 1e12, 1e9, 1e11, 1e10, 1), (8,))
-
-
-def method(reference):
-    if reference is not None:
-        return grpo(group_size=2, anchor=near(reference, weight=0.01))
-    return vppo(group_size=2)
-
-
-def request(**choices) -> Request:
-    return Request(small.spec(), method, SIZES, CHOICES._replace(**choices), HERE)
 
 
 @functools.cache
@@ -311,25 +294,6 @@ def test_a_collective_over_more_axes_is_faster():
     ]
 
 
-def fake(request, name):
-    """A program that needs 4 GB divided by what helps it."""
-    choices = request.choices
-    parts = choices.micro_batches * choices.tensor / 2
-    parts *= 4 if choices.remat == "split" else 1
-    helps = {"update": parts, "decode": 32 / choices.slots}.get(name, 8)
-    arguments = 1000
-    return Found(
-        name,
-        2,
-        1,
-        3e12,
-        arguments,
-        0,
-        int(4e9 / helps) + arguments,
-        {("all-gather", 4): 1e9},
-    )
-
-
 def test_bounds_add_up_and_the_longest_binds():
     found = plan(request(), compile=fake)
     one = found.found[0]
@@ -375,46 +339,6 @@ def test_what_a_compiler_wrote_before_it_ended_is_read(tmp_path):
     Ended.exitcode = -9
     with pytest.raises(RuntimeError, match="ended with code -9"):
         plan_compile._written(tmp_path, ours, Ended(), until)
-
-
-def test_search_changes_what_does_not_fit_until_it_does():
-    asked = request(micro_batches=1)
-    found = list(search(asked, fake))
-    assert not found[0].fits and found[-1].fits
-    changes = [one.request.choices for one in found]
-    assert changes[0] == asked.choices
-    assert (changes[-1].micro_batches, changes[-1].remat) == (2, "split")
-    # What no choice of updates changes was not compiled again: see `TOUCHES`.
-    assert len(set(changes)) == len(changes)
-
-
-def test_moves_help_every_program_that_does_not_fit():
-    asked = request(data=2, fsdp=4, tensor=1, micro_batches=1)
-    found = plan(asked, compile=fake)
-    over = [peak for peak in found.peaks.values() if peak > HERE.chip.hbm]
-    assert len(over) > 1
-    first, *others = moves(found)
-    assert (first.data, first.fsdp) == (1, 8)
-    shared = next(one for one in others if one.tensor == 2)
-    assert (shared.fsdp, shared.micro_batches) == (2, 2)  # as many rows a device
-    # Slots would be halved for nothing else: each round gathers the parameters again.
-    decode = plan(asked, compile=fake, only=("decode",))
-    assert next(moves(decode)) == shared
-    # Two key-value heads on four devices would be whole on each, with their caches.
-    assert small.spec().text.kv_heads == 2
-    found = plan(request(fsdp=4, tensor=2), compile=fake)
-    assert all(one.tensor == 2 for one in moves(found))
-
-
-def test_usual_choices_use_every_device():
-    sizes = Sizes(prompts=128)
-    assert usual(topology("v5p:4x4x4"), sizes)[:3] == (2, 32, 1)
-    assert usual(topology("v5p:8x8x8"), sizes)[:3] == (4, 32, 4)
-    assert usual(topology("v5p:2x2x2"), sizes)[:3] == (1, 8, 1)
-    asked = usual(topology("v5e:4x4"), sizes, axes={"fsdp": 8, "tensor": 2})
-    assert asked[:3] == (1, 8, 2)
-    with pytest.raises(ValueError, match="is not the 8 devices"):
-        plan(request(fsdp=3))
 
 
 def test_analytic_plan_says_what_it_is():
