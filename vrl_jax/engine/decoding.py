@@ -99,11 +99,14 @@ def row_sizes(slots: int) -> list[int]:
 
 
 def window_sizes(limit: int) -> list[int]:
-    """Columns of a window: STEPS doubled and doubled, up to the limit."""
+    """Columns of a window: the limit, halved down to STEPS, and 3/4 of long ones."""
     sizes = [limit]
-    while sizes[0] > STEPS:
-        sizes.insert(0, -(-sizes[0] // 2))
-    return sizes
+    while limit > STEPS:
+        if limit > 2 * STEPS:
+            sizes.append(-(-limit * 3 // 4))
+        limit = -(-limit // 2)
+        sizes.append(limit)
+    return sorted(sizes)
 
 
 class Sampled(NamedTuple):
@@ -260,7 +263,7 @@ def decode(
             window = _at_least(window_sizes(model.limit), steps)
             slots = device.empty(new[0].contexts.read, size, wider + window)
             writers, column = [None] * size, 0
-        elif size != len(writers) or wider != context or column + steps > window:
+        elif size != len(writers) or wider != context or column == window:
             sizes = window_sizes(model.limit)
             window = _at_least(sizes, min(age + steps, sizes[-1]))
             rows = np.resize(live, size)

@@ -1,6 +1,7 @@
 """What towers and decoders of several families are made of."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -77,14 +78,24 @@ def two_layers(
     return linear(params["down"], inner(activation(linear(params["up"], x))))
 
 
-def rotate(
-    x: Float[Array, "*B heads D"], angles: Float[Array, "*B half"]
-) -> Float[Array, "*B heads D"]:
+class Rotary(NamedTuple):
+    """What positions do to heads: a pair of angles' cosines and sines."""
+
+    cos: Float[Array, "*B half"]
+    sin: Float[Array, "*B half"]
+
+
+def rotary(angles: Float[Array, "*B half"]) -> Rotary:
+    """Taken once for all layers and heads: in a small model cosines cost like them."""
+    return Rotary(jnp.cos(angles), jnp.sin(angles))
+
+
+def rotate(x: Float[Array, "*B heads D"], rotary: Rotary) -> Float[Array, "*B heads D"]:
     """Turns the pairs (x_k, x_{k + D/2}) by angle k, in float32.
 
     Rotary positions, https://arxiv.org/abs/2104.09864, with pairs half a head apart.
     """
-    cos, sin = jnp.cos(angles)[..., None, :], jnp.sin(angles)[..., None, :]
+    cos, sin = (part[..., None, :] for part in rotary)
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     turned = jnp.concatenate(
         [first * cos - second * sin, second * cos + first * sin], axis=-1

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from vrl_jax.models.attention import KVCache
+from vrl_jax.models.layers import Rotary, rotary
 from vrl_jax.models.policy import Params, SlotCache
 
 
@@ -45,6 +46,16 @@ def layers_of(cache: SlotCache) -> list[LayerCache]:
 def unstack(layers: Params, count: int) -> tuple[Params, ...]:
     """The weights of each layer."""
     return tuple(jax.tree.map(lambda x: x[i], layers) for i in range(count))  # noqa: B023
+
+
+def rotary_of(angles: Float[Array, "B half"], column: Int[Array, ""]) -> Rotary:
+    """Their cosines and sines, taken once for all layers.
+
+    XLA on CPU would take them anew for each head of each layer, an eighth of a step of
+    the tiny policy. It does not look into a branch, nor know that this one is always
+    taken: columns count from 0.
+    """
+    return jax.lax.cond(column >= 0, rotary, lambda x: Rotary(x, x), angles)
 
 
 def write(

@@ -18,7 +18,7 @@ from vrl_jax.models import slots
 from vrl_jax.models.attention import KVCache, attend, in_slots
 from vrl_jax.models.gemma3.layers import geglu, rms_norm
 from vrl_jax.models.gemma3.spec import Gemma3Spec
-from vrl_jax.models.layers import as_heads, embed, linear, rotate
+from vrl_jax.models.layers import Rotary, as_heads, embed, linear, rotary, rotate
 from vrl_jax.models.policy import Params, SlotCache
 from vrl_jax.models.remat import Remat, everything
 from vrl_jax.models.sharding import by_row
@@ -149,7 +149,9 @@ def decode(
     """
     text = spec.text
     x, here = _embedded(weights, tokens), positions[:, 0]
-    around, nearby = _both_angles(here, spec)
+    around, nearby = (
+        slots.rotary_of(angles, column) for angles in _both_angles(here, spec)
+    )
     everywhere = index >= 0
     window = everywhere & (here[:, None] - index < text.window)
     before, now = slots.layers_of(cache), []
@@ -187,13 +189,15 @@ def _decoder(
     [P G S keys]. Returns the keys and values of the S tokens alone.
     """
     text = spec.text
-    around, nearby = _both_angles(positions, spec)
+    around, nearby = map(rotary, _both_angles(positions, spec))
 
     def layer(x: Array, scanned: tuple) -> tuple[Array, KVCache]:
         is_global, weights, caches = scanned
-        angles = jnp.where(is_global, around, nearby)
+        turns = Rotary(
+            *(jnp.where(is_global, *x) for x in zip(around, nearby, strict=True))
+        )
         chosen = [jnp.where(is_global, *kinds) for kinds in masks]
-        queries, *new = _projected(weights, spec, x, angles)
+        queries, *new = _projected(weights, spec, x, turns)
         new = KVCache(*new)
         attended = attend(
             queries, [new, *caches], chosen, scale=text.query_scalar**-0.5
@@ -209,7 +213,7 @@ def _projected(
     weights: Params,
     spec: Gemma3Spec,
     x: Float[Array, "*B H"],
-    angles: Float[Array, "*B half"],
+    turns: Rotary,
 ) -> tuple[Array, Array, Array]:
     """Queries, keys and values of every head, turned to their positions."""
     eps = spec.text.eps
@@ -219,8 +223,8 @@ def _projected(
         return as_heads(linear(weights[part], before), axis, spec.text.head_dim)
 
     queries, keys = heads("query", "heads"), heads("key", "kv_heads")
-    queries = rotate(rms_norm(weights["query_norm"], queries, eps), angles)
-    keys = rotate(rms_norm(weights["key_norm"], keys, eps), angles)
+    queries = rotate(rms_norm(weights["query_norm"], queries, eps), turns)
+    keys = rotate(rms_norm(weights["key_norm"], keys, eps), turns)
     return queries, keys, heads("value", "kv_heads")
 
 

@@ -13,7 +13,16 @@ from jaxtyping import Array, Bool, Float, Int
 
 from vrl_jax.models import slots as slot_caches
 from vrl_jax.models.attention import KVCache, attend, in_slots
-from vrl_jax.models.layers import as_heads, embed, linear, rms_norm, rotate, swiglu
+from vrl_jax.models.layers import (
+    Rotary,
+    as_heads,
+    embed,
+    linear,
+    rms_norm,
+    rotary,
+    rotate,
+    swiglu,
+)
 from vrl_jax.models.policy import Params, SlotCache
 from vrl_jax.models.qwen_vl.spec import QwenSpec
 from vrl_jax.models.qwen_vl.vision import Features
@@ -103,13 +112,13 @@ def decode(
     What `extend` computes of one token, over caches that are written in place.
     """
     x = embed(weights["embedding"], tokens)
-    angles = _angles(positions, spec)
+    turns = slot_caches.rotary_of(_angles(positions, spec), column)
     now = []
     for layer, before in zip(
         weights["layers"], slot_caches.layers_of(cache), strict=True
     ):
         normed = rms_norm(layer["norm1"], x, spec.text.eps)
-        queries, keys, values = _projected(layer, spec, normed, angles)
+        queries, keys, values = _projected(layer, spec, normed, turns)
         now.append(slot_caches.write(before, column, keys, values))
         scale = spec.text.head_dim**-0.5
         attended = slot_caches.attend(queries, now[-1], index >= 0, scale=scale)
@@ -160,13 +169,13 @@ def _decoder(
     Masks broadcast to [P G S keys]. Returns the keys and values of the S tokens alone.
     """
     text = spec.text
-    angles = _angles(positions, spec)
+    turns = rotary(_angles(positions, spec))
     masks = [jnp.tri(x.shape[2], dtype=bool) & mask, *(mask for _, mask in before)]
 
     def layer(x: Array, scanned: tuple) -> tuple[Array, KVCache]:
         number, weights, caches = scanned
         normed = rms_norm(weights["norm1"], x, text.eps)
-        queries, *new = _projected(weights, spec, normed, angles)
+        queries, *new = _projected(weights, spec, normed, turns)
         new = KVCache(*new)
         attended = attend(queries, [new, *caches], masks, scale=text.head_dim**-0.5)
         return after_layer(number, _rest_of_layer(weights, spec, x, attended)), new
@@ -181,7 +190,7 @@ def _projected(
     weights: Params,
     spec: QwenSpec,
     normed: Float[Array, "*B H"],
-    angles: Float[Array, "*B half"],
+    turns: Rotary,
 ) -> tuple[Array, Array, Array]:
     """Queries, keys and values of every head, turned to their positions."""
 
@@ -192,7 +201,7 @@ def _projected(
         states = heads(part, axis)
         if spec.family.qk_norm:
             states = rms_norm(weights[f"{part}_norm"], states, spec.text.eps)
-        return rotate(states, angles)
+        return rotate(states, turns)
 
     return (
         turned("query", "heads"),

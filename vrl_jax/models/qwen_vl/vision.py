@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from vrl_jax.models.attention import attend_within
-from vrl_jax.models.layers import as_heads, linear, rotate
+from vrl_jax.models.layers import Rotary, as_heads, linear, rotary, rotate
 from vrl_jax.models.policy import Params
 from vrl_jax.models.qwen_vl.layers import exact_gelu_mlp
 from vrl_jax.models.qwen_vl.spec import QwenSpec, VisionSpec
@@ -54,13 +54,13 @@ def encode_images(
     hidden = linear(tower["patch_embed"], patches)
     if vision.table_side:
         hidden = hidden + _learned_positions(tower["positions"], images, vision)
-    angles = _angles(images.coordinates, vision)
+    turns = rotary(_angles(images.coordinates, vision))
 
     def block(carry: tuple[Array, Array], layer: tuple[Params, Array, Array]) -> tuple:
         hidden, taken = carry
         weights, full, level = layer
         normed = family.vision_norm(weights["norm1"], hidden, vision.eps)
-        attended = _attention(weights, normed, angles, images, full, vision)
+        attended = _attention(weights, normed, turns, images, full, vision)
         hidden = hidden + linear(weights["out"], attended)
         normed = family.vision_norm(weights["norm2"], hidden, vision.eps)
         hidden = by_row(hidden + family.vision_mlp(weights, normed))
@@ -148,7 +148,7 @@ def _angles(
 def _attention(
     weights: Params,
     x: Float[Array, "P N D"],
-    angles: Float[Array, "P N half"],
+    turns: Rotary,
     images: Images,
     full: Bool[Array, ""],
     vision: VisionSpec,
@@ -163,7 +163,7 @@ def _attention(
     queries, keys, values = (
         as_heads(part.reshape(x.shape), "vision_heads", vision.head_dim) for part in qkv
     )
-    queries, keys = rotate(queries, angles), rotate(keys, angles)
+    queries, keys = rotate(queries, turns), rotate(keys, turns)
 
     # The branch not taken would otherwise leave its attention weights, N^2 of them,
     # in every block's residuals.
