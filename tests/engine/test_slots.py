@@ -23,9 +23,10 @@ def test_row_sizes_are_few_and_at_least_eight(slots, sizes):
 
 
 @pytest.mark.parametrize(
-    ("limit", "sizes"), [(6, [6]), (100, [25, 50, 100]), (256, [32, 64, 128, 256])]
+    ("limit", "sizes"),
+    [(6, [6]), (100, [25, 50, 75, 100]), (256, [32, 64, 96, 128, 192, 256])],
 )
-def test_window_sizes_double_up_to_the_limit(limit, sizes):
+def test_window_sizes_double_and_have_three_quarters(limit, sizes):
     assert window_sizes(limit) == sizes
 
 
