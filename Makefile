@@ -72,7 +72,7 @@ multiprocess: $(VENV)/.test
 	JAX_PLATFORMS=cpu $(BIN)/python -m tests.multiprocess
 
 aot: $(VENV)/.aot
-	$(PYTEST) -m aot tests/kernels tests/training/test_plan_aot.py
+	$(PYTEST) -m aot tests/kernels tests/planning/test_plan_aot.py
 
 bench-load: $(VENV)/.demo
 	JAX_PLATFORMS=cpu $(BIN)/python benchmarks/load_checkpoint.py

@@ -2,7 +2,7 @@
 
     make compile-mgpu
 
-XLA for CUDA compiles for the target described in `vrl_jax/training/h200.txtpb`.
+XLA for CUDA compiles for the target described in `vrl_jax/planning/h200.txtpb`.
 
 First table, the kernel: memory beside inputs and outputs, and what ptxas says of it
 twice. JAX, where it finds libnvJitLink (a part of `jax[cuda13]`), compiles for later
@@ -23,7 +23,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-H200 = Path(__file__).parents[1] / "vrl_jax" / "training" / "h200.txtpb"
+H200 = Path(__file__).parents[1] / "vrl_jax" / "planning" / "h200.txtpb"
 # Qwen2.5-VL 7B and 3B, a vocabulary of no whole tiles, few tokens.
 SHAPES = [
     (16384, 3584, 152064),

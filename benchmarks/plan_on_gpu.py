@@ -24,19 +24,19 @@ import jax.numpy as jnp
 
 from vrl_jax.models.qwen_vl.released import RELEASED
 from vrl_jax.models.sharding import make_mesh
-from vrl_jax.plan_command import RECIPES, method
-from vrl_jax.training.plan import bound
-from vrl_jax.training.plan_chips import topology
-from vrl_jax.training.plan_compile import (
+from vrl_jax.planning.chips import topology
+from vrl_jax.planning.command import RECIPES, method
+from vrl_jax.planning.compiling import (
     Found,
     Request,
     bytes_taken,
     compiled_for_gpu,
     plan_of,
 )
-from vrl_jax.training.plan_programs import Program, on
-from vrl_jax.training.plan_search import usual
-from vrl_jax.training.plan_shapes import Sizes, bytes_of
+from vrl_jax.planning.plan import bound
+from vrl_jax.planning.programs import Program, on
+from vrl_jax.planning.search import usual
+from vrl_jax.planning.shapes import Sizes, bytes_of
 
 HEADER = (
     "| program | planned, GiB | compiled here, GiB | measured, GiB | bound, s | binds "

@@ -13,13 +13,13 @@ import json
 from pathlib import Path
 
 from vrl_jax.models.qwen_vl.released import RELEASED
+from vrl_jax.planning.chips import topology
+from vrl_jax.planning.compiling import Request, compiled_for_tpu
+from vrl_jax.planning.plan import as_json
+from vrl_jax.planning.search import search, usual
+from vrl_jax.planning.shapes import Sizes
 from vrl_jax.recipes.vppo import vppo
 from vrl_jax.training.iteration import Recipe
-from vrl_jax.training.plan import as_json
-from vrl_jax.training.plan_chips import topology
-from vrl_jax.training.plan_compile import Request, compiled_for_tpu
-from vrl_jax.training.plan_search import search, usual
-from vrl_jax.training.plan_shapes import Sizes
 
 SMALL = ("v5e:4x4", "v5p:2x2x4", "v6e:4x4", "v7x:2x2x2")
 MIDDLE = ("v5e:8x8", "v5p:4x4x4", "v6e:4x8", "v7x:2x2x4")

@@ -6,7 +6,7 @@ VPPO's update on v5p, compiled by libtpu without a TPU: a prompt of 2048 tokens 
 picture of 4096 patches in it) with 8 responses of 2048 tokens at a time on each chip,
 parameters spread over at most 32 chips. Strong: 512 prompts whatever the number of
 chips. Weak: one prompt a chip. Nothing is timed: times are what the chip's specified
-rates allow, see `vrl_jax.training.plan`. What is in the file already is kept.
+rates allow, see `vrl_jax.planning.plan`. What is in the file already is kept.
 """
 
 import argparse
@@ -17,13 +17,13 @@ import matplotlib
 import matplotlib.pyplot as plt
 
 from vrl_jax.models.qwen_vl.released import RELEASED
+from vrl_jax.planning.chips import CHIPS, topology
+from vrl_jax.planning.compiling import Request, compiled_for_tpu
+from vrl_jax.planning.plan import as_json, plan
+from vrl_jax.planning.search import usual
+from vrl_jax.planning.shapes import Sizes
 from vrl_jax.recipes.vppo import vppo
 from vrl_jax.training.iteration import Recipe
-from vrl_jax.training.plan import as_json, plan
-from vrl_jax.training.plan_chips import CHIPS, topology
-from vrl_jax.training.plan_compile import Request, compiled_for_tpu
-from vrl_jax.training.plan_search import usual
-from vrl_jax.training.plan_shapes import Sizes
 
 MODELS = ("qwen2.5-vl-7b", "qwen2.5-vl-72b")
 SLICES = {

@@ -31,7 +31,7 @@ LAYERS = (
     {"models", "engine", "worlds", "training"},
     {"programs", "evals"},
     {"recipes"},
-    {"report", "cli", "plan_command"},
+    {"report", "planning", "cli"},
     {"experiment"},
     {"experiments"},
 )

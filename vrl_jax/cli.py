@@ -21,7 +21,7 @@ from typing import Any
 import tyro
 
 from vrl_jax.evals.reward_check import check_reward
-from vrl_jax.plan_command import plan
+from vrl_jax.planning.command import plan
 from vrl_jax.report.page import write_report
 from vrl_jax.rewards import adapters, answers, boxes, text
 from vrl_jax.rewards.boxed import boxed_exact, boxed_math, math_style

@@ -25,9 +25,7 @@ from vrl_jax.models.policy import Params
 from vrl_jax.models.remat import REMATS
 from vrl_jax.models.sharding import param_shardings, partition, whole_along
 from vrl_jax.models.trained import chain, language, only
-from vrl_jax.training.iteration import Recipe
-from vrl_jax.training.learner import Learner, adamw, make_learner, update_moving
-from vrl_jax.training.plan_shapes import (
+from vrl_jax.planning.shapes import (
     Sizes,
     by_row,
     bytes_of,
@@ -36,6 +34,8 @@ from vrl_jax.training.plan_shapes import (
     part,
     rollout_of,
 )
+from vrl_jax.training.iteration import Recipe
+from vrl_jax.training.learner import Learner, adamw, make_learner, update_moving
 from vrl_jax.training.precision import precision
 from vrl_jax.types import Rollout
 

@@ -11,11 +11,9 @@ from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 
 from tests.fixtures import small
-from vrl_jax.plan_command import method
-from vrl_jax.recipes.grpo import grpo
-from vrl_jax.training.plan import page, plan
-from vrl_jax.training.plan_chips import topology
-from vrl_jax.training.plan_compile import (
+from vrl_jax.planning.chips import topology
+from vrl_jax.planning.command import method
+from vrl_jax.planning.compiling import (
     ENVIRONMENT,
     OPTIONS,
     REPORT,
@@ -24,8 +22,10 @@ from vrl_jax.training.plan_compile import (
     compiled_for_tpu,
     total_of,
 )
-from vrl_jax.training.plan_programs import Choices
-from vrl_jax.training.plan_shapes import Sizes
+from vrl_jax.planning.plan import page, plan
+from vrl_jax.planning.programs import Choices
+from vrl_jax.planning.shapes import Sizes
+from vrl_jax.recipes.grpo import grpo
 
 pytestmark = [
     pytest.mark.aot,

@@ -11,6 +11,17 @@ from vrl_jax.models.policy import Params
 from vrl_jax.models.qwen_vl.released import RELEASED
 from vrl_jax.models.remat import REMATS
 from vrl_jax.models.sharding import parse_axes
+from vrl_jax.planning.chips import Chip
+from vrl_jax.planning.chips import topology as parse_topology
+from vrl_jax.planning.compiling import (
+    Request,
+    compiled_for_gpu,
+    compiled_for_tpu,
+)
+from vrl_jax.planning.plan import ANALYTIC, Plan, as_json, page, step_seconds
+from vrl_jax.planning.programs import Choices
+from vrl_jax.planning.search import search, usual
+from vrl_jax.planning.shapes import Sizes
 from vrl_jax.recipes.cispo import cispo
 from vrl_jax.recipes.dapo import dapo
 from vrl_jax.recipes.dr_grpo import dr_grpo
@@ -24,17 +35,6 @@ from vrl_jax.recipes.rloo import rloo
 from vrl_jax.recipes.sapo import sapo
 from vrl_jax.recipes.vppo import vppo
 from vrl_jax.training.iteration import Recipe
-from vrl_jax.training.plan import ANALYTIC, Plan, as_json, page, step_seconds
-from vrl_jax.training.plan_chips import Chip
-from vrl_jax.training.plan_chips import topology as parse_topology
-from vrl_jax.training.plan_compile import (
-    Request,
-    compiled_for_gpu,
-    compiled_for_tpu,
-)
-from vrl_jax.training.plan_programs import Choices
-from vrl_jax.training.plan_search import search, usual
-from vrl_jax.training.plan_shapes import Sizes
 from vrl_jax.training.precision import PRECISIONS
 
 RECIPES: Mapping[str, Callable[..., Recipe]] = {

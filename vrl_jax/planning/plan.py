@@ -1,7 +1,7 @@
 """What a training step needs of each chip, before one is rented.
 
-`plan` compiles the real programs of a step for a topology (`plan_compile`), counts
-their work (`plan_work`), reads what they send (`plan_hlo`), and adds up memory:
+`plan` compiles the real programs of a step for a topology (`compiling`), counts
+their work (`work`), reads what they send (`hlo`), and adds up memory:
 
     peak of a program   what is held + what it allocates beyond that
     held                parameters, optimiser, a sampling copy, a reference
@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 
 from jax.sharding import AbstractMesh, AxisType
 
-from vrl_jax.training.plan_chips import Topology, rate
-from vrl_jax.training.plan_compile import (
+from vrl_jax.planning.chips import Topology, rate
+from vrl_jax.planning.compiling import (
     Found,
     Request,
     counted,

@@ -21,21 +21,21 @@ from vrl_jax.models.families import family_of
 from vrl_jax.models.parameters import init_params
 from vrl_jax.models.remat import REMATS
 from vrl_jax.models.sharding import make_mesh, spread
-from vrl_jax.training import plan_compile, plan_hlo
+from vrl_jax.planning import compiling, hlo
+from vrl_jax.planning.chips import CHIPS, rate, topology
+from vrl_jax.planning.compiling import Request, compiled_here, counted
+from vrl_jax.planning.plan import as_json, bound, page, plan, step_seconds
+from vrl_jax.planning.programs import Choices
+from vrl_jax.planning.shapes import Sizes, bytes_of
+from vrl_jax.planning.work import matmul_flops
 from vrl_jax.training.learner import adamw, make_learner
-from vrl_jax.training.plan import as_json, bound, page, plan, step_seconds
-from vrl_jax.training.plan_chips import CHIPS, rate, topology
-from vrl_jax.training.plan_compile import Request, compiled_here, counted
-from vrl_jax.training.plan_programs import Choices
-from vrl_jax.training.plan_shapes import Sizes, bytes_of
-from vrl_jax.training.plan_work import matmul_flops
 from vrl_jax.training.precision import precision
 
 
 @functools.cache
 def planned():
     mesh = make_mesh(fsdp=4, tensor=2)
-    return plan_compile.plan_of(request(), mesh), mesh
+    return compiling.plan_of(request(), mesh), mesh
 
 
 def test_held_bytes_are_those_of_real_arrays():
@@ -125,7 +125,7 @@ def test_compiled_peak_is_what_a_process_takes():
     sizes = Sizes(8, group=4, prompt_tokens=128, response_tokens=256, patches=64)
     choices = Choices(per_pass=8, slots=32)
     asked = Request(small.spec(), method, sizes, choices, HERE)
-    found = plan_compile.plan_of(asked, mesh)
+    found = compiling.plan_of(asked, mesh)
     planned_for = compiled_here("update", found, mesh)
     program = found.programs["update"]
     with jax.set_mesh(mesh):
@@ -166,7 +166,7 @@ def test_work_is_what_the_compiler_counts():
     sizes = SIZES._replace(prompts=1, prompt_tokens=128, patches=0)
     mesh = make_mesh(devices=jax.devices()[:1])
     asked = Request(wide, method, sizes, Choices(per_pass=1, slots=2), HERE)
-    program = plan_compile.plan_of(asked, mesh).programs["prefill"]
+    program = compiling.plan_of(asked, mesh).programs["prefill"]
     traced = program.function.trace(*program.static, *program.arguments)
     ours = matmul_flops(traced.jaxpr)
     theirs = traced.lower().compile().cost_analysis()["flops"]
@@ -260,7 +260,7 @@ ENTRY %main (p: bf16[8,16]) -> bf16[8,16] {
 
 
 def test_traffic_is_read_from_text():
-    assert plan_hlo.traffic(TEXT, devices=8, steps=3) == {
+    assert hlo.traffic(TEXT, devices=8, steps=3) == {
         ("all-gather", 2): 5 * 8 * 16 * 2 / 2,
         ("all-reduce", 4): 3 * 2 * 40 * 3 / 4,
         ("reduce-scatter", 4): 64 * 3 / 4,
@@ -332,13 +332,13 @@ def test_what_a_compiler_wrote_before_it_ended_is_read(tmp_path):
 
     ours, theirs = multiprocessing.Pipe()
     theirs.close()
-    (tmp_path / f"a{plan_compile.REPORT}").write_text("Total bytes: 12\n")
-    (tmp_path / f"a{plan_compile.TEXT}").write_text("HloModule")
+    (tmp_path / f"a{compiling.REPORT}").write_text("Total bytes: 12\n")
+    (tmp_path / f"a{compiling.TEXT}").write_text("HloModule")
     until = time.perf_counter() + 60
-    assert plan_compile._written(tmp_path, ours, Ended(), until) == (12, "HloModule")
+    assert compiling._written(tmp_path, ours, Ended(), until) == (12, "HloModule")
     Ended.exitcode = -9
     with pytest.raises(RuntimeError, match="ended with code -9"):
-        plan_compile._written(tmp_path, ours, Ended(), until)
+        compiling._written(tmp_path, ours, Ended(), until)
 
 
 def test_analytic_plan_says_what_it_is():
@@ -357,7 +357,7 @@ def test_named_choices_change_what_is_held_or_gathered():
     mesh = make_mesh(fsdp=4, tensor=2)
 
     def held(**choices):
-        return plan_compile.plan_of(request(**choices), mesh).held
+        return compiling.plan_of(request(**choices), mesh).held
 
     first = planned()[0].held
     copy = first["sampling copy"]  # bfloat16 of all parameters
@@ -372,7 +372,7 @@ def test_named_choices_change_what_is_held_or_gathered():
     assert held(reference="device")["reference"] == copy
     assert held(reference="host")["reference"] == 0
 
-    gathered = plan_compile.plan_of(request(sampling="gathered"), mesh)
+    gathered = compiling.plan_of(request(sampling="gathered"), mesh)
     whole = gathered.caches["gathered"]
     assert copy < whole < 4 * copy  # whole along fsdp, still spread over tensor
     # What is written from is a copy of the decoder alone, beside them.
@@ -381,7 +381,7 @@ def test_named_choices_change_what_is_held_or_gathered():
     peaks = plan(request(sampling="gathered"), compile=fake).peaks
     assert peaks["decode"] - plan(request(), compile=fake).peaks["decode"] == whole
     sent = compiled_here(
-        "gather", plan_compile.plan_of(request(sampling="gathered"), mesh), mesh
+        "gather", compiling.plan_of(request(sampling="gathered"), mesh), mesh
     ).traffic
     # CPUs gather bfloat16 as float32.
     assert sent[("all-gather", 4)] == pytest.approx(2 * (whole - copy))

@@ -3,11 +3,11 @@
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 
-from vrl_jax.training.plan import Plan, bound, plan
-from vrl_jax.training.plan_chips import Topology
-from vrl_jax.training.plan_compile import Found, Request
-from vrl_jax.training.plan_programs import Choices
-from vrl_jax.training.plan_shapes import Sizes
+from vrl_jax.planning.chips import Topology
+from vrl_jax.planning.compiling import Found, Request
+from vrl_jax.planning.plan import Plan, bound, plan
+from vrl_jax.planning.programs import Choices
+from vrl_jax.planning.shapes import Sizes
 
 TOUCHES: Mapping[str, tuple[str, ...]] = {
     "sampling": ("gather", "prefill", "decode"),

@@ -4,10 +4,10 @@ import pytest
 
 from tests.fixtures import small
 from tests.fixtures.plans import HERE, fake, request
-from vrl_jax.training.plan import plan
-from vrl_jax.training.plan_chips import topology
-from vrl_jax.training.plan_search import moves, search, usual
-from vrl_jax.training.plan_shapes import Sizes
+from vrl_jax.planning.chips import topology
+from vrl_jax.planning.plan import plan
+from vrl_jax.planning.search import moves, search, usual
+from vrl_jax.planning.shapes import Sizes
 
 
 def test_search_changes_what_does_not_fit_until_it_does():

@@ -6,18 +6,18 @@ import importlib.util
 import pytest
 
 from tests.fixtures import small
-from vrl_jax import plan_command
-from vrl_jax.plan_command import method
-from vrl_jax.recipes.grpo import grpo
-from vrl_jax.training.plan import page, plan
-from vrl_jax.training.plan_chips import CHIPS, topology
-from vrl_jax.training.plan_compile import (
+from vrl_jax.planning import command
+from vrl_jax.planning.chips import CHIPS, topology
+from vrl_jax.planning.command import method
+from vrl_jax.planning.compiling import (
     Request,
     compiled_for_gpu,
     compiled_for_tpu,
 )
-from vrl_jax.training.plan_programs import Choices
-from vrl_jax.training.plan_shapes import Sizes
+from vrl_jax.planning.plan import page, plan
+from vrl_jax.planning.programs import Choices
+from vrl_jax.planning.shapes import Sizes
+from vrl_jax.recipes.grpo import grpo
 
 PLUGIN = importlib.util.find_spec("jax_cuda13_plugin") is not None
 
@@ -42,15 +42,15 @@ def test_who_compiles_is_said(monkeypatch):
     """libtpu for TPUs, XLA for GPUs, nobody where they are not installed."""
     there = {"libtpu", "jax_cuda13_plugin"}
     monkeypatch.setattr(
-        plan_command.importlib.util, "find_spec", lambda name: name in there or None
+        command.importlib.util, "find_spec", lambda name: name in there or None
     )
-    chosen = {name: plan_command._compiler(chip, False) for name, chip in CHIPS.items()}
+    chosen = {name: command._compiler(chip, False) for name, chip in CHIPS.items()}
     assert chosen["h200"][0] is compiled_for_gpu and "CUDA" in chosen["h200"][1]
     assert chosen["v5e"][0] is compiled_for_tpu and "libtpu" in chosen["v5e"][1]
     there.clear()
-    assert plan_command._compiler(CHIPS["h200"], False) == (
+    assert command._compiler(CHIPS["h200"], False) == (
         None,
         "analytic: JAX's CUDA plugin is not installed (pip install 'jax[cuda13]').",
     )
-    assert plan_command._compiler(CHIPS["v5e"], False)[0] is None
-    assert plan_command._compiler(CHIPS["v5e"], True)[1].startswith("analytic, as")
+    assert command._compiler(CHIPS["v5e"], False)[0] is None
+    assert command._compiler(CHIPS["v5e"], True)[1].startswith("analytic, as")

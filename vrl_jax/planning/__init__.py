@@ -1,0 +1,1 @@
+"""What a step needs of each chip, before one is rented: `vrl-jax plan`."""
