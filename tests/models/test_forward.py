@@ -263,3 +263,25 @@ def test_half_precision_stays_near(setting):
 
 def test_policy_is_one_object_for_a_spec():
     assert policy(small_spec()) is policy(small_spec())
+
+
+@pytest.mark.parametrize(("name", "kinds"), [("qwen3", 1), ("gemma3", 2)])
+def test_cosines_are_taken_once_a_step_for_all_layers(name, kinds):
+    """Of each kind of layer's angles, as XLA on CPU leaves it in what it compiles."""
+    spec = EVERY[name]
+    whole, params = policy(spec), random_params(spec, 0)
+    packed = pack(spec, two_rows(spec, 0))
+
+    @jax.jit
+    def prefilled(params, prompts):
+        features = whole.encode_images(params, prompts.images)
+        _, cache = whole.prefill(params, prompts, features)
+        return whole.unstack(params), whole.as_slots(cache)
+
+    weights, cache = prefilled(params, packed.prompts)
+    rows, columns = packed.prompts.tokens.shape
+    numbers = jnp.zeros(rows, jnp.int32)
+    places = jnp.zeros((rows, 3), jnp.int32)
+    index = jnp.zeros((rows, columns), jnp.int32)
+    step = jax.jit(whole.decode).lower(weights, cache, 0, index, numbers, places)
+    assert step.compile().as_text().count(" cosine(") == kinds
