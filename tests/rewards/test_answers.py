@@ -92,6 +92,26 @@ def test_think_then_boxed_wants_the_box_after_the_thinking(text, expected):
     assert format.think_then_boxed(text) is expected
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (r"<description>d</description><think>t</think>\boxed{4}", True),
+        ("\n< description >d\n</description>\n<think> t </ think>\n\\boxed{4} ", True),
+        (r"<description>d</description><think>t</think>\boxed{4} so", False),
+        (r"<description>d</description><think>t</think> it is \boxed{4}", False),
+        (r"<description>d</description>and<think>t</think>\boxed{4}", False),
+        (r"<think>t</think><description>d</description>\boxed{4}", False),
+        (r"<description>d</description>\boxed{4}", False),
+        (r"<think>t</think>\boxed{4}", False),
+        ("<description>d</description><think>t</think>", False),
+        ("", False),
+    ],
+)
+def test_described_then_boxed_is_the_whole_text(text, expected):
+    """The pattern of Vision-SR1's sheet, by hand."""
+    assert format.described_then_boxed(text) is expected
+
+
 def test_has_box_wants_the_last_box_closed():
     assert format.has_box(r"\boxed{3}")
     assert not format.has_box(r"\boxed{3} \boxed{4")

@@ -115,6 +115,7 @@ READERS = [
 SCORES_OF_ONE = [  # (rule, low, high)
     (format.think_then_answer, 0, 1),
     (format.think_then_boxed, 0, 1),
+    (format.described_then_boxed, 0, 1),
     (format.has_box, 0, 1),
     (format.tag_share, 0, 1),
     (format.tag_share_bare, 0, 1),

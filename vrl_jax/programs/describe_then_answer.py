@@ -51,9 +51,9 @@ def answer_and_reread(
 
     The description is what stands in `tag`, or the whole text. Who reads it sees no
     picture and is not trained; the fact `reread` is 1 where `right` says so of what it
-    answers, else 0. Vision-SR1, https://arxiv.org/abs/2508.19652, as released: the
-    reward is 0.9 accuracy + 0.1 format + `fact("reread")`, and `format` is
-    `blocks_in_order`. A description for which there is no room earns 0 and is counted.
+    answers, else 0, for the reward to read with `fact("reread")`. Vision-SR1,
+    https://arxiv.org/abs/2508.19652, as released. A description for which there is no
+    room earns 0 and is counted.
     """
     said = yield Ask(question(sample))
     described = first_tag(said.text, tag)

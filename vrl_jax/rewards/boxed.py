@@ -8,7 +8,7 @@ from vrl_jax.rewards.combine import Reward, per_response, weighted
 from vrl_jax.rewards.format import think_then_boxed
 from vrl_jax.rewards.math_verifier import MathVerifier
 from vrl_jax.rewards.parse import last_boxed
-from vrl_jax.types import Episode
+from vrl_jax.types import Episode, Sample, Turn
 
 _INTEGER = re.compile("-?[1-9][0-9]{0,17}|0")
 
@@ -16,6 +16,11 @@ _INTEGER = re.compile("-?[1-9][0-9]{0,17}|0")
 def boxed_exact(episodes: Sequence[Episode]) -> list[float]:
     """1 where the last box is the answer, up to white space."""
     return [float(exact(last_boxed(e.text), e.sample.answer)) for e in episodes]
+
+
+def boxed_right(sample: Sample, turn: Turn) -> bool:
+    """The same of one turn, for programs that ask whether an answer will do."""
+    return exact(last_boxed(turn.text), sample.answer)
 
 
 def boxed_math(verifier: MathVerifier) -> Reward:

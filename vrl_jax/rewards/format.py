@@ -33,6 +33,23 @@ def think_then_boxed(text: str) -> bool:
     return _in_order(without_blanks_at_brackets(text), "</think>", r"\boxed{", "}")
 
 
+def described_then_boxed(text: str) -> bool:
+    """The whole text is a description block, a think block, and a box.
+
+    Blanks around `<`, `>` and `/`, and at the ends, are ignored. Vision-SR1,
+    https://arxiv.org/abs/2508.19652, as released.
+    """
+    plain, opening = without_blanks_at_brackets(text).strip(), "<description>"
+    _, described, rest = plain.partition("</description><think>")
+    _, thought, box = rest.rpartition("</think>")
+    return (
+        plain.startswith(opening)
+        and bool(described and thought)
+        and box.startswith(r"\boxed{")
+        and box.endswith("}")
+    )
+
+
 def without_blanks_at_brackets(text: str) -> str:
     """The text with the blanks around `<`, `>` and `/` removed.
 
@@ -88,7 +105,7 @@ def blocks_in_order(text: str, names: Sequence[str]) -> bool:
     """The text is these blocks, each once and in this order, with blanks between.
 
     No mark of a block may stand inside another. DIP-R1 (think, look, answer),
-    https://arxiv.org/abs/2505.23179; Vision-SR1 and CogFlow have their own names.
+    https://arxiv.org/abs/2505.23179; CogFlow has its own names.
     """
     rest = text.strip()
     for name in names:

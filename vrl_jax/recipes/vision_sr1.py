@@ -1,0 +1,89 @@
+"""Vision-SR1: a description is good if the question can be answered from it alone.
+
+"Self-Rewarding Vision-Language Model via Reasoning Decomposition", Li et al., 2025,
+https://arxiv.org/abs/2508.19652; as in the released code,
+https://github.com/zli12321/Vision-SR1.
+
+    act     y_i = description, thought, box ~ pi_old(. | image, q), i = 1..G;
+            z_i ~ pi_old(. | description of y_i, q), without the image, not trained;
+            R_i = 0.9 right(y_i) + 0.1 format(y_i) + right(z_i): see `self_reward`
+    score   log pi_ref(y_i | image, q), with an anchor
+    credit  A_it = (R_i - mean(R)) / (std(R) + 1e-6)
+    loss    dual-clipped surrogate (0.2, 0.3, 3) + weight KL(l_it, l_ref_it), mean over
+            all tokens
+
+The code's anchor is near(reference, weight=0.01, divergence=divergences.low_var_kl).
+The paper's second version trains z_i too, with an advantage of its own, and says two
+things about which tokens get which; the code read trains y_i alone.
+"""
+
+import functools
+
+from vrl_jax import advantages, objectives, reductions
+from vrl_jax.engine.desk import Limits
+from vrl_jax.engine.play import Check
+from vrl_jax.engine.reference import Anchor, free
+from vrl_jax.programs.acting import act as play
+from vrl_jax.programs.describe_then_answer import answer_and_reread
+from vrl_jax.rewards.boxed import boxed_right
+from vrl_jax.rewards.combine import Reward, fact, per_response, weighted
+from vrl_jax.rewards.format import described_then_boxed
+from vrl_jax.training.iteration import Recipe, as_batch
+from vrl_jax.training.metrics import once, policy_metrics
+
+
+def self_reward(accuracy: Reward) -> Reward:
+    """0.9 accuracy + 0.1 format + 1.0 for a reader of the description who is right.
+
+    The actor's reward, for `vision_sr1` plays what tells the last of them.
+    """
+    layout = per_response(lambda episode: float(described_then_boxed(episode.text)))
+    return weighted(
+        {
+            "accuracy": (accuracy, 0.9),
+            "format": (layout, 0.1),
+            "reread": (fact("reread"), 1.0),
+        }
+    )
+
+
+def vision_sr1(
+    *,
+    group_size: int = 8,
+    right: Check = boxed_right,
+    anchor: Anchor = free,
+    limits: Limits | None = None,
+    clip_low: float = 0.2,
+    clip_high: float = 0.3,
+) -> Recipe:
+    """`right` judges the reader's answer; the actor's reward is a `self_reward`."""
+    act = functools.partial(
+        play,
+        program=functools.partial(answer_and_reread, right=right),
+        group_size=group_size,
+        limits=limits,
+    )
+
+    def score(actor, rollout, key):
+        return anchor.score(actor, rollout)
+
+    def credit(rollout):
+        advantage = advantages.group_zscore(rollout.rewards, group_size=group_size)
+        metrics = {"actor/kl_coef": once(anchor.weight)}
+        return as_batch(rollout, advantage[:, None], rollout.extra_logprobs), metrics
+
+    def loss(policy, batch):
+        new = policy(batch)
+        clips = {"clip_low": clip_low, "clip_high": clip_high}
+        surrogate = objectives.dual_clipped_surrogate(
+            new.logprobs, batch.old_logprobs, batch.advantages, **clips
+        )
+        distance = anchor.distance(new.logprobs, batch.extra)
+        mean = reductions.token_mean(surrogate + anchor.weight * distance, batch.mask)
+        pg_loss = reductions.token_mean(surrogate, batch.mask)
+        return mean, {
+            **policy_metrics(new, batch, pg_loss, **clips),
+            "actor/kl_loss": reductions.token_mean(distance, batch.mask),
+        }
+
+    return Recipe(act, score, credit, loss)
