@@ -10,6 +10,7 @@ from jax.sharding import PartitionSpec as P
 
 from vrl_jax import mismatch
 from vrl_jax.engine.reference import near
+from vrl_jax.engine.slots import unstack
 from vrl_jax.models.qwen_vl.parameters import parameter_table
 from vrl_jax.models.sharding import gathered, make_mesh, spread, to_device, to_host
 from vrl_jax.recipes.grpo import grpo
@@ -50,18 +51,30 @@ def test_sampling_in_rounds_the_params_and_weighs():
     assert 0.5 < metrics["mismatch/weight"].total < 2
 
 
-def test_sampling_gathered_plays_with_whole_params():
-    seen, table = [], parameter_table(small.spec())
+def test_sampling_gathered_writes_from_whole_weights():
+    """Of each layer; params lie as they did, and what is sampled is the same."""
+    plain, key, told = small.recipe("grpo"), jax.random.key(0), []
+
+    def act(actor, *rest):
+        told.append(actor)
+        return plain.act(actor, *rest)
+
     with jax.set_mesh(make_mesh(fsdp=4, tensor=2)):
-        params = spread(small.params(), table)
-        recipe = sampling_gathered(small.recipe("grpo")._replace(act=acting(seen)))
-        actor = small.actor(params=params)
-        recipe.act(actor, iter([]), jax.random.key(0))
-    kernel = seen[0]["text"]["layers"]["up"]["kernel"]
-    spread_kernel = params["text"]["layers"]["up"]["kernel"]
+        actor = small.actor(
+            params=spread(small.params(), parameter_table(small.spec()))
+        )
+        recipe = sampling_gathered(plain._replace(act=act))
+        played = recipe.act(actor, iter([small.samples()]), key)
+        weights = told[0].weights(actor.policy, actor.params)
+    assert told[0].params is actor.params
+    spread_kernel = actor.params["text"]["layers"]["up"]["kernel"]
     assert spread_kernel.sharding.spec == P(None, "fsdp", "tensor")
-    assert kernel.sharding.spec == P(None, None, "tensor")
-    jax.tree.map(np.testing.assert_array_equal, seen[0], small.params())
+    for layer in weights.decoder["layers"]:
+        assert layer["up"]["kernel"].sharding.spec == P(None, "tensor")
+    expected = unstack(actor.policy, small.params())
+    jax.tree.map(np.testing.assert_array_equal, weights, expected)
+    alone = plain.act(small.actor(), iter([small.samples()]), key)
+    np.testing.assert_array_equal(played.tokens, alone.tokens)
     assert gathered(small.params()) is small.params()  # without a mesh
 
 

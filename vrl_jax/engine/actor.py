@@ -45,6 +45,7 @@ class Actor:
     kept or not; rewards see `step` and `total_steps`. Passes without gradient take at
     most `prompts_per_pass` prompts at a time. `note` says which of the final hidden
     states are kept beside the tokens: `slots.nothing` of them, or all, `slots.states`.
+    `weights` makes of the params what is read at every token.
     """
 
     policy: Policy
@@ -65,6 +66,7 @@ class Actor:
     total_steps: int = 0
     observe: Callable[[Sequence[Episode], Sequence[Mapping[str, float]]], None] = ignore
     note: Callable = decoding_slots.nothing
+    weights: Callable[[Policy, Params], decoding_slots.Weights] = decoding_slots.unstack
 
     def __post_init__(self) -> None:
         """Devices that work together must be given their work in one order."""
@@ -85,6 +87,7 @@ class Actor:
             self.slots,
             self.processor.tokenizer,
             self.note,
+            self.weights,
         )
 
     def likelihood(self, rollout: Rollout) -> Likelihood:

@@ -80,7 +80,8 @@ class Response(NamedTuple):
 class Model(NamedTuple):
     """What decoding depends on: `limit` bounds every request's.
 
-    `note` says what is kept of the final hidden states.
+    `note` says what is kept of the final hidden states, `weights` how what is read at
+    every token lies.
     """
 
     policy: Policy
@@ -90,6 +91,7 @@ class Model(NamedTuple):
     slots: int
     tokenizer: Any = None
     note: Callable = device.nothing
+    weights: Callable[[Policy, Params], device.Weights] = device.unstack
 
 
 def row_sizes(slots: int) -> list[int]:
@@ -249,7 +251,7 @@ def decode(
                     model.policy, model.params, put(request.contexts.prompts)
                 )
         if weights is None:
-            weights = device.unstack(model.policy, model.params)
+            weights = model.weights(model.policy, model.params)
         left = [writers[row].request.limit - writers[row].count for row in live]
         steps = min(STEPS, max([*left, *(request.limit for request in new)]))
         if live:

@@ -136,12 +136,16 @@ def whole_along(sharding: NamedSharding, axis: str) -> NamedSharding:
     return NamedSharding(sharding.mesh, PartitionSpec(*spec))
 
 
-def gathered(params: Params) -> Params:
-    """The params whole along `fsdp`, as sampling reads them best; see `whole_along`."""
+def gathered(tree: Tree) -> Tree:
+    """Arrays that are whole along `fsdp`, as sampling reads them best."""
     if jax.sharding.get_mesh().empty:
-        return params
-    lies = jax.tree.map(lambda x: whole_along(x.sharding, "fsdp"), params)
-    return jax.device_put(params, lies)
+        return tree
+    return jax.device_put(tree, lying_whole(tree))
+
+
+def lying_whole(tree: Tree) -> Tree:
+    """The shardings of such arrays; see `whole_along`."""
+    return jax.tree.map(lambda x: whole_along(x.sharding, "fsdp"), tree)
 
 
 def to_host(params: Params) -> Params:

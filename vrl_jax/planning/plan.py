@@ -81,8 +81,8 @@ class Plan(NamedTuple):
 
     def _beside(self, one: Found) -> int:
         """What lies there besides: prompts are read while others are being written."""
-        if one.name == "decode":
-            return self.caches["prompts"] + self.caches["gathered"]
+        if one.name in ("gather", "decode"):
+            return self.caches["prompts"]
         if one.name == "prefill" and one.runs > 1:
             return self.caches["slots"] + self.caches["layers"]
         return 0
@@ -207,8 +207,7 @@ def page(found: Plan) -> str:
         **found.held,
         "caches of the slots": found.caches["slots"],
         "caches of the prompts": found.caches["prompts"],
-        "copy of the layers": found.caches["layers"],
-        "gathered parameters": found.caches["gathered"],
+        "weights while writing": found.caches["layers"],
         **{f"peak in {name}": peak for name, peak in found.peaks.items()},
     }
     for one in found.found:

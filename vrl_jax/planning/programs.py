@@ -23,7 +23,7 @@ from vrl_jax.models.families import Spec, family_of
 from vrl_jax.models.parameters import abstract_params
 from vrl_jax.models.policy import Params
 from vrl_jax.models.remat import REMATS
-from vrl_jax.models.sharding import param_shardings, partition, whole_along
+from vrl_jax.models.sharding import lying_whole, param_shardings, partition
 from vrl_jax.models.trained import chain, language, only
 from vrl_jax.planning.shapes import (
     Sizes,
@@ -85,8 +85,7 @@ class Planned(NamedTuple):
     """What lies on a device the whole time, in bytes, and what is run.
 
     `caches` are those of the prompts, which wait to be handed to slots, the slots', and
-    what lies there while slots are written: the copy of the decoder's layers, and the
-    params that were gathered for sampling.
+    what is read to write in them: the decoder's weights, its layers apart.
     """
 
     held: Mapping[str, int]
@@ -173,19 +172,18 @@ def programs(
         batch, _ = jax.eval_shape(method.credit, scored)
     minibatch = by_row(part(batch, choices.minibatches), mesh)
     shared = bytes_of(params)  # held, as a copy or as what is trained
-    sampler, taken, gather = params, shared, {}
+    weights, gather = _unstacked(policy, params, mesh), {}
     if choices.sampling == "gathered":
-        lies = jax.tree.map(lambda x: whole_along(x.sharding, "fsdp"), params)
-        sampler, taken = jax.tree.map(lying, params, lies), 0
-        whole = jax.jit(lambda params: params, out_shardings=lies)
-        gather = {"gather": Program(whole, (params,), 1, shared=shared)}
+        lies = lying_whole(weights)
+        whole = jax.jit(lambda weights: weights, out_shardings=lies)
+        gather = {"gather": Program(whole, (weights,), 1)}
+        weights = jax.tree.map(lying, weights, lies)
     moving = dataclasses.replace(learner, fixed=())
     some = by_row(
         part(rollout.prompts, max(sizes.prompts // choices.per_pass, 1)), mesh
     )
     with on(mesh):
-        read = jax.eval_shape(slots.read, policy, sampler, some)
-    weights = _unstacked(policy, sampler, mesh)
+        read = jax.eval_shape(slots.read, policy, params, some)
     decode = _decode(policy, weights, read, sizes, choices, mesh)
     frozen = bytes_of(learner.fixed)
     scoring = Program(
@@ -206,7 +204,6 @@ def programs(
             * -(-sizes.prompts // choices.per_pass),
             "slots": bytes_of(decode.arguments[2].cache),
             "layers": bytes_of(weights),
-            "gathered": bytes_of(sampler) - taken,
         },
         programs={
             "update": Program(
@@ -220,10 +217,10 @@ def programs(
             **gather,
             "prefill": Program(
                 slots.read,
-                (sampler, some),
+                (params, some),
                 -(-sizes.prompts // choices.per_pass),
                 (policy,),
-                shared=taken,
+                shared=shared,
             ),
             "decode": decode,
         },

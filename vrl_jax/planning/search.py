@@ -10,7 +10,7 @@ from vrl_jax.planning.programs import Choices
 from vrl_jax.planning.shapes import Sizes
 
 TOUCHES: Mapping[str, tuple[str, ...]] = {
-    "sampling": ("gather", "prefill", "decode"),
+    "sampling": ("gather", "decode"),
     "micro_batches": ("update",),
     "per_pass": ("scoring", "prefill"),
     "slots": ("decode",),
@@ -127,7 +127,7 @@ def moves(found: Plan) -> Iterator[Choices]:
             yield choices._replace(micro_batches=micro)
     if not hopeless and worst in ("scoring", "prefill") and choices.per_pass > rows:
         yield choices._replace(per_pass=choices.per_pass // 2)
-    if worst in ("prefill", "decode") and choices.sampling == "gathered":
+    if worst in ("gather", "decode") and choices.sampling == "gathered":
         yield choices._replace(sampling="spread")
     # Half as many rows at a time, each spread over twice the devices. Heads that do not
     # divide would lie whole on each, with their caches.

@@ -9,6 +9,8 @@ from jaxtyping import Array, Float, Key
 
 from vrl_jax import mismatch, objectives
 from vrl_jax.engine.actor import Actor
+from vrl_jax.engine.slots import Weights, unstack
+from vrl_jax.models.policy import Params, Policy
 from vrl_jax.models.sharding import gathered
 from vrl_jax.training.iteration import Recipe
 from vrl_jax.training.metrics import Metrics, once
@@ -68,17 +70,21 @@ def sampling_in(
 
 
 def sampling_gathered(recipe: Recipe) -> Recipe:
-    """The recipe, with responses sampled from params that are whole along `fsdp`.
+    """The recipe, with tokens written from weights that are whole along `fsdp`.
 
-    They are gathered once before sampling, and not again for each token, which costs
-    their size over the `tensor` axis in memory while responses are written. The same
-    params, so nothing to correct.
+    The decoder's are gathered once, and not again for each token, which costs their
+    size over the `tensor` axis in memory while responses are written. The same params,
+    so nothing to correct; prompts are read from them as they lie.
     """
 
     def act(
         actor: Actor, batches: Iterator[Sequence[Sample]], key: Key[Array, ""]
     ) -> Rollout:
-        params = gathered(actor.params)
-        return recipe.act(dataclasses.replace(actor, params=params), batches, key)
+        return recipe.act(dataclasses.replace(actor, weights=whole), batches, key)
 
     return recipe._replace(act=act)
+
+
+def whole(policy: Policy, params: Params) -> Weights:
+    """The weights that tokens are written from, whole along `fsdp`."""
+    return gathered(unstack(policy, params))
