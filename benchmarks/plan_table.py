@@ -47,7 +47,7 @@ def planned(model: str, chips: str, *, tries: int) -> list[dict]:
     request = Request(RELEASED[model], method, sizes, usual(where, sizes), where)
     found = []
     try:
-        only = ("update", "decode")
+        only = ("update", "gather", "decode")
         for one in search(request, compiled_for_tpu, tries=tries, only=only):
             found.append(as_json(one))
     except TimeoutError:
@@ -64,13 +64,12 @@ def row(model: str, chips: str, plans: list[dict]) -> str:
     gib = 2**30
     choices, programs = last["choices"], last["programs"]
     mesh = " x ".join(str(choices[axis]) for axis in ("data", "fsdp", "tensor"))
-    limits = "; ".join(
-        f"{one['runs'] * one['bound_seconds']:.1f} s, {one['binds']}"
-        for one in programs.values()
+    shown = [programs["update"], programs["decode"]]
+    update, decode = (
+        f"{one['runs'] * one['bound_seconds']:.1f} s, {one['binds']}" for one in shown
     )
-    update, decode = limits.split("; ")
     held = sum(last["held_bytes"].values()) / gib
-    peaks = " / ".join(f"{one['peak_bytes'] / gib:.1f}" for one in programs.values())
+    peaks = " / ".join(f"{one['peak_bytes'] / gib:.1f}" for one in shown)
     sampling = f"{choices['sampling']}, {choices['slots']}"
     verdict = f"{last['hbm_bytes'] / gib:.1f}" + (
         "" if last["fits"] else ", does not fit"

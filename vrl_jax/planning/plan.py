@@ -81,8 +81,10 @@ class Plan(NamedTuple):
 
     def _beside(self, one: Found) -> int:
         """What lies there besides: prompts are read while others are being written."""
-        if one.name in ("gather", "decode"):
+        if one.name == "decode":
             return self.caches["prompts"]
+        if one.name == "gather":
+            return sum(self.caches[x] for x in ("prompts", "layers", "spread layers"))
         if one.name == "prefill" and one.runs > 1:
             return self.caches["slots"] + self.caches["layers"]
         return 0

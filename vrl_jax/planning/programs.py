@@ -6,6 +6,7 @@ held. `programs` is what the plan traces and compiles.
 
 import dataclasses
 import functools
+import math
 import operator
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -85,7 +86,8 @@ class Planned(NamedTuple):
     """What lies on a device the whole time, in bytes, and what is run.
 
     `caches` are those of the prompts, which wait to be handed to slots, the slots', and
-    what is read to write in them: the decoder's weights, its layers apart.
+    what is read to write in them: the decoder's weights, its layers apart; while they
+    are gathered, as they lay before, too.
     """
 
     held: Mapping[str, int]
@@ -172,12 +174,10 @@ def programs(
         batch, _ = jax.eval_shape(method.credit, scored)
     minibatch = by_row(part(batch, choices.minibatches), mesh)
     shared = bytes_of(params)  # held, as a copy or as what is trained
-    weights, gather = _unstacked(policy, params, mesh), {}
+    weights = _unstacked(policy, params, mesh)
+    unstacked, gather = bytes_of(weights), {}
     if choices.sampling == "gathered":
-        lies = lying_whole(weights)
-        whole = jax.jit(lambda weights: weights, out_shardings=lies)
-        gather = {"gather": Program(whole, (weights,), 1)}
-        weights = jax.tree.map(lying, weights, lies)
+        weights, gather = _gathered(weights)
     moving = dataclasses.replace(learner, fixed=())
     some = by_row(
         part(rollout.prompts, max(sizes.prompts // choices.per_pass, 1)), mesh
@@ -204,6 +204,7 @@ def programs(
             * -(-sizes.prompts // choices.per_pass),
             "slots": bytes_of(decode.arguments[2].cache),
             "layers": bytes_of(weights),
+            "spread layers": unstacked if gather else 0,
         },
         programs={
             "update": Program(
@@ -244,6 +245,27 @@ def _unstacked(policy, params, mesh) -> slots.Weights:
         jax.tree_util.tree_map_with_path(one, weights.decoder),
         lying(weights.head, NamedSharding(mesh, head)),
     )
+
+
+def _gathered(weights: slots.Weights) -> tuple[slots.Weights, dict[str, Program]]:
+    """The weights whole along `fsdp`, and what gathers the largest of them.
+
+    One array after the other is gathered: counted as if each were the largest.
+    """
+    gathered = jax.tree.map(lying, weights, lying_whole(weights))
+    moved = [
+        (before, after)
+        for before, after in zip(
+            *map(jax.tree.leaves, (weights, gathered)), strict=True
+        )
+        if before.sharding != after.sharding
+    ]
+    if not moved:
+        return gathered, {}
+    before, after = max(moved, key=lambda pair: bytes_of(pair[1]))
+    function = jax.jit(lambda x: x, out_shardings=after.sharding)
+    runs = math.ceil(bytes_of([x for _, x in moved]) / bytes_of(after))
+    return gathered, {"gather": Program(function, (before,), runs)}
 
 
 def _decode(policy, weights, read, sizes, choices, mesh) -> Program:
