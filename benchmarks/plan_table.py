@@ -3,9 +3,9 @@
     python benchmarks/plan_table.py
 
 VPPO with 128 prompts of 2048 tokens (a picture of 4096 patches in each) and 8 responses
-of 2048 tokens, bfloat16 with float32 master weights. Update and decode are compiled by
-libtpu, without a TPU; where they do not fit, `vrl-jax plan`'s choices are tried. What
-is in benchmarks/plans.json already is kept: remove it where programs have changed.
+of 2048 tokens, bfloat16 with float32 master weights. Update, gathering and decode are
+compiled by libtpu, without a TPU; where they do not fit, the choices of `vrl-jax plan`
+are tried. What is in benchmarks/plans.json is kept: remove it where programs change.
 """
 
 import argparse

@@ -381,7 +381,13 @@ def test_named_choices_change_what_is_held_or_gathered():
     assert gathered.programs["prefill"].shared == copy  # read from params as they lie
     gather = gathered.programs["gather"]
     spread = bytes_of(gather.arguments)  # the largest, on one device
-    assert (gather.runs - 1) * 4 * spread < whole
+    assert gather.runs > 1
+    assert whole - 4 * layers < (gather.runs - 1) * 4 * spread < whole
+    asked = request(sampling="gathered")
+    found = plan(asked, compile=fake)
+    beside = sum(found.caches[name] for name in ("prompts", "layers", "spread layers"))
+    new = fake(asked, "gather").total
+    assert found.peaks["gather"] == sum(found.held.values()) + beside + new
     sent = compiled_here("gather", gathered, mesh).traffic
     # CPUs gather bfloat16 as float32.
     assert sent[("all-gather", 4)] == pytest.approx(2 * 3 * spread)

@@ -23,7 +23,7 @@ from vrl_jax.programs.describe_then_answer import (
 from vrl_jax.programs.resample import gated_resample
 from vrl_jax.programs.search import best_of_n, tree_search
 from vrl_jax.programs.tool_turns import tool_turns
-from vrl_jax.rewards.combine import fact, weighted
+from vrl_jax.rewards.combine import fact
 from vrl_jax.types import Episode, Turn
 
 from ..fixtures import small
@@ -378,21 +378,10 @@ def test_an_answer_is_reread_without_the_picture(answer, described):
     assert outcome.facts == {"reread": 0, "ended/description did not fit": 1}
 
 
-def test_the_reward_of_vision_sr1_by_hand():
-    """A group of four: R = 2, 1, 1.1, 0."""
-    columns = {"acc": [1, 1, 0, 0], "format": [1, 1, 1, 0], "reread": [1, 0, 1, 0]}
-    group = [
-        Episode(
-            SAMPLE, "?", (said("x"),), True, facts=dict(zip(columns, row, strict=True))
-        )
-        for row in zip(*columns.values(), strict=True)
-    ]
-    shares = {"acc": 0.9, "format": 0.1, "reread": 1.0}
-    reward = weighted({name: (fact(name), share) for name, share in shares.items()})
-    totals = [score["overall"] for score in reward(group)]
-    assert totals == pytest.approx([2.0, 1.0, 1.1, 0.0])
-    with pytest.raises(ValueError, match=r"row-0 has no fact 'seen', only \['acc', "):
-        fact("seen")(group)
+def test_a_fact_that_no_program_told_is_named():
+    episode = Episode(SAMPLE, "?", (said("x"),), True, facts={"acc": 1})
+    with pytest.raises(ValueError, match=r"row-0 has no fact 'seen', only \['acc'\]"):
+        fact("seen")([episode])
 
 
 def test_claims_in_the_engine_are_judged_and_not_trained():

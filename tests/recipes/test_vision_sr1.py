@@ -7,9 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vrl_jax import divergences
+from vrl_jax.engine.reference import near
 from vrl_jax.recipes.vision_sr1 import self_reward, vision_sr1
-from vrl_jax.rewards.boxed import boxed_right
-from vrl_jax.types import Likelihood, Rollout, Turn
+from vrl_jax.rewards.boxed import boxed_exact, boxed_right
+from vrl_jax.types import Episode, Likelihood, Rollout, Turn
 
 from ..fixtures import small
 
@@ -38,9 +40,35 @@ def rollout(rewards, old):
     )
 
 
+def test_the_reward_of_the_worked_group():
+    """acc = 1, 1, 0, 0; format = 1, 1, 1, 0; reread = 1, 0, 1, 0: the sheet's R."""
+    laid = r"<description>d</description><think>t</think>\boxed{%d}"
+    texts = [laid % 4, laid % 4, laid % 5, "it is 4"]
+    sample = dataclasses.replace(small.samples()[0], answer="4")
+    group = [
+        Episode(sample, "?", (Turn(text, (1,)),), True, facts={"reread": reread})
+        for text, reread in zip(texts, (1, 0, 1, 0), strict=True)
+    ]
+    scores = self_reward(boxed_exact)(group)
+    found = [score["overall"] for score in scores]
+    np.testing.assert_allclose(found, [2.0, 1.0, 1.1, 0.0], rtol=1e-12)
+
+
+def test_the_reader_is_asked_for_a_box():
+    """And sees no picture."""
+    program = vision_sr1().act.keywords["program"](small.samples()[0])
+    next(program)
+    ask = program.send(Turn("<description>a cat</description>", (1,)))
+    (message,) = ask.context
+    assert message.images == ()
+    assert "so:\n\na cat\n\nWhat is it?\n\nThink" in message.text
+    assert message.text.endswith(r"in \boxed{}.")
+
+
 def test_the_reader_is_paid_for_and_not_trained():
     """R = 0.9 accuracy + 0.1 format + reread, one row an episode."""
-    recipe = vision_sr1(group_size=small.GROUP, right=even)
+    short = "{seen}. {question}"  # the small policy has little room
+    recipe = vision_sr1(group_size=small.GROUP, right=even, read=short)
     actor = small.actor(reward=self_reward(accuracy))
     played = recipe.act(actor, iter([small.samples()]), jax.random.key(0))
     assert len(played.tokens) == len(small.samples()) * small.GROUP
@@ -79,6 +107,23 @@ def test_loss_is_clipped_on_three_sides():
     mean, _ = recipe.loss(lambda _: new, batch)
     np.testing.assert_allclose(mean.total, -1.3 + 0.8 + 3.0, rtol=1e-5)
     assert mean.weight == 3
+
+
+def test_the_anchor_is_paid_for_each_token():
+    """k = 0.01 (e - 1 - 1) where the reference is one nat above: clipped ratio 1."""
+    anchor = near({}, weight=0.01, divergence=divergences.k3)
+    recipe = vision_sr1(group_size=2, anchor=anchor)
+    seen = {"reference": jnp.ones((2, 1))}
+    played = dataclasses.replace(
+        rollout([0.0, 1.0], jnp.zeros((2, 1))), extra_logprobs=seen
+    )
+    batch, _ = recipe.credit(played)
+    new = Likelihood(jnp.zeros((2, 1)), jnp.ones((2, 1)))
+    mean, metrics = recipe.loss(lambda _: new, batch)
+    np.testing.assert_allclose(
+        metrics["actor/kl_loss"].total, 2 * (np.e - 2), rtol=1e-6
+    )
+    np.testing.assert_allclose(mean.total, 0.01 * 2 * (np.e - 2), rtol=1e-4)
 
 
 def test_boxed_right_reads_the_last_box():

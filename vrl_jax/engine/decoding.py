@@ -1,9 +1,9 @@
 """The host side of sampling: which request is in which slot, and when slots move.
 
 Between runs of the device, slots whose response has ended take the next requests. When
-no request waits, the live slots move together into fewer; the window grows with the
-age of the oldest. All sizes come from short lists, so that few programs are compiled:
-at most `len(row_sizes) * len(window_sizes)` for each width of contexts.
+no request waits, the live slots move together into fewer; a full window grows to hold
+the age of the oldest. All sizes come from short lists, so that few programs are
+compiled: at most `len(row_sizes) * len(window_sizes)` for each width of contexts.
 """
 
 import dataclasses

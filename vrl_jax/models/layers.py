@@ -86,16 +86,16 @@ class Rotary(NamedTuple):
 
 
 def rotary(angles: Float[Array, "*B half"]) -> Rotary:
-    """Taken once for all layers and heads: in a small model cosines cost like them."""
+    """Taken once for all layers and heads: small models would notice their cost."""
     return Rotary(jnp.cos(angles), jnp.sin(angles))
 
 
-def rotate(x: Float[Array, "*B heads D"], rotary: Rotary) -> Float[Array, "*B heads D"]:
+def rotate(x: Float[Array, "*B heads D"], turns: Rotary) -> Float[Array, "*B heads D"]:
     """Turns the pairs (x_k, x_{k + D/2}) by angle k, in float32.
 
     Rotary positions, https://arxiv.org/abs/2104.09864, with pairs half a head apart.
     """
-    cos, sin = (part[..., None, :] for part in rotary)
+    cos, sin = (part[..., None, :] for part in turns)
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     turned = jnp.concatenate(
         [first * cos - second * sin, second * cos + first * sin], axis=-1

@@ -110,7 +110,8 @@ def plan(
         precision: float32, bfloat16_master or bfloat16_stochastic.
         moments: dtype of Adam's first moment: float32 or bfloat16.
         tower: trained or frozen.
-        sampling: from params that are spread as in training, or gathered once a step.
+        sampling: tokens are written from weights that are spread as in training, or
+            gathered once a step.
         reference: none, or where a reference policy lies: device or host.
         analytic: count, but compile nothing.
         tries: plans to try at most.

@@ -48,8 +48,8 @@ class Choices(NamedTuple):
     """What is chosen to fit the memory, each by its name.
 
     `per_pass` prompts are scored, or read, at a time; `slots` responses are written at
-    a time. `moments` is the dtype of the first one; `sampling` from params that are
-    `spread` as in training, or `gathered` once a step.
+    a time. `moments` is the dtype of the first one; `sampling` is from weights that are
+    `spread` as in training, or `gathered`, once a step if it plays once.
     """
 
     data: int = 1
@@ -250,7 +250,8 @@ def _unstacked(policy, params, mesh) -> slots.Weights:
 def _gathered(weights: slots.Weights) -> tuple[slots.Weights, dict[str, Program]]:
     """The weights whole along `fsdp`, and what gathers the largest of them.
 
-    One array after the other is gathered: counted as if each were the largest.
+    One array after the other is gathered: counted as if each were the largest, and that
+    one twice, as a part of all and by itself.
     """
     gathered = jax.tree.map(lying, weights, lying_whole(weights))
     moved = [

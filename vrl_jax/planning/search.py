@@ -59,7 +59,7 @@ def search(
     """The plan as asked, then others, each with one choice more; ends where one fits.
 
     Or where no choice is left, or after `tries`. Where one fits whose tokens wait for
-    the network, params gathered for sampling are tried too. Nothing here changes what
+    the network, weights gathered for sampling are tried too. Nothing here changes what
     is computed, but for `moments`, `precision` and `tower`, which come last. Of `only`
     these programs, if any are named.
     """
@@ -97,7 +97,7 @@ def search(
 
 
 def sampling_waits(found: Plan) -> bool:
-    """Whether each token waits for params that could be gathered once."""
+    """Whether each token waits for weights that could be gathered once."""
     topology = found.request.topology
     decode = [one for one in found.found if one.name == "decode"]
     return found.request.choices.sampling == "spread" and any(
@@ -127,7 +127,7 @@ def moves(found: Plan) -> Iterator[Choices]:
             yield choices._replace(micro_batches=micro)
     if not hopeless and worst in ("scoring", "prefill") and choices.per_pass > rows:
         yield choices._replace(per_pass=choices.per_pass // 2)
-    if worst in ("gather", "decode") and choices.sampling == "gathered":
+    if worst in ("gather", "prefill", "decode") and choices.sampling == "gathered":
         yield choices._replace(sampling="spread")
     # Half as many rows at a time, each spread over twice the devices. Heads that do not
     # divide would lie whole on each, with their caches.

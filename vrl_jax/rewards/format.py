@@ -40,11 +40,11 @@ def described_then_boxed(text: str) -> bool:
     https://arxiv.org/abs/2508.19652, as released.
     """
     plain, opening = without_blanks_at_brackets(text).strip(), "<description>"
-    _, described, rest = plain.partition("</description><think>")
-    _, thought, box = rest.rpartition("</think>")
+    _, turn, rest = plain.partition("</description><think>")
+    _, closing, box = rest.rpartition("</think>")
     return (
         plain.startswith(opening)
-        and bool(described and thought)
+        and bool(turn and closing)
         and box.startswith(r"\boxed{")
         and box.endswith("}")
     )

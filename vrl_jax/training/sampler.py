@@ -1,4 +1,4 @@
-"""Params of another kind for sampling: rounded, gathered; a recipe that allows it."""
+"""Weights of another kind for sampling: rounded, gathered; a recipe that allows it."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
@@ -72,9 +72,9 @@ def sampling_in(
 def sampling_gathered(recipe: Recipe) -> Recipe:
     """The recipe, with tokens written from weights that are whole along `fsdp`.
 
-    The decoder's are gathered once, and not again for each token, which costs their
-    size over the `tensor` axis in memory while responses are written. The same params,
-    so nothing to correct; prompts are read from them as they lie.
+    The decoder's are gathered when slots begin to be written, and not again for each
+    token, which costs their size over the `tensor` axis in memory until none is. The
+    same params, so nothing to correct; prompts are read from them as they lie.
     """
 
     def act(

@@ -194,7 +194,7 @@ def _decoder(
     def layer(x: Array, scanned: tuple) -> tuple[Array, KVCache]:
         is_global, weights, caches = scanned
         turns = Rotary(
-            *(jnp.where(is_global, *x) for x in zip(around, nearby, strict=True))
+            *(jnp.where(is_global, *pair) for pair in zip(around, nearby, strict=True))
         )
         chosen = [jnp.where(is_global, *kinds) for kinds in masks]
         queries, *new = _projected(weights, spec, x, turns)
