@@ -58,14 +58,21 @@ def words(ask):
 
 def test_describe_then_answer_hides_the_picture_from_the_reader():
     program = describe_then_answer(SAMPLE, reader="reader")
-    asked, turns = talk(program, [said("a <image> four"), said("4")])
+    asked, outcome = talk(program, [said("a <image> four"), said("4")])
     assert asked[0].context[0].images == SAMPLE.images
     assert "What is it?" in words(asked[0])[0] and asked[0].model == "policy"
     assert asked[1].model == "reader" and asked[1].context[0].images == ()
     # What a model wrote stands for no picture.
     assert "a \\<image> four" in words(asked[1])[0]
     assert "What is it?" in words(asked[1])[0]
-    assert [turn.text for turn in turns] == ["a <image> four", "4"]
+    assert [turn.text for turn in outcome.turns] == ["a <image> four", "4"]
+
+
+def test_a_description_without_room_is_all_there_is():
+    program = describe_then_answer(SAMPLE, reader="reader")
+    _, outcome = talk(program, [said("four"), OutOfRoom("no")])
+    assert [turn.text for turn in outcome.turns] == ["four"]
+    assert outcome.facts == {"ended/description did not fit": 1}
 
 
 def test_gated_resample_asks_until_it_is_accepted_or_tired():

@@ -11,7 +11,7 @@ from vrl_jax import divergences
 from vrl_jax.engine.reference import near
 from vrl_jax.recipes.vision_sr1 import self_reward, vision_sr1
 from vrl_jax.rewards.boxed import boxed_exact, boxed_right
-from vrl_jax.types import Episode, Likelihood, Rollout, Turn
+from vrl_jax.types import Episode, Likelihood, Turn
 
 from ..fixtures import small
 
@@ -23,21 +23,6 @@ def even(sample, turn):
 
 def accuracy(episodes):
     return [float(even(e.sample, e.turns[0])) for e in episodes]
-
-
-def rollout(rewards, old):
-    return Rollout(
-        prompts=None,
-        tokens=jnp.zeros(old.shape, int),
-        positions=None,
-        mask=jnp.ones(old.shape, bool),
-        temperature=jnp.ones(len(rewards)),
-        old_logprobs=old,
-        extra_logprobs={},
-        rewards=jnp.array(rewards),
-        reward_parts={},
-        group=jnp.zeros(len(rewards), int),
-    )
 
 
 def test_the_reward_of_the_worked_group():
@@ -87,9 +72,7 @@ def test_the_reader_is_paid_for_and_not_trained():
 
 def test_advantages_of_the_worked_group():
     """R = 2, 1, 1.1, 0: mean 1.025, std (n - 1) 0.818026, by hand."""
-    batch, _ = vision_sr1(group_size=4).credit(
-        rollout([2.0, 1.0, 1.1, 0.0], jnp.zeros((4, 1)))
-    )
+    batch, _ = vision_sr1(group_size=4).credit(small.scored([2.0, 1.0, 1.1, 0.0]))
     np.testing.assert_allclose(
         batch.advantages[:, 0],
         [1.191892, -0.030561, 0.091684, -1.253015],
@@ -100,7 +83,7 @@ def test_advantages_of_the_worked_group():
 def test_loss_is_clipped_on_three_sides():
     """Ratios 2, 0.5 and 5 with A = 1, -1, -1: -1.3, 0.8, and 3 by the dual clip."""
     recipe = vision_sr1(group_size=3)
-    batch, _ = recipe.credit(rollout([0.0, 1.0, 2.0], jnp.zeros((3, 1))))
+    batch, _ = recipe.credit(small.scored([0.0, 1.0, 2.0]))
     given = jnp.array([[1.0], [-1.0], [-1.0]])
     batch = dataclasses.replace(batch, advantages=given)
     new = Likelihood(jnp.log(jnp.array([[2.0], [0.5], [5.0]])), jnp.ones((3, 1)))
@@ -114,9 +97,7 @@ def test_the_anchor_is_paid_for_each_token():
     anchor = near({}, weight=0.01, divergence=divergences.k3)
     recipe = vision_sr1(group_size=2, anchor=anchor)
     seen = {"reference": jnp.ones((2, 1))}
-    played = dataclasses.replace(
-        rollout([0.0, 1.0], jnp.zeros((2, 1))), extra_logprobs=seen
-    )
+    played = dataclasses.replace(small.scored([0.0, 1.0]), extra_logprobs=seen)
     batch, _ = recipe.credit(played)
     new = Likelihood(jnp.zeros((2, 1)), jnp.ones((2, 1)))
     mean, metrics = recipe.loss(lambda _: new, batch)

@@ -31,12 +31,15 @@ def describe_then_answer(
 
     With a frozen reader the description alone is trained, by whether the answer was
     right: RACRO, https://arxiv.org/abs/2506.04559. Then an episode has one row, else
-    two.
+    two. A description for which there is no room is all there is, and is counted.
     """
     asked = describe.format(question=sample.question)
     seen = yield Ask((user(asked, sample.images),))
-    answered = yield Ask(_reading(sample, seen.text, answer), model=reader)
-    return seen, answered
+    try:
+        answered = yield Ask(_reading(sample, seen.text, answer), model=reader)
+    except OutOfRoom:
+        return Outcome((seen,), {"ended/description did not fit": 1})
+    return Outcome((seen, answered))
 
 
 def answer_and_reread(

@@ -13,9 +13,9 @@ from vrl_jax.engine.actor import Actor
 from vrl_jax.engine.packing import packed, unpacked
 from vrl_jax.filters import mixed_groups
 from vrl_jax.models.sharding import on_host, put
+from vrl_jax.training.iteration import Act
 from vrl_jax.types import Rollout, Sample
 
-Act = Callable[[Actor, Iterator[Sequence[Sample]], Key[Array, ""]], Rollout]
 Keep = Callable[[Rollout], Bool[Array, " P"]]
 
 

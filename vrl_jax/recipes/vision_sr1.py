@@ -31,8 +31,8 @@ from vrl_jax.programs.describe_then_answer import answer_and_reread
 from vrl_jax.rewards.boxed import boxed_right
 from vrl_jax.rewards.combine import Reward, fact, per_response, weighted
 from vrl_jax.rewards.format import described_then_boxed
-from vrl_jax.training.iteration import Recipe, as_batch
-from vrl_jax.training.metrics import once, policy_metrics
+from vrl_jax.training.anchored import anchored
+from vrl_jax.training.iteration import Recipe
 
 READ = """\
 A picture is described so:
@@ -79,27 +79,12 @@ def vision_sr1(
         group_size=group_size,
         limits=limits,
     )
-
-    def score(actor, rollout, key):
-        return anchor.score(actor, rollout)
-
-    def credit(rollout):
-        advantage = advantages.group_zscore(rollout.rewards, group_size=group_size)
-        metrics = {"actor/kl_coef": once(anchor.weight)}
-        return as_batch(rollout, advantage[:, None], rollout.extra_logprobs), metrics
-
-    def loss(policy, batch):
-        new = policy(batch)
-        clips = {"clip_low": clip_low, "clip_high": clip_high}
-        surrogate = objectives.dual_clipped_surrogate(
-            new.logprobs, batch.old_logprobs, batch.advantages, **clips
-        )
-        distance = anchor.distance(new.logprobs, batch.extra)
-        mean = reductions.token_mean(surrogate + anchor.weight * distance, batch.mask)
-        pg_loss = reductions.token_mean(surrogate, batch.mask)
-        return mean, {
-            **policy_metrics(new, batch, pg_loss, **clips),
-            "actor/kl_loss": reductions.token_mean(distance, batch.mask),
-        }
-
-    return Recipe(act, score, credit, loss)
+    return anchored(
+        act,
+        advantage=functools.partial(advantages.group_zscore, group_size=group_size),
+        surrogate=objectives.dual_clipped_surrogate,
+        reduction=reductions.token_mean,
+        anchor=anchor,
+        clip_low=clip_low,
+        clip_high=clip_high,
+    )

@@ -128,16 +128,38 @@ def think_then_json_answer(text: str) -> bool:
     `<think>\n...\n</think>\n<answer>\n{...}\n</answer>`, the braces without braces
     inside. Q-Insight, https://arxiv.org/abs/2503.22679.
     """
-    head, turn, answer = text.rpartition("\n</think>\n<answer>\n")
-    body = answer.removesuffix("\n</answer>")
-    return bool(
-        turn
-        and head.startswith("<think>\n")
-        and body != answer
+    body = _answer_on_lines(text)
+    return (
+        body is not None
         and body.startswith("{")
         and body.endswith("}")
         and not set("{}") & set(body[1:-1])
     )
+
+
+def think_then_any_answer(text: str) -> bool:
+    r"""The same with any text as the answer: Q-Insight's comparisons.
+
+    https://arxiv.org/abs/2503.22679.
+    """
+    return _answer_on_lines(text) is not None
+
+
+def think_then_boxed_answer(text: str) -> bool:
+    r"""The same with a `\boxed{...}` in the answer: Perception-R1.
+
+    Newlines are part of the layout. https://arxiv.org/abs/2506.07218.
+    """
+    _, box, rest = (_answer_on_lines(text) or "").partition(r"\boxed{")
+    return bool(box) and "}" in rest
+
+
+def _answer_on_lines(text: str) -> str | None:
+    r"""The `...` of a text `<think>\n*\n</think>\n<answer>\n...\n</answer>`."""
+    head, turn, answer = text.rpartition("\n</think>\n<answer>\n")
+    body = answer.removesuffix("\n</answer>")
+    kept = turn and head.startswith("<think>\n") and body != answer
+    return body if kept else None
 
 
 def json_answer(text: str) -> bool:

@@ -25,9 +25,20 @@ def last_boxed(text: str) -> str | None:
     an earlier, complete box does not stand in for it.
     """
     boxes = list(_BOX.finditer(text))
-    if not boxes:
-        return None
-    start = boxes[-1].end()
+    return _braced(text, boxes[-1].end()) if boxes else None
+
+
+def first_boxed(text: str) -> str | None:
+    r"""What the first `\boxed{...}` holds: ViCrit, https://arxiv.org/abs/2506.10128.
+
+    Read as `last_boxed` reads the last.
+    """
+    box = _BOX.search(text)
+    return _braced(text, box.end()) if box else None
+
+
+def _braced(text: str, start: int) -> str | None:
+    """What the braces that open at `start` hold; None where none do, or for ever."""
     if text[start : start + 1] != "{":
         return None
     depth = 0

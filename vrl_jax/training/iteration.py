@@ -21,6 +21,7 @@ from vrl_jax.training.metrics import (
 from vrl_jax.types import Batch, Rollout, Sample
 
 Batches = Iterator[Sequence[Sample]]
+Act = Callable[[Actor, Batches, Key[Array, ""]], Rollout]
 
 
 class Recipe(NamedTuple):
@@ -34,7 +35,7 @@ class Recipe(NamedTuple):
     `credit` and `loss` also return what they want logged.
     """
 
-    act: Callable[[Actor, Batches, Key[Array, ""]], Rollout]
+    act: Act
     score: Callable[[Actor, Rollout, Key[Array, ""]], Rollout]
     credit: Callable[[Rollout], tuple[Batch, Metrics]]
     loss: Loss

@@ -1,0 +1,136 @@
+"""Perception-R1: be paid for what was seen, not for the answer alone.
+
+"Advancing Multimodal Reasoning Capabilities of Multimodal Large Language Models via
+Visual Perception Reward", Xiao et al., 2025, https://arxiv.org/abs/2506.07218; code
+https://github.com/tongxiao2002/Perception-R1.
+
+    act     y_1..y_G ~ pi_old(. | image, q);
+            R_i = 0.9 accuracy + 0.1 format + 0.7 share of the facts that a judge finds
+            in y_i + 2 repetition (of 20 words, at most 0)
+    score   nothing
+    credit  A_it = (R_i - mean(R)) / (std(R) + 1e-6)
+    loss    dual-clipped surrogate (0.2, 0.3, 3), mean over all tokens
+
+The judge is a text model that sees facts and response, never the picture; it tells
+whether a fact is stated, not whether something else contradicts it. The share is of the
+verdicts it gave, so a judge that skips facts pays too much. The code gives a response
+whose judge failed 0 for it; here it is unscored and counted.
+"""
+
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+
+from vrl_jax import advantages, objectives, reductions
+from vrl_jax.engine.reference import free
+from vrl_jax.programs.single_turn import single_turn
+from vrl_jax.rewards.answers import number
+from vrl_jax.rewards.combine import Reward, per_response, weighted
+from vrl_jax.rewards.format import think_then_boxed_answer
+from vrl_jax.rewards.judge import AnswersQuestions
+from vrl_jax.rewards.parse import last_tag
+from vrl_jax.rewards.steps import fact_share
+from vrl_jax.rewards.text import repetition
+from vrl_jax.training.anchored import anchored
+from vrl_jax.training.iteration import Recipe
+from vrl_jax.types import Episode, Sample
+
+RULE = """\
+Below are numbered facts about a picture, and a response to a question about it. For
+each fact say whether the response states it: 1 if it does, 0 if it does not. Whether a
+fact matters, and whether the response is right, is not asked. Reply with a tag a fact.
+
+Facts:
+<info1>The triangle has a right angle at C.</info1>
+<info2>The side AB is 10 long.</info2>
+Response:
+Since angle C is 90 degrees, I use the theorem of Pythagoras.
+Verdicts:
+<info1>1</info1>
+<info2>0</info2>
+"""
+
+
+def facts_stated(reply: str) -> float | None:
+    """sum of verdicts / (count + 1e-6) over info1, info2, ... up to the first gap.
+
+    The last of equal tags counts, clipped to [0, 1]; what is no number is 0. None
+    without a verdict. How a judge's reply is read: Judge(endpoint, read=facts_stated).
+    """
+    verdicts: list[float] = []
+    while (told := last_tag(reply, f"info{len(verdicts) + 1}")) is not None:
+        verdicts.append(number(told) or 0.0)
+    if not verdicts:
+        return None
+    return float(fact_share(np.array(verdicts), np.ones(len(verdicts), bool)))
+
+
+def seen(judge: AnswersQuestions, *, rule: str = RULE) -> Reward:
+    """What `judge` says of the facts in the row's column `visual_key_info`, a list.
+
+    A row without facts is not asked about, and earns nothing by it.
+    """
+
+    def reward(episodes: Sequence[Episode]) -> list[float | None]:
+        facts = _tagged(episodes[0].sample)
+        if not facts:
+            return [None] * len(episodes)
+        return judge.verdicts(
+            [
+                [{"role": "user", "content": _question(rule, facts, episode.text)}]
+                for episode in episodes
+            ]
+        )
+
+    return reward
+
+
+def perception_reward(
+    accuracy: Reward, judge: AnswersQuestions, *, weight: float = 0.7
+) -> Reward:
+    """The actor's reward, at most 1.7; `weight` is the paper's gamma.
+
+    `accuracy` is the code's math check of the answer, such as `boxed.boxed_math`;
+    `judge` reads replies by `facts_stated`.
+    """
+    layout = per_response(lambda e: float(think_then_boxed_answer(e.text)))
+    repeats = per_response(lambda e: repetition(e.text, n=20))
+    return weighted(
+        {
+            "accuracy": (accuracy, 0.9),
+            "format": (layout, 0.1),
+            "perception": (seen(judge), weight),
+            "repetition": (repeats, 2.0),
+        }
+    )
+
+
+def perception_r1(
+    *, group_size: int = 8, clip_low: float = 0.2, clip_high: float = 0.3
+) -> Recipe:
+    """The actor's reward is a `perception_reward`."""
+    act = functools.partial(single_turn, group_size=group_size)
+    return anchored(
+        act,
+        advantage=functools.partial(advantages.group_zscore, group_size=group_size),
+        surrogate=objectives.dual_clipped_surrogate,
+        reduction=reductions.token_mean,
+        anchor=free,
+        clip_low=clip_low,
+        clip_high=clip_high,
+    )
+
+
+def _tagged(sample: Sample) -> str:
+    facts = sample.annotations.get("visual_key_info") or ()
+    if isinstance(facts, str):
+        raise ValueError(
+            f"{sample.id} needs annotations['visual_key_info'] as a list of facts, not "
+            "as one text."
+        )
+    return "\n".join(f"<info{i}>{f}</info{i}>" for i, f in enumerate(facts, start=1))
+
+
+def _question(rule: str, facts: str, text: str) -> str:
+    return f"{rule}\nFacts:\n{facts}\nResponse:\n{text}\nVerdicts:\n"

@@ -1,0 +1,93 @@
+"""Q-Insight: judge how good a picture is, from ratings and names of distortions alone.
+
+"Q-Insight: Understanding Image Quality via Visual Reinforcement Learning", Li et al.,
+2025, https://arxiv.org/abs/2503.22679; code https://github.com/bytedance/Q-Insight.
+
+    act     y_1..y_G ~ pi_old(. | image, q);  R_i = format(y_i) + by the row's task
+            score        1 if |rating - gold| < 0.35
+            degradation  0.25 for the distortion, 1 with its severity
+            comparison   1 for the same one of "Image A", "Image B", "Similar"
+    score   log pi_ref(y_i | image, q), with an anchor
+    credit  A_it = (R_i - mean(R)) / (std(R) + 1e-4)
+    loss    clipped surrogate (0.2, 0.2) + weight k3(l_it, l_ref_it), mean over each
+            response, then over responses
+
+The code's anchor is near(reference, weight=0.001). Ratings and degradations are trained
+together, by rows of one stream; comparisons after them, from the checkpoint. A null of
+JSON counts as the "null" that the question asks for, which the code's pattern misses.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+
+from vrl_jax import advantages, objectives, reductions
+from vrl_jax.engine.reference import Anchor, free
+from vrl_jax.programs.single_turn import single_turn
+from vrl_jax.rewards.combine import per_response, weighted
+from vrl_jax.rewards.format import think_then_any_answer, think_then_json_answer
+from vrl_jax.rewards.parse import first_tag
+from vrl_jax.rewards.quality import degradation_score, rating_of
+from vrl_jax.training.anchored import anchored
+from vrl_jax.training.iteration import Recipe
+from vrl_jax.types import Episode
+
+BAND = 0.35
+
+
+def _score(episode: Episode) -> float:
+    rating = rating_of(episode.text)
+    # In float64: 3.35 is not within the band of 3.
+    near = rating is not None and abs(rating - float(episode.sample.answer)) < BAND
+    return float(near)
+
+
+def _degradation(episode: Episode) -> float:
+    row = episode.sample.annotations
+    return degradation_score(episode.text, row["distortion_class"], row["severity"])
+
+
+def _comparison(episode: Episode) -> float:
+    return float(first_tag(episode.text, "answer") == episode.sample.answer)
+
+
+TASKS: dict[str, tuple[Callable[[Episode], float], Callable[[str], bool]]] = {
+    "score": (_score, think_then_json_answer),
+    "degradation": (_degradation, think_then_json_answer),
+    "comparison": (_comparison, think_then_any_answer),
+}
+"""What the row's `annotations["task"]` may be: its accuracy and its layout."""
+
+
+def quality_reward(episodes: Sequence[Episode]) -> list[dict[str, float]]:
+    """accuracy + format of the row's task, at most 2.
+
+    The rating is the row's answer; `distortion_class` and `severity` are columns.
+    """
+    task = episodes[0].sample.annotations.get("task")
+    if task not in TASKS:
+        raise ValueError(
+            f"{episodes[0].sample.id} needs annotations['task'], one of "
+            f"{', '.join(TASKS)}; got {task!r}."
+        )
+    accuracy, layout = TASKS[task]
+    keeps = per_response(lambda episode: float(layout(episode.text)))
+    parts = {"accuracy": (per_response(accuracy), 1.0), "format": (keeps, 1.0)}
+    return weighted(parts)(episodes)
+
+
+def q_insight(
+    *, group_size: int = 8, clip: float = 0.2, anchor: Anchor = free
+) -> Recipe:
+    """The actor's reward is `quality_reward`."""
+    act = functools.partial(single_turn, group_size=group_size)
+    return anchored(
+        act,
+        advantage=functools.partial(
+            advantages.group_zscore, group_size=group_size, eps=1e-4
+        ),
+        surrogate=objectives.clipped_surrogate,
+        reduction=reductions.sequence_mean,
+        anchor=anchor,
+        clip_low=clip,
+        clip_high=clip,
+    )

@@ -1,0 +1,141 @@
+"""RACRO: a caption is good if a frozen reasoner, who sees only it, comes right.
+
+"Perceptual Decoupling for Scalable Multi-modal Reasoning via Reward-Optimized
+Captioning", Gou et al., 2025, https://arxiv.org/abs/2506.04559; code
+https://github.com/gyhdog99/RACRO2.
+
+    act     y_1..y_G ~ pi_old(. | image, q, "describe, do not answer");
+            z_i ~ reasoner(. | y_i, q);  R_i = right(z_i)
+    score   log pi_ref(y_i | image, q), with an anchor
+    credit  A_it = (R_i - mean(R)) / (std(R) + 1e-6)
+    loss    dual-clipped surrogate (0.2, 0.2, 3) + weight KL(l_it, l_ref_it), mean over
+            all tokens
+
+The code's anchor is near(reference, weight=0.001, divergence=divergences.low_var_kl).
+A later version, RAPID, takes 0.1 from a right answer to what is no caption but a
+solution, which the policy itself is asked: program=checked_caption, and the reward
+`caption_reward`. The prompt of that question is not published; ours is GENUINE.
+"""
+
+import functools
+from collections.abc import Callable
+
+from vrl_jax import advantages, objectives, reductions
+from vrl_jax.engine.actor import Actor
+from vrl_jax.engine.conversation import Ask, user
+from vrl_jax.engine.desk import Limits, OutOfRoom
+from vrl_jax.engine.play import Check, Steps
+from vrl_jax.engine.reference import Anchor, free
+from vrl_jax.programs.acting import act as play
+from vrl_jax.programs.describe_then_answer import DESCRIBE, describe_then_answer
+from vrl_jax.rewards.boxed import boxed_right
+from vrl_jax.rewards.combine import Reward, fact, per_response
+from vrl_jax.training.anchored import anchored
+from vrl_jax.training.iteration import Recipe
+from vrl_jax.types import Episode, Sample, literal
+
+ANSWER = """\
+A picture is described so:
+
+{seen}
+
+{question}
+
+Think step by step, then write the answer in \\boxed{{}}."""
+
+GENUINE = """\
+{text}
+
+Does this describe what is to be seen, rather than only solve a problem? Answer Yes or
+No."""
+
+solved = fact("solved")
+"""The actor's reward: 1 where the reasoner came right, else 0."""
+
+
+def captioned(
+    sample: Sample,
+    *,
+    right: Check = boxed_right,
+    describe: str = DESCRIBE,
+    answer: str = ANSWER,
+) -> Steps:
+    """A caption by the policy, an answer by the model `reasoner`; the fact `solved`.
+
+    A caption for which the reasoner has no room solves nothing.
+    """
+    outcome = yield from describe_then_answer(
+        sample, describe=describe, answer=answer, reader="reasoner"
+    )
+    came = len(outcome.turns) == 2 and right(sample, outcome.turns[1])
+    return outcome._replace(facts={**outcome.facts, "solved": int(came)})
+
+
+def checked_caption(
+    sample: Sample,
+    *,
+    right: Check = boxed_right,
+    describe: str = DESCRIBE,
+    answer: str = ANSWER,
+    genuine: str = GENUINE,
+) -> Steps:
+    """`captioned`, and the fact `caption`: what the policy says of its own text.
+
+    1 unless its greedy reply begins with no.
+    """
+    outcome = yield from captioned(
+        sample, right=right, describe=describe, answer=answer
+    )
+    asked = user(genuine.format(text=literal(outcome.turns[0].text)))
+    try:
+        reply = yield Ask((asked,), trained=False, top_k=1, max_new_tokens=4)
+    except OutOfRoom:
+        return outcome._replace(facts={**outcome.facts, "caption": 1})
+    caption = int(not reply.text.strip().lower().startswith("no"))
+    return outcome._replace(facts={**outcome.facts, "caption": caption})
+
+
+def caption_reward(*, penalty: float = 0.1) -> Reward:
+    """solved - penalty where solved by what is no caption: after `checked_caption`."""
+
+    def paid(episode: Episode) -> float:
+        came, caption = episode.facts["solved"], episode.facts["caption"]
+        return came - penalty * (came and not caption)
+
+    return per_response(paid)
+
+
+def racro(
+    *,
+    reasoner: Actor,
+    group_size: int = 4,
+    program: Callable[..., Steps] = captioned,
+    right: Check = boxed_right,
+    describe: str = DESCRIBE,
+    answer: str = ANSWER,
+    anchor: Anchor = free,
+    limits: Limits | None = None,
+    clip: float = 0.2,
+) -> Recipe:
+    """`reasoner` is frozen, and may be of any family with a tokenizer of its own.
+
+    `describe` asks for the caption and `answer` the reasoner, whom `right` judges. The
+    actor's reward is `solved`.
+    """
+    asks = {"right": right, "describe": describe, "answer": answer}
+    act = functools.partial(
+        play,
+        program=functools.partial(program, **asks),
+        group_size=group_size,
+        models={"reasoner": reasoner},
+        limits=limits,
+    )
+    return anchored(
+        act,
+        advantage=functools.partial(advantages.group_zscore, group_size=group_size),
+        surrogate=objectives.dual_clipped_surrogate,
+        reduction=reductions.token_mean,
+        anchor=anchor,
+        clip_low=clip,
+        clip_high=clip,
+    )

@@ -1,0 +1,63 @@
+"""ViCrit: one phrase of a long caption is wrong; which?
+
+"ViCrit: A Verifiable Reinforcement Learning Proxy Task for Visual Perception in VLMs",
+Wang et al., 2025, https://arxiv.org/abs/2506.10128. No training code is released.
+
+    act     y_1..y_G ~ pi_old(. | image, caption with one phrase changed);
+            R_i = 0.9 (the box holds the changed phrase) + 0.1 format
+    score   log pi_ref(y_i | image, caption), with an anchor
+    credit  A_it = R_i - mean(R)
+    loss    clipped surrogate (0.2, 0.2) + weight k3(l_it, l_ref_it), mean over each
+            response, then over responses
+
+Words copied from around the phrase are tolerated, as in the paper, but no more than
+ten: with the whole caption nothing would be found. The paper names neither learning
+rate nor clip nor the weight of a reference.
+"""
+
+import functools
+
+from vrl_jax import advantages, objectives, reductions
+from vrl_jax.engine.reference import Anchor, free
+from vrl_jax.programs.single_turn import single_turn
+from vrl_jax.rewards.answers import span_in_caption
+from vrl_jax.rewards.combine import per_response, weighted
+from vrl_jax.rewards.format import think_then_boxed
+from vrl_jax.rewards.parse import first_boxed
+from vrl_jax.training.anchored import anchored
+from vrl_jax.training.iteration import Recipe
+from vrl_jax.types import Episode
+
+
+def found(episode: Episode) -> float:
+    """1 where the first box holds the row's answer, the phrase as it was changed.
+
+    The column `changed_caption` is the caption that the question shows.
+    """
+    given = first_boxed(episode.text)
+    caption = episode.sample.annotations["changed_caption"]
+    right = given is not None and span_in_caption(given, episode.sample.answer, caption)
+    return float(right)
+
+
+critic_reward = weighted(
+    {
+        "accuracy": (per_response(found), 0.9),
+        "format": (per_response(lambda e: float(think_then_boxed(e.text))), 0.1),
+    }
+)
+"""The actor's reward: 0.9 for the phrase, 0.1 for thinking before a box."""
+
+
+def vicrit(*, group_size: int = 8, clip: float = 0.2, anchor: Anchor = free) -> Recipe:
+    """The actor's reward is `critic_reward`."""
+    act = functools.partial(single_turn, group_size=group_size)
+    return anchored(
+        act,
+        advantage=functools.partial(advantages.group_centered, group_size=group_size),
+        surrogate=objectives.clipped_surrogate,
+        reduction=reductions.sequence_mean,
+        anchor=anchor,
+        clip_low=clip,
+        clip_high=clip,
+    )
