@@ -23,6 +23,7 @@ def scored(*texts):
     [
         (f'["{PHRASE}"]', True),
         (f"holds {PHRASE} on", True),
+        (f"{PHRASE}, on the left", False),  # not what is written
         ("paper cup", False),
         ("glass", False),
         (CAPTION, False),  # nothing was found
@@ -33,6 +34,14 @@ def test_the_worked_predictions(box, right):
     (score,) = scored(rf"<think>hm</think>\boxed{{{box}}}")
     assert score["accuracy"] == right
     np.testing.assert_allclose(score["overall"], 0.9 * right + 0.1)
+
+
+def test_a_comma_may_follow_the_phrase():
+    columns = {"changed_caption": f"A hand, {PHRASE}, and hills."}
+    sample = Sample("row", "here", "<image>?", (b"",), PHRASE, columns)
+    turn = Turn(rf"\boxed{{{PHRASE}}}", (1,))
+    (score,) = critic_reward([Episode(sample, "?", (turn,), True)])
+    assert score["accuracy"] == 1.0
 
 
 def test_the_first_box_counts():

@@ -1,7 +1,7 @@
 """SATORI-R1: say what is there, say where to look, then answer; each part is checked.
 
-"SATORI-R1: Incentivizing Multimodal Reasoning with Spatial Grounding and Verifiable
-Rewards", Shen et al., 2025, https://arxiv.org/abs/2505.19094; code
+"SATORI-R1: Incentivizing Multimodal Reasoning through Explicit Visual Anchoring", Shen
+et al., 2025, https://arxiv.org/abs/2505.19094; code
 https://github.com/justairr/SATORI-R1.
 
     act     y_i = caption, boxes, answer ~ pi_old(. | image, q), i = 1..G;

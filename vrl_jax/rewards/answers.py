@@ -212,12 +212,14 @@ def span_in_caption(
     """The span stands in the prediction, and the prediction in the caption, in words.
 
     So words around the span may be copied along, but no more than `more_words`: the
-    whole caption is no answer. ViCrit, https://arxiv.org/abs/2506.10128, which sets no
+    whole caption is no answer. Marks are words of their own, so that a comma after the
+    span does not hide it. ViCrit, https://arxiv.org/abs/2506.10128, which sets no
     bound.
     """
     p, s, c = (
-        " ".join(re.sub(r"^[\s\[\"']+|[\s\]\"']+$", "", text).lower().split())
+        re.findall(r"\w+|[^\w\s]", re.sub(r"^[\s\[\"']+|[\s\]\"']+$", "", text).lower())
         for text in (prediction, span, caption)
     )
-    short = len(p.split()) <= len(s.split()) + more_words
-    return s != "" and short and f" {s} " in f" {p} " and f" {p} " in f" {c} "
+    short = len(prediction.split()) <= len(span.split()) + more_words
+    p, s, c = (f" {' '.join(words)} " for words in (p, s, c))
+    return s.strip() != "" and short and s in p and p in c

@@ -1,0 +1,118 @@
+"""Rows of shapes as papers ask for them: what they show is what is paid."""
+
+import io
+import json
+import random
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vrl_jax.recipes.perception_r1 import perception_reward
+from vrl_jax.recipes.q_insight import quality_reward
+from vrl_jax.recipes.satori import anchored_reward
+from vrl_jax.recipes.vicrit import critic_reward
+from vrl_jax.recipes.visual_rft import detection, with_format
+from vrl_jax.rewards.boxed import boxed_exact
+from vrl_jax.types import Episode, ImageSize, Turn
+from vrl_jax.worlds import shapes, tasks
+
+
+class Reader:
+    """A judge that finds a fact where the response has its words."""
+
+    def verdicts(self, questions):
+        return [float(self.share(question[0]["content"])) for question in questions]
+
+    def share(self, asked):
+        facts, _, text = asked.rpartition("Facts:\n")[2].partition("\nResponse:\n")
+        lines = [fact.split(">")[1].split("<")[0] for fact in facts.split("\n")]
+        return np.mean([line in text for line in lines])
+
+
+REWARDS = {
+    tasks.wrong_phrase: (critic_reward, 1.0),
+    tasks.seen_and_located: (anchored_reward, 4.0),
+    tasks.all_of_a_kind: (with_format(detection), 3.0),
+    tasks.facts_first: (perception_reward(boxed_exact, Reader()), 1.7),
+    tasks.degraded: (quality_reward, 2.0),
+}
+SIZE = ImageSize(84, 84, 84, 84)
+
+
+def rows(task, count=40):
+    return [task(s) for s in shapes.colour(count, split="train", seed=0)]
+
+
+def paid(reward, row, text):
+    episode = Episode(row, "?", (Turn(text, (1,)),), True, (SIZE,))
+    return reward([episode])[0]["overall"]
+
+
+@pytest.mark.parametrize("task", REWARDS, ids=lambda task: task.__name__)
+def test_demonstrations_are_paid_in_full_and_others_are_not(task):
+    reward, most = REWARDS[task]
+    made = rows(task)
+    texts = [row.annotations["demonstration"] for row in made]
+    own = [paid(reward, *pair) for pair in zip(made, texts, strict=True)]
+    np.testing.assert_allclose(own, most, atol=1e-4)
+    others = [
+        paid(reward, *pair) for pair in zip(made, texts[1:] + texts[:1], strict=True)
+    ]
+    assert np.mean(others) < 0.75 * most
+
+
+@pytest.mark.parametrize("task", REWARDS, ids=lambda task: task.__name__)
+def test_rows_follow_from_the_sample_alone(task):
+    assert rows(task, 4) == rows(task)[:4]
+
+
+def test_one_phrase_is_wrong_and_names_nothing_that_is_there():
+    for row in rows(tasks.wrong_phrase):
+        told = row.annotations
+        before = told["original_caption"].split(", ")
+        after = told["changed_caption"].split(", ")
+        wrong = [pair for pair in zip(before, after, strict=True) if pair[0] != pair[1]]
+        assert wrong == [(told["solution_original"], row.answer)]
+        assert row.answer not in before
+        one, other = (set(name.split()) for name in wrong[0])
+        assert len(one & other) == 1  # a colour or a shape was changed, not both
+
+
+def test_boxes_in_thousandths_lie_on_the_things():
+    made = rows(tasks.all_of_a_kind)
+    absent = [row for row in made if row.answer == "No Objects"]
+    assert 0 < len(absent) < len(made) / 2
+    for row in made:
+        if row in absent:
+            continue
+        wanted = row.question.split("every ")[1].split("?")[0]
+        objects = row.annotations["objects"]
+        boxes = [o["box"] for o in objects if f"{o['colour']} {o['shape']}" == wanted]
+        found = [box["Position"] for box in json.loads(row.answer)]
+        np.testing.assert_allclose(np.array(found) * 0.084, boxes, atol=0.05)
+
+
+def pixels(sample):
+    return np.asarray(Image.open(io.BytesIO(sample.images[0])), float)
+
+
+def test_pictures_are_changed_where_rows_say_so():
+    clean = shapes.colour(80, split="train", seed=0)
+    made = [tasks.degraded(sample) for sample in clean]
+    assert {row.annotations["task"] for row in made} == {"score", "degradation"}
+    for before, row in zip(clean, made, strict=True):
+        change = np.abs(pixels(row) - pixels(before)).mean()
+        kind = row.annotations.get("distortion_class")
+        untouched = row.answer == "5.00" or kind == "null"
+        assert (change == 0) == untouched
+
+
+@pytest.mark.parametrize("kind", tasks.DISTORTIONS)
+def test_distortions_grow_with_severity(kind):
+    picture = Image.open(io.BytesIO(rows(tasks.wrong_phrase)[0].images[0]))
+    levels = range(1, len(tasks.SEVERITIES) + 1)
+    worse = [tasks.DISTORTIONS[kind](picture, n, random.Random(0)) for n in levels]
+    before = np.asarray(picture, float)
+    changes = [np.abs(np.asarray(one, float) - before).mean() for one in worse]
+    assert changes[0] > 0 and (np.diff(changes) > 0).all()

@@ -1,0 +1,181 @@
+"""Rows of `worlds.shapes` as papers ask for them: the same scenes, other questions.
+
+Each function gives a sample the question, the answer and the columns that a recipe's
+reward reads, and a demonstration that it pays in full. What is drawn follows from the
+sample's id.
+"""
+
+import dataclasses
+import io
+import json
+import random
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageEnhance, ImageFilter
+
+from vrl_jax.types import Sample
+from vrl_jax.worlds.shapes import COLOURS, SHAPES
+from vrl_jax.worlds.writing import add_noise, png_bytes
+
+SEVERITIES = ("slight", "moderate", "obvious", "serious", "catastrophic")
+
+
+def wrong_phrase(sample: Sample) -> Sample:
+    """A caption with one thing changed, for `recipes.vicrit`: which is it?"""
+    drawn = random.Random(sample.id)
+    names = _names(sample)
+    place = drawn.randrange(len(names))
+    colour, shape = names[place].split()
+    others = [f"{c} {shape}" for c in COLOURS] + [f"{colour} {s}" for s in SHAPES]
+    changed = list(names)
+    changed[place] = drawn.choice([name for name in others if name not in names])
+    caption = ", ".join(changed)
+    return _asked(
+        sample,
+        f"<image>One thing of this list is not in the picture: {caption}. Which?",
+        changed[place],
+        f"<think>{', '.join(names)}</think>\\boxed{{{changed[place]}}}",
+        original_caption=", ".join(names),
+        changed_caption=caption,
+        solution_original=names[place],
+    )
+
+
+def seen_and_located(sample: Sample) -> Sample:
+    """Caption, boxes in pixels, then the answer, for `recipes.satori`.
+
+    A demonstration is right where the model sees the picture in its own size.
+    """
+    caption, boxes = ", ".join(_names(sample)), sample.annotations["boxes"]
+    return _asked(
+        sample,
+        f"{sample.question} Say in <caption> what is there, in <bbox> where, and in "
+        "<answer> the answer.",
+        sample.answer,
+        f"<caption>{caption}</caption><bbox>{json.dumps(boxes)}</bbox>"
+        f"<answer>{sample.answer}</answer>",
+        image_caption=caption,
+        bboxs=boxes,
+        possible_answers=[sample.answer],
+    )
+
+
+def all_of_a_kind(sample: Sample) -> Sample:
+    """Every thing of one name as boxes in thousandths, for `recipes.visual_rft`.
+
+    Of one row in five nothing is there: "No Objects".
+    """
+    drawn = random.Random(sample.id)
+    names = _names(sample)
+    every = [f"{colour} {shape}" for colour in COLOURS for shape in SHAPES]
+    absent = [name for name in every if name not in names]
+    wanted = drawn.choice(absent if drawn.random() < 0.2 else names)
+    scale = 1000 / np.tile(_picture(sample).size, 2)
+    boxes = zip(names, sample.annotations["boxes"], strict=True)
+    found = [
+        {"Position": (box * scale).round().astype(int).tolist(), "Confidence": 1.0}
+        for name, box in boxes
+        if name == wanted
+    ]
+    answer = json.dumps(found) if found else "No Objects"
+    return _asked(
+        sample,
+        f"<image>Where is every {wanted}? Think, then answer with a list of Position "
+        "and Confidence, or No Objects.",
+        answer,
+        f"<think>{', '.join(names)}</think><answer>{answer}</answer>",
+    )
+
+
+def facts_first(sample: Sample) -> Sample:
+    """The facts that a response should state, for `recipes.perception_r1`."""
+    facts = sample.annotations["facts"]
+    return _asked(
+        sample,
+        f"{sample.question} Think, then answer in a box.",
+        sample.answer,
+        f"<think>\n{', '.join(facts)}\n</think>\n<answer>\n\\boxed{{{sample.answer}}}"
+        "\n</answer>",
+        visual_key_info=facts,
+    )
+
+
+def degraded(sample: Sample) -> Sample:
+    """A picture made worse, for `recipes.q_insight`: how good is it, or what is wrong?
+
+    Of a distortion in five severities each costs 0.8 of the 5 points.
+    """
+    drawn = random.Random(sample.id)
+    kind = drawn.choice([*DISTORTIONS, "null"])
+    level = 0 if kind == "null" else drawn.randint(1, len(SEVERITIES))
+    severity = SEVERITIES[level - 1] if level else "null"
+    picture = _picture(sample)
+    if level:
+        picture = DISTORTIONS[kind](picture, level, drawn)
+    worse = dataclasses.replace(sample, images=(png_bytes(np.asarray(picture)),))
+    if drawn.random() < 0.5:
+        rating = f"{5 - 0.8 * level:.2f}"
+        told = json.dumps({"rating": float(rating)})
+        task = {"task": "score"}
+        asked = "<image>How good is the picture, from 1 to 5? Answer with a rating."
+    else:
+        rating = ""
+        columns = {"distortion_class": kind, "severity": severity}
+        task, told = {"task": "degradation", **columns}, json.dumps(columns)
+        asked = "<image>What is wrong with the picture? Answer with distortion_class "
+        asked += "and severity."
+    demonstration = f"<think>\n{kind}\n</think>\n<answer>\n{told}\n</answer>"
+    return _asked(worse, asked, rating, demonstration, **task)
+
+
+def _noisy(picture: Image.Image, level: int, drawn: random.Random) -> Image.Image:
+    rng = np.random.default_rng(drawn.getrandbits(32))
+    return Image.fromarray(add_noise(np.asarray(picture), 0.06 * level, rng))
+
+
+def _blurred(picture: Image.Image, level: int, drawn: random.Random) -> Image.Image:
+    return picture.filter(ImageFilter.GaussianBlur(0.6 * level))
+
+
+def _darkened(picture: Image.Image, level: int, drawn: random.Random) -> Image.Image:
+    return ImageEnhance.Brightness(picture).enhance(1 - 0.16 * level)
+
+
+def _compressed(picture: Image.Image, level: int, drawn: random.Random) -> Image.Image:
+    buffer = io.BytesIO()
+    picture.save(buffer, format="JPEG", quality=(50, 30, 18, 10, 4)[level - 1])
+    return Image.open(buffer).convert("RGB")
+
+
+DISTORTIONS: Mapping[str, Callable[[Image.Image, int, random.Random], Image.Image]] = {
+    "noise": _noisy,
+    "compression": _compressed,
+    "blur": _blurred,
+    "darken": _darkened,
+}
+
+
+def _names(sample: Sample) -> list[str]:
+    """Such as "red circle", in the order of the boxes."""
+    return [f"{o['colour']} {o['shape']}" for o in sample.annotations["objects"]]
+
+
+def _picture(sample: Sample) -> Image.Image:
+    return Image.open(io.BytesIO(sample.images[0])).convert("RGB")
+
+
+def _asked(
+    sample: Sample, question: str, answer: str, demonstration: str, **columns: Any
+) -> Sample:
+    return dataclasses.replace(
+        sample,
+        question=question,
+        answer=answer,
+        annotations={
+            **sample.annotations,
+            **columns,
+            "demonstration": demonstration,
+        },
+    )
