@@ -85,6 +85,27 @@ SMOKE = Sizes(
 )
 
 
+class World(NamedTuple):
+    """What is learned: samples(count, split=, seed=), what is paid, kinds of tokens.
+
+    `chance` is what one is paid on average who has the layout and does not look.
+    """
+
+    samples: Callable[..., list[Sample]]
+    reward: Reward
+    kinds: dependency.Kinds
+    chance: Callable[[Sequence[Sample]], float]
+
+
+SUMS = World(
+    samples=digits.sums,
+    reward=weighted({"accuracy": (boxed_exact, 1.0)}),
+    kinds=digits.sum_token_kinds,
+    chance=held_out.chance,
+)
+"""Two handwritten digits: what is their sum?"""
+
+
 class Outcome(NamedTuple):
     """What a run leaves: the trained actor, its measurements, its files."""
 
@@ -104,6 +125,7 @@ def tiny_digits(
     seed: int,
     sizes: Sizes,
     mesh: str = "",
+    world: World = SUMS,
 ) -> Outcome:
     """Data, cold start, measurement, `recipe`, measurement, report, export.
 
@@ -118,19 +140,27 @@ def tiny_digits(
         )
     with jax.set_mesh(sharding.parse_mesh(mesh)):
         return _tiny_digits(
-            recipe, name=name, claim=claim, out=out, seed=seed, sizes=sizes
+            recipe, world, name=name, claim=claim, out=out, seed=seed, sizes=sizes
         )
 
 
 def _tiny_digits(
-    recipe: Recipe, *, name: str, claim: str, out: Path, seed: int, sizes: Sizes
+    recipe: Recipe,
+    world: World,
+    *,
+    name: str,
+    claim: str,
+    out: Path,
+    seed: int,
+    sizes: Sizes,
 ) -> Outcome:
     start = time.monotonic()
     open_run(out, {"recipe": name, "seed": seed, **sizes._asdict()}, claim)
     say("1/5 data: real handwritten digits, written as parquet and read back")
-    samples, test = digits_data(out / "data", sizes=sizes, seed=seed)
-    reward = weighted({"accuracy": (boxed_exact, 1.0)})
-    actor = tiny_actor(samples, reward, seed=seed)
+    samples, test = digits_data(
+        out / "data", sizes=sizes, seed=seed, make=world.samples
+    )
+    actor = tiny_actor(samples, world.reward, seed=seed)
 
     count = sum(leaf.size for leaf in jax.tree.leaves(actor.params))
     say(f"2/5 policy: Qwen2.5-VL with {count / 1e6:.1f} M parameters; training")
@@ -145,7 +175,7 @@ def _tiny_digits(
     )
 
     say("3/5 which tokens look at the picture")
-    looked = look(actor, test[: sizes.examples], out, seed=seed)
+    looked = look(actor, test[: sizes.examples], out, world.kinds, seed=seed)
     say("4/5 export")
     policy = out / "policy"
     params = sharding.on_host(actor.params)
@@ -163,7 +193,7 @@ def _tiny_digits(
         report = write_report(out)
     evaluations = read_lines(run_files(out).evaluations)
     outcome = Outcome(actor, evaluations, looked, report, policy)
-    say(summary(outcome, held_out.chance(test), time.monotonic() - start))
+    say(summary(outcome, world.chance(test), time.monotonic() - start))
     return outcome
 
 
@@ -201,14 +231,18 @@ def open_run(out: Path, settings: Mapping[str, Any], claim: str) -> None:
 
 
 def digits_data(
-    folder: Path, *, sizes: Sizes, seed: int
+    folder: Path,
+    *,
+    sizes: Sizes,
+    seed: int,
+    make: Callable[..., list[Sample]] = digits.sums,
 ) -> tuple[list[Sample], list[Sample]]:
     """Training and held-out samples, through parquet and the reader of users' files."""
     folder.mkdir(parents=True, exist_ok=True)
     files = {split: folder / f"{split}.parquet" for split in ("train", "test")}
     for split, file in files.items() if processes.leads() else ():
         count = getattr(sizes, split)
-        write_parquet(digits.sums(count, split=split, seed=seed), file)
+        write_parquet(make(count, split=split, seed=seed), file)
     processes.wait()
     samples, report = read_samples(files["train"])
     test, _ = read_samples(files["test"])
@@ -280,12 +314,16 @@ def _flat(optimizer: optax.GradientTransformation) -> optax.GradientTransformati
 
 
 def look(
-    actor: Actor, samples: Sequence[Sample], out: Path, *, seed: int
+    actor: Actor,
+    samples: Sequence[Sample],
+    out: Path,
+    kinds: dependency.Kinds,
+    *,
+    seed: int,
 ) -> dict[str, Any]:
     """Measures visual dependency on held-out samples, for the report."""
     view = actor.painting(views.blacken_patches)
     measured = dependency.measure(actor, samples, view, jax.random.key(seed + 1))
-    kinds = digits.sum_token_kinds
     means = dependency.by_kind(actor, measured, kinds)
     write_json(out / "dependency.json", means)
     write_lines(
@@ -306,7 +344,7 @@ def summary(outcome: Outcome, chance: float, seconds: float) -> str:
 held-out accuracy     {cold["val/accuracy"]:.2f} after the cold start, \
 {last["val/accuracy"]:.2f} at the end
 with shuffled images  {last["val/accuracy_shuffled_images"]:.2f} \
-(another question's answer is right by chance in {chance:.2f})
+(without looking {chance:.2f}, by chance)
 visual dependency     {seen:.2f} for tokens read off the picture, \
 {derived:.2f} for tokens that could follow from the text
 report                {outcome.report}

@@ -93,13 +93,18 @@ def test_a_silent_judge_leaves_the_response_unscored():
     assert np.isnan(score["overall"])
 
 
-def test_facts_are_a_list():
-    with pytest.raises(ValueError, match=r"row needs .*as a list of facts"):
-        seen(Told())(group("", facts="<info1>a</info1>"))
+def test_facts_may_be_tagged_already():
+    judge = Told(tags(1, 0))
+    text = "<info1>a</info1>\n<info2>b</info2>"
+    assert seen(judge)(group("", facts=text)) == pytest.approx([0.5], abs=1e-6)
+    assert f"\nFacts:\n{text}\nResponse:" in judge.asked[0]
+    with pytest.raises(ValueError, match=r"row needs .*visual_key_info"):
+        seen(judge)(group("", facts="a, b"))
 
 
 def test_newlines_are_part_of_the_layout():
     texts = [laid(4), laid(4).replace("\n</answer>", "</answer>"), laid(4) + "\n"]
-    judge = Told(*[tags(0)] * 3)
+    texts.append(laid(4).removesuffix("\n</answer>") + laid(4).partition("\n")[2])
+    judge = Told(*[tags(0)] * 4)
     scores = perception_reward(boxed_exact, judge)(group(*texts))
-    assert [score["format"] for score in scores] == [1.0, 0.0, 0.0]
+    assert [score["format"] for score in scores] == [1.0, 0.0, 0.0, 1.0]

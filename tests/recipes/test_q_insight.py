@@ -52,6 +52,8 @@ def test_degradations_of_the_worked_group():
     nothing = {**columns, "distortion_class": "null", "severity": "null"}
     null = laid('{"distortion_class": null, "severity": null}')
     assert scores("", nothing, null)[0]["overall"] == 2.0
+    nothing = {**columns, "distortion_class": None, "severity": None}
+    assert scores("", nothing, null)[0]["overall"] == 2.0
 
 
 def test_comparisons_are_one_of_three_texts():
@@ -60,10 +62,16 @@ def test_comparisons_are_one_of_three_texts():
     assert [s["overall"] for s in found] == [2.0, 1.0, 1.0, 0.0]
 
 
-@pytest.mark.parametrize("columns", [{}, {"task": "rating"}])
+@pytest.mark.parametrize("columns", [{}, {"task": "rating"}, {"task": ["score"]}])
 def test_a_row_says_its_task(columns):
     with pytest.raises(ValueError, match=r"row needs .*score, degradation, comparison"):
         scores("3", columns, "")
+
+
+@pytest.mark.parametrize("answer", ["", "nan", "good"])
+def test_a_rating_is_a_number(answer):
+    with pytest.raises(ValueError, match="row needs its rating"):
+        scores(answer, {"task": "score"}, "")
 
 
 def test_advantages_of_the_worked_groups():

@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+import pytest
 
 from vrl_jax.recipes.racro import (
     caption_reward,
@@ -44,7 +45,8 @@ def test_the_reasoner_sees_caption_and_question_alone():
 
 
 def test_the_policy_says_whether_its_text_is_a_caption():
-    for reply, caption in (("Yes.", 1), ("no, it solves", 0), ("perhaps", 1)):
+    replies = {"Yes.": 1, "no, it solves": 0, "**No**": 0, "Notable": 1, "": 1}
+    for reply, caption in replies.items():
         program = checked_caption(SAMPLE)
         asks, outcome = ended(program, "3 <image>", r"\boxed{3}", reply)
         assert asks[2].model == "policy" and not asks[2].trained
@@ -75,6 +77,12 @@ def test_the_worked_groups():
     np.testing.assert_allclose(advantage(tied), wanted, atol=2e-5)
     failed = rewards(caption_reward(), [0] * 4, [0, 1, 0, 1])
     np.testing.assert_array_equal(advantage(failed), 0)
+
+
+def test_a_program_that_did_not_ask_is_named():
+    episode = Episode(SAMPLE, "?", (said("a"),), True, facts={"solved": 1})
+    with pytest.raises(ValueError, match="no fact 'caption'"):
+        caption_reward()([episode])
 
 
 def test_the_caption_alone_is_trained():

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from vrl_jax.recipes.vicrit import critic_reward, vicrit
+from vrl_jax.rewards.answers import span_in_caption
 from vrl_jax.types import Episode, Sample, Turn
 
 from ..fixtures import small
@@ -42,6 +43,20 @@ def test_a_comma_may_follow_the_phrase():
     turn = Turn(rf"\boxed{{{PHRASE}}}", (1,))
     (score,) = critic_reward([Episode(sample, "?", (turn,), True)])
     assert score["accuracy"] == 1.0
+
+
+@pytest.mark.parametrize("caption", [None, "a hand", ""])
+def test_the_phrase_stands_in_the_caption(caption):
+    columns = {"changed_caption": caption}
+    sample = Sample("row", "here", "<image>?", (b"",), PHRASE, columns)
+    with pytest.raises(ValueError, match=r"row needs .*changed_caption"):
+        critic_reward([Episode(sample, "?", (Turn("", (1,)),), True)])
+
+
+def test_a_caption_without_blanks_is_no_answer_either():
+    caption = "/".join(f"word{i}" for i in range(50))
+    assert not span_in_caption(caption, "word7", caption)
+    assert span_in_caption("\u201cword7/word8\u201d", "word7", caption)
 
 
 def test_the_first_box_counts():

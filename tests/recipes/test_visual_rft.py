@@ -57,9 +57,9 @@ def test_missed_boxes_cost():
 
 def test_a_picture_without_the_object_may_be_answered():
     wrong = json.dumps(FOUND[:1])
-    texts = ["No Objects", " no objects\n", wrong, "", "none at all"]
+    texts = ["No Objects", " no objects\n", "[]", wrong, "", "none at all", "[{}]"]
     scores = detection(group("No Objects", *map(tagged, texts)))
-    assert [score["overall"] for score in scores] == [2.0, 2.0, 0.0, 0.0, 0.0]
+    assert [score["overall"] for score in scores] == [2.0, 2.0, 2.0, 0, 0, 0, 0]
     (score,) = detection(group(json.dumps(GOLD), tagged("No Objects")))
     assert score["overall"] == 0.0
 
@@ -79,9 +79,19 @@ def test_cut_answers_doubled_brackets_and_single_quotes_are_read():
 
 
 def test_an_unreadable_row_is_unscored():
-    (score,) = detection(group("a cat", tagged("No Objects")))
-    assert np.isnan(score["overall"])
+    for answer in ("a cat", '[{"foo": [0, 0, 1, 1]}]'):
+        (score,) = detection(group(answer, tagged("No Objects")))
+        assert np.isnan(score["overall"])
     assert np.isnan(grounding(group("a cat", tagged("(1,2),(3,4)")))).all()
+
+
+def test_the_most_confident_boxes_count():
+    boxes = [{"Position": [i, 0, i + 1, 1], "Confidence": 0.1} for i in range(100)]
+    boxes.append({**GOLD[0], "Confidence": 0.9})
+    (score,) = detection(group(json.dumps(GOLD[:1]), tagged(json.dumps(boxes))))
+    np.testing.assert_allclose(score["iou"], 1 / 64)
+    with pytest.raises(ValueError, match="row has 101 boxes"):
+        detection(group(json.dumps(boxes), ""))
 
 
 def test_names_may_hold_one_another():

@@ -10,12 +10,12 @@ from PIL import Image
 
 from vrl_jax.recipes.perception_r1 import perception_reward
 from vrl_jax.recipes.q_insight import quality_reward
-from vrl_jax.recipes.satori import anchored_reward
+from vrl_jax.recipes.satori import satori_reward
 from vrl_jax.recipes.vicrit import critic_reward
 from vrl_jax.recipes.visual_rft import detection, with_format
 from vrl_jax.rewards.boxed import boxed_exact
 from vrl_jax.types import Episode, ImageSize, Turn
-from vrl_jax.worlds import shapes, tasks
+from vrl_jax.worlds import digits, shapes, tasks
 
 
 class Reader:
@@ -32,7 +32,8 @@ class Reader:
 
 REWARDS = {
     tasks.wrong_phrase: (critic_reward, 1.0),
-    tasks.seen_and_located: (anchored_reward, 4.0),
+    tasks.wrong_digit: (critic_reward, 1.0),
+    tasks.seen_and_located: (satori_reward, 4.0),
     tasks.all_of_a_kind: (with_format(detection), 3.0),
     tasks.facts_first: (perception_reward(boxed_exact, Reader()), 1.7),
     tasks.degraded: (quality_reward, 2.0),
@@ -41,7 +42,8 @@ SIZE = ImageSize(84, 84, 84, 84)
 
 
 def rows(task, count=40):
-    return [task(s) for s in shapes.colour(count, split="train", seed=0)]
+    make = digits.sums if task is tasks.wrong_digit else shapes.colour
+    return [task(sample) for sample in make(count, split="train", seed=0)]
 
 
 def paid(reward, row, text):
@@ -67,8 +69,9 @@ def test_rows_follow_from_the_sample_alone(task):
     assert rows(task, 4) == rows(task)[:4]
 
 
-def test_one_phrase_is_wrong_and_names_nothing_that_is_there():
-    for row in rows(tasks.wrong_phrase):
+@pytest.mark.parametrize("task", [tasks.wrong_phrase, tasks.wrong_digit])
+def test_one_phrase_is_wrong_and_names_nothing_that_is_there(task):
+    for row in rows(task):
         told = row.annotations
         before = told["original_caption"].split(", ")
         after = told["changed_caption"].split(", ")
@@ -76,7 +79,13 @@ def test_one_phrase_is_wrong_and_names_nothing_that_is_there():
         assert wrong == [(told["solution_original"], row.answer)]
         assert row.answer not in before
         one, other = (set(name.split()) for name in wrong[0])
-        assert len(one & other) == 1  # a colour or a shape was changed, not both
+        assert len(one & other) == 1  # one word was changed, not both
+
+
+def test_digits_of_thoughts_are_seen_and_those_after_them_derived():
+    tokens = ["<", "think", ">left", " 3", ",", "</", "think", ">", "\\boxed", "{", "5"]
+    kinds = tasks.thought_token_kinds(tokens)
+    assert kinds == [None, None, None, "seen", *[None] * 6, "derived"]
 
 
 def test_boxes_in_thousandths_lie_on_the_things():

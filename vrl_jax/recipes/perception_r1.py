@@ -13,8 +13,9 @@ https://github.com/tongxiao2002/Perception-R1.
 
 The judge is a text model that sees facts and response, never the picture; it tells
 whether a fact is stated, not whether something else contradicts it. The share is of the
-verdicts it gave, so a judge that skips facts pays too much. The code gives a response
-whose judge failed 0 for it; here it is unscored and counted.
+verdicts it gave, so a judge that skips facts pays too much. Where the judge fails the
+code means to give 0; here the response is unscored and counted. RULE is ours: the
+released prompt has a system turn and three examples.
 """
 
 import functools
@@ -56,7 +57,8 @@ def facts_stated(reply: str) -> float | None:
     """sum of verdicts / (count + 1e-6) over info1, info2, ... up to the first gap.
 
     The last of equal tags counts, clipped to [0, 1]; what is no number is 0. None
-    without a verdict. How a judge's reply is read: Judge(endpoint, read=facts_stated).
+    without a verdict. How a judge's reply is read: Judge(endpoint, read=facts_stated),
+    with 512 tokens of a reply in the code, Endpoint(max_tokens=512).
     """
     verdicts: list[float] = []
     while (told := last_tag(reply, f"info{len(verdicts) + 1}")) is not None:
@@ -67,9 +69,10 @@ def facts_stated(reply: str) -> float | None:
 
 
 def seen(judge: AnswersQuestions, *, rule: str = RULE) -> Reward:
-    """What `judge` says of the facts in the row's column `visual_key_info`, a list.
+    """What `judge` says of the facts in the row's column `visual_key_info`.
 
-    A row without facts is not asked about, and earns nothing by it.
+    A list, or one text `<info1>...</info1> <info2>...`. A row without facts is not
+    asked about, and earns nothing by it.
     """
 
     def reward(episodes: Sequence[Episode]) -> list[float | None]:
@@ -123,11 +126,13 @@ def perception_r1(
 
 
 def _tagged(sample: Sample) -> str:
-    facts = sample.annotations.get("visual_key_info") or ()
-    if isinstance(facts, str):
+    facts = sample.annotations.get("visual_key_info") or []
+    if isinstance(facts, str) and "<info1>" in facts:
+        return facts
+    if not isinstance(facts, list | tuple):
         raise ValueError(
-            f"{sample.id} needs annotations['visual_key_info'] as a list of facts, not "
-            "as one text."
+            f"{sample.id} needs the column 'visual_key_info', a list of facts or "
+            f"a text with a tag <info1>, <info2>, ... for each; got {facts!r}."
         )
     return "\n".join(f"<info{i}>{f}</info{i}>" for i, f in enumerate(facts, start=1))
 

@@ -13,8 +13,9 @@
             response, then over responses
 
 The code's anchor is near(reference, weight=0.001). Ratings and degradations are trained
-together, by rows of one stream; comparisons after them, from the checkpoint. A null of
-JSON counts as the "null" that the question asks for, which the code's pattern misses.
+together, by rows of one stream; comparisons after them, from the checkpoint. What is
+wrong with a picture is read as JSON, in any order and with null for "null"; the code's
+pattern wants quotes, and the distortion first.
 """
 
 import functools
@@ -23,6 +24,8 @@ from collections.abc import Callable, Sequence
 from vrl_jax import advantages, objectives, reductions
 from vrl_jax.engine.reference import Anchor, free
 from vrl_jax.programs.single_turn import single_turn
+from vrl_jax.rewards.answers import number
+from vrl_jax.rewards.columns import column
 from vrl_jax.rewards.combine import per_response, weighted
 from vrl_jax.rewards.format import think_then_any_answer, think_then_json_answer
 from vrl_jax.rewards.parse import first_tag
@@ -35,15 +38,23 @@ BAND = 0.35
 
 
 def _score(episode: Episode) -> float:
-    rating = rating_of(episode.text)
+    rating, gold = rating_of(episode.text), number(episode.sample.answer)
+    if gold is None:
+        raise ValueError(
+            f"{episode.sample.id} needs its rating, a number, as its answer; got "
+            f"{episode.sample.answer!r}."
+        )
     # In float64: 3.35 is not within the band of 3.
-    near = rating is not None and abs(rating - float(episode.sample.answer)) < BAND
-    return float(near)
+    return float(rating is not None and abs(rating - gold) < BAND)
 
 
 def _degradation(episode: Episode) -> float:
-    row = episode.sample.annotations
-    return degradation_score(episode.text, row["distortion_class"], row["severity"])
+    names = ("distortion_class", "severity")
+    columns = (
+        column(episode.sample, name, str | None, "a text, or null") for name in names
+    )
+    gold = ("null" if given is None else given for given in columns)
+    return degradation_score(episode.text, *gold)
 
 
 def _comparison(episode: Episode) -> float:
@@ -64,7 +75,7 @@ def quality_reward(episodes: Sequence[Episode]) -> list[dict[str, float]]:
     The rating is the row's answer; `distortion_class` and `severity` are columns.
     """
     task = episodes[0].sample.annotations.get("task")
-    if task not in TASKS:
+    if not isinstance(task, str) or task not in TASKS:
         raise ValueError(
             f"{episodes[0].sample.id} needs annotations['task'], one of "
             f"{', '.join(TASKS)}; got {task!r}."

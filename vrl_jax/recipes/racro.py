@@ -12,13 +12,17 @@ https://github.com/gyhdog99/RACRO2.
             all tokens
 
 The code's anchor is near(reference, weight=0.001, divergence=divergences.low_var_kl).
-A later version, RAPID, takes 0.1 from a right answer to what is no caption but a
+It grades by mathruler, where `boxed_right` compares texts, and drops a stock request
+for short answers from questions. A later version, RAPID, trains solutions first, for
+200 steps of GRPO, and takes 0.1 from a right answer to what is no caption but a
 solution, which the policy itself is asked: program=checked_caption, and the reward
-`caption_reward`. The prompt of that question is not published; ours is GENUINE.
+`caption_reward`. All prompts here are ours; theirs have system turns, and the last one
+examples.
 """
 
 import functools
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 
 from vrl_jax import advantages, objectives, reductions
 from vrl_jax.engine.actor import Actor
@@ -29,7 +33,7 @@ from vrl_jax.engine.reference import Anchor, free
 from vrl_jax.programs.acting import act as play
 from vrl_jax.programs.describe_then_answer import DESCRIBE, describe_then_answer
 from vrl_jax.rewards.boxed import boxed_right
-from vrl_jax.rewards.combine import Reward, fact, per_response
+from vrl_jax.rewards.combine import Reward, fact
 from vrl_jax.training.anchored import anchored
 from vrl_jax.training.iteration import Recipe
 from vrl_jax.types import Episode, Sample, literal
@@ -48,6 +52,8 @@ GENUINE = """\
 
 Does this describe what is to be seen, rather than only solve a problem? Answer Yes or
 No."""
+
+_NO = re.compile(r"\W*no\b", re.IGNORECASE)
 
 solved = fact("solved")
 """The actor's reward: 1 where the reasoner came right, else 0."""
@@ -81,7 +87,7 @@ def checked_caption(
 ) -> Steps:
     """`captioned`, and the fact `caption`: what the policy says of its own text.
 
-    1 unless its greedy reply begins with no.
+    1 unless the first word of its greedy reply is no.
     """
     outcome = yield from captioned(
         sample, right=right, describe=describe, answer=answer
@@ -91,18 +97,18 @@ def checked_caption(
         reply = yield Ask((asked,), trained=False, top_k=1, max_new_tokens=4)
     except OutOfRoom:
         return outcome._replace(facts={**outcome.facts, "caption": 1})
-    caption = int(not reply.text.strip().lower().startswith("no"))
+    caption = int(_NO.match(reply.text) is None)
     return outcome._replace(facts={**outcome.facts, "caption": caption})
 
 
 def caption_reward(*, penalty: float = 0.1) -> Reward:
     """solved - penalty where solved by what is no caption: after `checked_caption`."""
 
-    def paid(episode: Episode) -> float:
-        came, caption = episode.facts["solved"], episode.facts["caption"]
-        return came - penalty * (came and not caption)
+    def reward(episodes: Sequence[Episode]) -> list[float]:
+        pairs = zip(solved(episodes), fact("caption")(episodes), strict=True)
+        return [came - penalty * (came and not caption) for came, caption in pairs]
 
-    return per_response(paid)
+    return reward
 
 
 def racro(
@@ -119,8 +125,8 @@ def racro(
 ) -> Recipe:
     """`reasoner` is frozen, and may be of any family with a tokenizer of its own.
 
-    `describe` asks for the caption and `answer` the reasoner, whom `right` judges. The
-    actor's reward is `solved`.
+    `describe` asks for the caption and `answer` the reasoner, whom `right` judges: what
+    `program` is given besides the sample. The actor's reward is `solved`.
     """
     asks = {"right": right, "describe": describe, "answer": answer}
     act = functools.partial(

@@ -14,11 +14,13 @@ https://github.com/justairr/SATORI-R1.
 
 The code's anchor is near(reference, weight=0.001), its optimiser ms-swift's. Version 2
 of the paper thinks between boxes and answer, which is allowed here and not paid. Other
-than in the code, boxes end at the picture's edge, and a swapped one has no area.
+than in the code, boxes end at the picture's edge, a swapped one has no area, and boxes
+whose list was cut off may be read.
 """
 
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,18 +30,19 @@ from vrl_jax import advantages, geometry, objectives, reductions
 from vrl_jax.engine.reference import Anchor, free
 from vrl_jax.programs.single_turn import single_turn
 from vrl_jax.rewards.answers import one_of
+from vrl_jax.rewards.columns import column
 from vrl_jax.rewards.combine import per_response, weighted
 from vrl_jax.rewards.format import blocks_in_order
-from vrl_jax.rewards.grounding import Frame, original, resized
+from vrl_jax.rewards.grounding import Frame, first_size, original, resized
 from vrl_jax.rewards.parse import first_tag, read_json
-from vrl_jax.rewards.parse_boxes import as_boxes, as_detections
+from vrl_jax.rewards.parse_boxes import are_numbers
 from vrl_jax.rewards.text import caption_score
 from vrl_jax.training.anchored import anchored
 from vrl_jax.training.iteration import Recipe
 from vrl_jax.types import Episode
 
 MOST = 32
-"""Boxes of a response that count."""
+"""Boxes of a response that count, and of a row at most."""
 
 _union_iou = jax.jit(geometry.union_iou)
 
@@ -56,10 +59,10 @@ def looks_first(text: str) -> bool:
     )
 
 
-def captioned(episode: Episode) -> float:
+def described(episode: Episode) -> float:
     """The caption block against the column `image_caption`; 0 without one."""
     given = first_tag(episode.text, "caption")
-    gold = episode.sample.annotations["image_caption"]
+    gold = column(episode.sample, "image_caption", str, "the caption to compare with")
     return 0.0 if given is None else caption_score(given, gold)
 
 
@@ -70,25 +73,32 @@ def located(episode: Episode, *, frame: Frame = resized) -> float:
     default pixels of the picture as the model sees it. One box may stand alone; what
     is not a list of boxes is none.
     """
-    size = episode.image_sizes[0]
+    size = first_size(episode)
     whole = np.array(original(size), np.float32)
-    given = _boxes(read_json(first_tag(episode.text, "bbox") or ""))
-    moved = geometry.rescale(given[0], jnp.array(frame(size)), whole)
+    found = _boxes(read_json(first_tag(episode.text, "bbox") or ""))
+    given, there = _padded(found[:MOST])
+    moved = geometry.rescale(given, jnp.array(frame(size)), whole)
     inside = jnp.clip(moved, 0, np.tile(whole, 2))
-    gold = _boxes(episode.sample.annotations["bboxs"])
-    return float(_union_iou(inside, given[1], *gold))
+    gold = _boxes(column(episode.sample, "bboxs", list, "boxes [x1, y1, x2, y2]"))
+    if not 0 < len(gold) <= MOST:
+        raise ValueError(
+            f"{episode.sample.id} needs 1 to {MOST} boxes of four numbers in the "
+            f"column 'bboxs'; got {len(gold)}."
+        )
+    return float(_union_iou(inside, there, *_padded(gold)))
 
 
 def answered(episode: Episode) -> float:
     """1 where the answer block is in the column `possible_answers`, case and all."""
     given = first_tag(episode.text, "answer")
-    return float(one_of(given, episode.sample.annotations["possible_answers"]))
+    golds = column(episode.sample, "possible_answers", list, "the accepted answers")
+    return float(one_of(given, golds))
 
 
-anchored_reward = weighted(
+satori_reward = weighted(
     {
         "format": (per_response(lambda e: float(looks_first(e.text))), 1.0),
-        "caption": (per_response(captioned), 1.0),
+        "caption": (per_response(described), 1.0),
         "bbox": (per_response(located), 1.0),
         "answer": (per_response(answered), 1.0),
     }
@@ -97,7 +107,7 @@ anchored_reward = weighted(
 
 
 def satori(*, group_size: int = 16, clip: float = 0.2, anchor: Anchor = free) -> Recipe:
-    """The actor's reward is `anchored_reward`."""
+    """The actor's reward is `satori_reward`."""
     act = functools.partial(single_turn, group_size=group_size)
     return anchored(
         act,
@@ -112,8 +122,15 @@ def satori(*, group_size: int = 16, clip: float = 0.2, anchor: Anchor = free) ->
     )
 
 
-def _boxes(found: Sequence) -> tuple[np.ndarray, np.ndarray]:
-    """Padded boxes and which are there; none where an item is not four numbers."""
-    items = as_detections(found)
-    table = as_boxes(items[:MOST], size=MOST)
-    return table.boxes, table.mask
+def _boxes(found: Any) -> list[Sequence[float]]:
+    """A list of boxes, or one box; none where an item is not four numbers."""
+    boxes = [found] if are_numbers(found, 4) else found
+    good = isinstance(boxes, list) and all(are_numbers(box, 4) for box in boxes)
+    return boxes if good else []
+
+
+def _padded(boxes: list[Sequence[float]]) -> tuple[np.ndarray, np.ndarray]:
+    """MOST boxes, and which of them are there."""
+    table = np.zeros((MOST, 4), np.float32)
+    table[: len(boxes)] = np.array(boxes, np.float32).reshape(-1, 4)
+    return table, np.arange(MOST) < len(boxes)

@@ -11,8 +11,8 @@ Wang et al., 2025, https://arxiv.org/abs/2506.10128. No training code is release
             response, then over responses
 
 Words copied from around the phrase are tolerated, as in the paper, but no more than
-ten: with the whole caption nothing would be found. The paper names neither learning
-rate nor clip nor the weight of a reference.
+ten: with the whole caption nothing would be found. Group size, clip and the mean are
+GRPO's usual ones: what we read of the paper does not name its own.
 """
 
 import functools
@@ -21,6 +21,7 @@ from vrl_jax import advantages, objectives, reductions
 from vrl_jax.engine.reference import Anchor, free
 from vrl_jax.programs.single_turn import single_turn
 from vrl_jax.rewards.answers import span_in_caption
+from vrl_jax.rewards.columns import column
 from vrl_jax.rewards.combine import per_response, weighted
 from vrl_jax.rewards.format import think_then_boxed
 from vrl_jax.rewards.parse import first_boxed
@@ -34,10 +35,16 @@ def found(episode: Episode) -> float:
 
     The column `changed_caption` is the caption that the question shows.
     """
-    given = first_boxed(episode.text)
-    caption = episode.sample.annotations["changed_caption"]
-    right = given is not None and span_in_caption(given, episode.sample.answer, caption)
-    return float(right)
+    given, phrase = first_boxed(episode.text), episode.sample.answer
+    caption = column(
+        episode.sample, "changed_caption", str, "the caption as it is shown"
+    )
+    if not span_in_caption(phrase, phrase, caption):
+        raise ValueError(
+            f"{episode.sample.id} needs a phrase of its changed_caption as its answer; "
+            f"got {phrase!r}."
+        )
+    return float(given is not None and span_in_caption(given, phrase, caption))
 
 
 critic_reward = weighted(

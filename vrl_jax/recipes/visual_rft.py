@@ -16,7 +16,8 @@ The code's anchor is near(reference, weight=0.04), and its one update a batch cl
 nothing. Detection follows the code: the paper divides by the predicted boxes alone, so
 that what is missed costs nothing. Boxes are in thousandths of the picture. Other than
 in the code, a picture without the object may be answered, "No Objects", an empty name
-is not in every name, and no answer is tried as mathematics first.
+is not in every name, and no answer is tried as mathematics first. Of a list that was
+cut off or holds other things the readable boxes count; one without confidence is sure.
 """
 
 import functools
@@ -47,7 +48,7 @@ from vrl_jax.types import Episode
 
 NOTHING = "No Objects"
 MOST = 64
-"""Boxes of a response that count."""
+"""Boxes of a response that count, the most confident ones, and of a row at most."""
 
 _CORNERS = re.compile(r"\((\d{1,4}),\s*(\d{1,4})\),\s*\((\d{1,4}),\s*(\d{1,4})\)")
 
@@ -68,7 +69,12 @@ def detection(episodes: Sequence[Episode]) -> list[dict[str, float]]:
     gold = _read(episodes[0].sample.answer)
     if gold is None:
         return [{"overall": float("nan")} for _ in episodes]
-    given = [_read(_after(episode.text)) for episode in episodes]
+    if len(gold) > MOST:
+        raise ValueError(
+            f"{episodes[0].sample.id} has {len(gold)} boxes, and {MOST} are room for: "
+            "leave it out, or ask for a part of the picture."
+        )
+    given = [_most_confident(_read(_answer_block(e.text))) for e in episodes]
     found = jax.tree.map(lambda *x: np.stack(x), *(_table(one or []) for one in given))
     shares, honesty = _matched(found, _table(gold))
     scores = []
@@ -94,9 +100,10 @@ def grounding(episodes: Sequence[Episode]) -> list[float]:
     gold = _corners(episodes[0].sample.answer)
     if gold is None:
         return [float("nan")] * len(episodes)
-    given = [_corners(_after(episode.text)) for episode in episodes]
-    boxes = np.array([one or (1, 1, 0, 0) for one in given], np.float32) / 1000
-    return (geometry.giou(boxes, np.array(gold, np.float32) / 1000) + 1).tolist()
+    given = [_corners(_answer_block(episode.text)) for episode in episodes]
+    boxes = np.array([one or (0, 0, 0, 0) for one in given], np.float32) / 1000
+    found = geometry.giou(boxes, np.array(gold, np.float32) / 1000) + 1
+    return np.where([one is not None for one in given], found, 0).tolist()
 
 
 def visual_rft(
@@ -126,22 +133,32 @@ def _matched(
     return tuple(jax.vmap(rule, (0, None))(predicted, gold) for rule in rules)
 
 
-def _after(text: str) -> str:
+def _answer_block(text: str) -> str:
     """The answer block, to the end where that was cut off."""
     return text.partition("<answer>")[2].partition("</answer>")[0].strip()
 
 
 def _read(text: str) -> list[Detection] | None:
-    """Boxes without repeats; None for what is no list, or begins with no object."""
+    """Boxes without repeats, or none where it says so.
+
+    None for what is no list, begins with no object, or holds no box.
+    """
     if text.strip().lower() == NOTHING.lower():
         return []
     match read_json(text):
         case [[*items]] | [*items] if items and isinstance(items[0], Mapping):
             objects = [item for item in items if isinstance(item, Mapping)]
-            return without_repeats(as_detections(objects))[:MOST]
+            return without_repeats(as_detections(objects)) or None
         case []:
             return []
     return None
+
+
+def _most_confident(found: list[Detection] | None) -> list[Detection] | None:
+    """As many as count."""
+    if found is None:
+        return None
+    return sorted(found, key=lambda one: -one.confidence)[:MOST]
 
 
 def _table(found: Sequence[Detection]) -> Boxes:

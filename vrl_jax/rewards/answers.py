@@ -18,6 +18,9 @@ _CUES = ("ANSWER", "CORRECT", "CHOOSE", "SELECT", "RIGHT", "THINK", "BELIEVE", "
 _COUNT = re.compile(r"<answer>\s*([0-9]{1,18})\s*</answer>")
 _WORD = re.compile(r"[A-Za-z]{3}|^\s*[A-Za-z]{2}\s*$")
 
+_WORD_OR_MARK = re.compile(r"\w+|[^\w\s]")
+_OUTER = re.compile(r"^[\s\[\"'“”‘’]+|[\s\]\"'“”‘’]+$")
+
 
 def exact(prediction: str | None, gold: str) -> bool:
     """The same text, however much white space stands between its words."""
@@ -212,14 +215,18 @@ def span_in_caption(
     """The span stands in the prediction, and the prediction in the caption, in words.
 
     So words around the span may be copied along, but no more than `more_words`: the
-    whole caption is no answer. Marks are words of their own, so that a comma after the
-    span does not hide it. ViCrit, https://arxiv.org/abs/2506.10128, which sets no
-    bound.
+    whole caption is no answer. Marks stand apart from words, so that a comma after the
+    span does not hide it, and are not counted; brackets and quotes around all of it do
+    not matter. ViCrit, https://arxiv.org/abs/2506.10128, which sets no bound.
     """
     p, s, c = (
-        re.findall(r"\w+|[^\w\s]", re.sub(r"^[\s\[\"']+|[\s\]\"']+$", "", text).lower())
+        f" {' '.join(_WORD_OR_MARK.findall(_OUTER.sub('', text).lower()))} "
         for text in (prediction, span, caption)
     )
-    short = len(prediction.split()) <= len(span.split()) + more_words
-    p, s, c = (f" {' '.join(words)} " for words in (p, s, c))
+    short = _words(p) <= _words(s) + more_words
     return s.strip() != "" and short and s in p and p in c
+
+
+def _words(text: str) -> int:
+    """Marks are not counted."""
+    return len(re.findall(r"\w+", text))

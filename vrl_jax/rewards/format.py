@@ -1,7 +1,7 @@
 """Does a response keep to the layout that was asked for?"""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from vrl_jax.rewards.parse import answer_tag, last_boxed, read_json, tool_calls
 
@@ -128,7 +128,7 @@ def think_then_json_answer(text: str) -> bool:
     `<think>\n...\n</think>\n<answer>\n{...}\n</answer>`, the braces without braces
     inside. Q-Insight, https://arxiv.org/abs/2503.22679.
     """
-    body = _answer_on_lines(text)
+    body = _answer_on_lines(text, str.rpartition)
     return (
         body is not None
         and body.startswith("{")
@@ -142,7 +142,7 @@ def think_then_any_answer(text: str) -> bool:
 
     https://arxiv.org/abs/2503.22679.
     """
-    return _answer_on_lines(text) is not None
+    return _answer_on_lines(text, str.rpartition) is not None
 
 
 def think_then_boxed_answer(text: str) -> bool:
@@ -150,13 +150,19 @@ def think_then_boxed_answer(text: str) -> bool:
 
     Newlines are part of the layout. https://arxiv.org/abs/2506.07218.
     """
-    _, box, rest = (_answer_on_lines(text) or "").partition(r"\boxed{")
+    body = _answer_on_lines(text, str.partition) or ""
+    _, box, rest = body.partition(r"\boxed{")
     return bool(box) and "}" in rest
 
 
-def _answer_on_lines(text: str) -> str | None:
-    r"""The `...` of a text `<think>\n*\n</think>\n<answer>\n...\n</answer>`."""
-    head, turn, answer = text.rpartition("\n</think>\n<answer>\n")
+def _answer_on_lines(
+    text: str, split: Callable[[str, str], tuple[str, str, str]]
+) -> str | None:
+    r"""The `...` of a text `<think>\n*\n</think>\n<answer>\n...\n</answer>`.
+
+    `split` finds the first or the last turn from thought to answer.
+    """
+    head, turn, answer = split(text, "\n</think>\n<answer>\n")
     body = answer.removesuffix("\n</answer>")
     kept = turn and head.startswith("<think>\n") and body != answer
     return body if kept else None

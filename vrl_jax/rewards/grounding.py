@@ -69,7 +69,7 @@ def box_reward(
         labels = sorted({item.label for item in gold})
         given = [_table(detections(e.text)[:most], labels, most) for e in episodes]
         predicted = jax.tree.map(lambda *x: np.stack(x), *given)
-        size = _first_size(episodes[0])
+        size = first_size(episodes[0])
         return compiled(
             _in_pixels(predicted, frame, size),
             _in_pixels(_table(gold, labels, most), gold_frame, size),
@@ -89,7 +89,7 @@ def click_reward(*, frame: Frame = original, gold_frame: Frame = original) -> Re
         gold = as_detections(read_json(episodes[0].sample.answer))
         if len(gold) != 1:
             return [float("nan")] * len(episodes)
-        size = _first_size(episodes[0])
+        size = first_size(episodes[0])
         box = _converted(np.array(gold[0].box), gold_frame, size)
         points = [first_point(e.text) or (np.nan, np.nan) for e in episodes]
         given = _converted(np.array(points), frame, size)
@@ -102,7 +102,8 @@ def _table(found: Sequence[Detection], labels: Sequence[str], most: int) -> Boxe
     return as_boxes(found, size=most, labels=labels)
 
 
-def _first_size(episode: Episode) -> ImageSize:
+def first_size(episode: Episode) -> ImageSize:
+    """That of the first picture; a ValueError without one."""
     if not episode.image_sizes:
         raise ValueError(
             f"sample {episode.sample.id} has no picture, and its boxes no frame."

@@ -47,9 +47,9 @@ def as_detections(found: Any) -> list[Detection]:
         found = [found]
     if not isinstance(found, Sequence) or isinstance(found, str):
         return []
-    if _numbers(found, 4):
+    if are_numbers(found, 4):
         found = [found]
-    if len(found) == 1 and isinstance(found[0], list) and not _numbers(found[0], 4):
+    if len(found) == 1 and isinstance(found[0], list) and not are_numbers(found[0], 4):
         found = found[0]  # [[...]]
     items = (_detection(item) for item in found)
     return [item for item in items if item is not None]
@@ -92,7 +92,7 @@ def first_point(text: str) -> tuple[float, float] | None:
     None for any other count of numbers: a wrong reading must not be paid.
     """
     found = json_in(text)
-    several = isinstance(found, list) and not _numbers(found, 4)
+    several = isinstance(found, list) and not are_numbers(found, 4)
     for item in found if several else [found]:
         if isinstance(item, Mapping):
             point = _first_of(item, _POINT_KEYS, 2)
@@ -141,7 +141,7 @@ def as_points(found: Sequence[Detection], *, size: int) -> Float[np.ndarray, "N 
 
 
 def _detection(item: Any) -> Detection | None:
-    if _numbers(item, 4):
+    if are_numbers(item, 4):
         box, label, score, point = item, "", 1.0, None
     elif isinstance(item, Mapping):
         box = _first_of(item, _BOX_KEYS, 4)
@@ -161,11 +161,11 @@ def _detection(item: Any) -> Detection | None:
 
 
 def _first_of(item: Mapping[str, Any], keys: Sequence[str], count: int) -> Any:
-    return next((item[k] for k in keys if _numbers(item.get(k), count)), None)
+    return next((item[k] for k in keys if are_numbers(item.get(k), count)), None)
 
 
-def _numbers(value: Any, count: int) -> bool:
-    """A list of so many finite numbers, none larger than a picture could have."""
+def are_numbers(value: Any, count: int) -> bool:
+    """Whether it is so many finite numbers, none larger than a picture could have."""
     return (
         isinstance(value, list | tuple)
         and len(value) == count

@@ -1,15 +1,15 @@
-"""Rows of `worlds.shapes` as papers ask for them: the same scenes, other questions.
+"""Rows as papers ask for them: the pictures of this package, other questions.
 
-Each function gives a sample the question, the answer and the columns that a recipe's
-reward reads, and a demonstration that it pays in full. What is drawn follows from the
-sample's id.
+Each function gives a sample of `worlds.shapes` (one of them: of `digits.sums`) the
+question, the answer and the columns that a recipe's reward reads, and a demonstration
+that it pays in full. What is drawn follows from the sample's id.
 """
 
 import dataclasses
 import io
 import json
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -41,6 +41,41 @@ def wrong_phrase(sample: Sample) -> Sample:
         changed_caption=caption,
         solution_original=names[place],
     )
+
+
+def wrong_digit(sample: Sample) -> Sample:
+    """The same of two handwritten digits: is the left one wrong, or the right one?"""
+    drawn = random.Random(sample.id)
+    digits = sample.annotations["digits"]
+    names = [f"{s} {d}" for s, d in zip(("left", "right"), digits, strict=True)]
+    place = drawn.randrange(2)
+    other = drawn.choice([d for d in range(10) if d != digits[place]])
+    changed = list(names)
+    changed[place] = f"{names[place].split()[0]} {other}"
+    caption = ", ".join(changed)
+    return _asked(
+        sample,
+        f"<image>{caption}: which is wrong?",
+        changed[place],
+        f"<think>{', '.join(names)}</think>\\boxed{{{changed[place]}}}",
+        original_caption=", ".join(names),
+        changed_caption=caption,
+        solution_original=names[place],
+    )
+
+
+def thought_token_kinds(tokens: Sequence[str]) -> list[str | None]:
+    """What each token of a response that thinks is: "seen" if a digit of a thought.
+
+    "derived": a digit after it, which could follow from question and thought. None: the
+    rest.
+    """
+    text, kinds = "", []
+    for token in tokens:
+        text += token
+        kind = "derived" if "</think>" in text else "seen"
+        kinds.append(kind if token.strip().isdigit() else None)
+    return kinds
 
 
 def seen_and_located(sample: Sample) -> Sample:
@@ -105,7 +140,8 @@ def facts_first(sample: Sample) -> Sample:
 def degraded(sample: Sample) -> Sample:
     """A picture made worse, for `recipes.q_insight`: how good is it, or what is wrong?
 
-    Of a distortion in five severities each costs 0.8 of the 5 points.
+    There are four distortions in five severities; the rating is 5 less 0.8 for each
+    step of severity.
     """
     drawn = random.Random(sample.id)
     kind = drawn.choice([*DISTORTIONS, "null"])
