@@ -53,3 +53,13 @@ def room_for_programs():
     if maps.exists() and len(maps.read_bytes().splitlines()) > MANY_MAPPINGS:
         jax.clear_caches()
         gc.collect()
+
+
+@pytest.fixture(scope="session")
+def verifier():
+    """A process that compares formulas; it starts at the first comparison."""
+    # Not above: what is imported here would escape the checks of types.
+    from vrl_jax.rewards.math_verifier import MathVerifier
+
+    with MathVerifier(workers=1, seconds=5) as pool:
+        yield pool

@@ -15,17 +15,10 @@ from vrl_jax.rewards.boxes import first_iou
 from vrl_jax.rewards.combine import per_response
 from vrl_jax.rewards.final_answer import answer_reward, r1v_style
 from vrl_jax.rewards.grounding import box_reward
-from vrl_jax.rewards.math_verifier import MathVerifier
 from vrl_jax.rewards.parse import boxed_or_none_text
 from vrl_jax.types import Sample
 
 from ..fixtures.small import png
-
-
-@pytest.fixture(scope="module")
-def verifier():
-    with MathVerifier(workers=1) as pool:
-        yield pool
 
 
 def rows(*given, **changes):
