@@ -48,6 +48,7 @@ def loss(recipe, ratios):
         ("satori", PLAIN),
         ("q_insight", PLAIN),
         ("vicrit", PLAIN),
+        ("curr_reft", PLAIN),
         ("v_triune", (5 - 3 * 1.25) / 4),
         ("racro", DUAL),
         ("vision_sr1", HIGHER),

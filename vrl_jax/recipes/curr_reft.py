@@ -1,0 +1,199 @@
+"""Curr-ReFT: yes or no first, then one of several, then an open answer.
+
+"Boosting the Generalization and Reasoning of Vision Language Models with Curriculum
+Reinforcement Learning", Deng et al., 2025, https://arxiv.org/abs/2503.07065; code
+https://github.com/ding523/Curr_REFT.
+
+    act     y_1..y_G ~ pi_old(. | image, q);  R_i = accuracy(y_i) + format(y_i), by
+            stage:
+            binary  the right one of yes and no
+            choice  1 for the right letters, 0.2 for some of them and no other
+            open    by the row's task: a box, a set of names, mathematics, words
+    score   log pi_ref(y_i | image, q), with an anchor
+    credit  A_it = (R_i - mean(R)) / (std(R) + 1e-4)
+    loss    clipped surrogate (0.2, 0.2) + weight k3(l_it, l_ref_it), mean over each
+            response, then over responses
+
+A stage is this recipe with that stage's reward, on the same pictures; G is 4, 2 and 4
+in the code, and its anchor near(reference, weight=0.04). What differs here: of several
+words of a verdict the first counts, where the code finds "correct" in "no, that is not
+correct"; letters are a set, where it compares their order and pays nothing for a part,
+0.2 being the paper's; an empty answer is in no other. As in the code, a 1 is paid where
+12 is right: mathematics that must not be hacked has `boxed.boxed_math`. A last stage,
+supervised on the policy's own best answers, is `sft` on rows that a judge has kept.
+"""
+
+import functools
+import re
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from vrl_jax import advantages, geometry, objectives, reductions
+from vrl_jax.engine.reference import Anchor, free
+from vrl_jax.programs.single_turn import single_turn
+from vrl_jax.rewards.answers import letters_curr_reft, set_overlap
+from vrl_jax.rewards.combine import Reward, per_response, weighted
+from vrl_jax.rewards.format import think_then_answer
+from vrl_jax.rewards.math_verifier import MathVerifier
+from vrl_jax.rewards.mathruler import mathruler
+from vrl_jax.rewards.parse import first_tag
+from vrl_jax.rewards.parse_boxes import first_four_integers
+from vrl_jax.training.anchored import anchored
+from vrl_jax.training.iteration import Recipe
+from vrl_jax.types import Episode
+
+Similarity = Callable[[str, str], float]
+"""(answer, the row's answer) -> the cosine of their embeddings."""
+
+_VERDICT = re.compile(r"\b(yes|true|correct|no|false|incorrect)\b", re.IGNORECASE)
+_AFFIRMS = {"yes", "true", "correct"}
+_BOX = re.compile(r"\{[^{}]*\[\s*\d+,\s*\d+,\s*\d+,\s*\d+\s*\][^{}]*\}")
+
+
+def binary(episodes: Sequence[Episode]) -> list[dict[str, float]]:
+    """Stage 1: the row's answer is yes or no."""
+    return _with_format(per_response(_same_verdict))(episodes)
+
+
+def choice(episodes: Sequence[Episode]) -> list[dict[str, float]]:
+    """Stage 2: the row's answer is a letter A to E, or some: "A,C"."""
+    return _with_format(per_response(_letters))(episodes)
+
+
+def open_ended(
+    verifier: MathVerifier, *, similarity: Similarity | None = None
+) -> Reward:
+    """Stage 3: by the row's column `task`.
+
+    "detection": IoU > 0.5 with the row's box. "classify": the share of names that both
+    have. "math": equal by mathruler's rule, the same letters, or one answer in the
+    other. "coco_vqa": 1 where `similarity` is above 0.95, 0.2 above 0.9.
+    """
+    tasks: dict[str, Reward] = {
+        "detection": _with_format(per_response(_found), _boxed_answer),
+        "classify": _with_format(per_response(_names)),
+        "math": _with_format(functools.partial(_mathematics, verifier)),
+    }
+    if similarity is not None:
+        close = functools.partial(_close, similarity)
+        tasks["coco_vqa"] = _with_format(per_response(close))
+
+    def reward(episodes: Sequence[Episode]) -> Sequence[Mapping[str, float]]:
+        sample = episodes[0].sample
+        task = sample.annotations.get("task")
+        if not isinstance(task, str) or task not in tasks:
+            raise ValueError(
+                f"{sample.id} needs the column 'task', one of {', '.join(tasks)} (and "
+                f"coco_vqa, if open_ended is given a similarity); got {task!r}."
+            )
+        return tasks[task](episodes)
+
+    return reward
+
+
+def curr_reft(
+    *, group_size: int = 4, clip: float = 0.2, anchor: Anchor = free
+) -> Recipe:
+    """The actor's reward is that of the stage."""
+    return anchored(
+        functools.partial(single_turn, group_size=group_size),
+        advantage=functools.partial(
+            advantages.group_zscore, group_size=group_size, eps=1e-4
+        ),
+        surrogate=objectives.clipped_surrogate,
+        reduction=reductions.sequence_mean,
+        anchor=anchor,
+        clip_low=clip,
+        clip_high=clip,
+    )
+
+
+def _with_format(
+    accuracy: Reward, layout: Callable[[str], bool] = think_then_answer
+) -> Reward:
+    keeps = per_response(lambda episode: float(layout(episode.text)))
+    return weighted({"accuracy": (accuracy, 1.0), "format": (keeps, 1.0)})
+
+
+def _answer(text: str) -> str:
+    """The answer block, to the end where it was not closed; without one, nothing."""
+    tagged = first_tag(text, "answer")
+    rest = text.partition("<answer>")[2] if tagged is None else tagged
+    return rest.replace("<answer>", "").strip()
+
+
+def _same_verdict(episode: Episode) -> float:
+    given, gold = map(_verdict, (_answer(episode.text), episode.sample.answer))
+    if gold is None:
+        raise ValueError(
+            f"{episode.sample.id} needs yes or no as its answer; got "
+            f"{episode.sample.answer!r}."
+        )
+    return float(given == gold)
+
+
+def _verdict(text: str) -> bool | None:
+    found = _VERDICT.search(text)
+    return None if found is None else found.group().lower() in _AFFIRMS
+
+
+def _letters(episode: Episode) -> float:
+    given, gold = map(_letter_set, (_answer(episode.text), episode.sample.answer))
+    if not gold:
+        raise ValueError(
+            f"{episode.sample.id} needs letters A to E as its answer; got "
+            f"{episode.sample.answer!r}."
+        )
+    return 1.0 if given == gold else 0.2 * bool(given and given < gold)
+
+
+def _letter_set(text: str) -> set[str]:
+    return {*letters_curr_reft(text).split(",")} - {""}
+
+
+def _found(episode: Episode) -> float:
+    boxes = [
+        first_four_integers(f"<answer>{text}</answer>")
+        for text in (_answer(episode.text), episode.sample.answer)
+    ]
+    given, gold = boxes
+    if gold is None:
+        raise ValueError(
+            f"{episode.sample.id} needs a box [x1, y1, x2, y2] as its answer; got "
+            f"{episode.sample.answer!r}."
+        )
+    if given is None:
+        return 0.0
+    return float(geometry.iou(*np.array(boxes, np.float32)) > 0.5)
+
+
+def _boxed_answer(text: str) -> bool:
+    """The layout, and braces with four whole numbers in the answer."""
+    return think_then_answer(text) and _BOX.search(_answer(text)) is not None
+
+
+def _names(episode: Episode) -> float:
+    return set_overlap(_answer(episode.text), episode.sample.answer)
+
+
+def _mathematics(verifier: MathVerifier, episodes: Sequence[Episode]) -> list[float]:
+    given = [_answer(episode.text) for episode in episodes]
+    gold = episodes[0].sample.answer.strip()
+    equal = mathruler(verifier, [(text, gold) for text in given])
+    return [
+        float(text != "" and (verdict.equal or _alike(text, gold)))
+        for text, verdict in zip(given, equal, strict=True)
+    ]
+
+
+def _alike(text: str, gold: str) -> bool:
+    letters = _letter_set(gold)
+    return (
+        bool(letters and _letter_set(text) == letters) or gold in text or text in gold
+    )
+
+
+def _close(similarity: Similarity, episode: Episode) -> float:
+    cosine = similarity(_answer(episode.text), episode.sample.answer)
+    return 1.0 if cosine > 0.95 else 0.2 * (cosine > 0.9)
