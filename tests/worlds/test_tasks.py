@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vrl_jax.recipes.curr_reft import binary, choice, open_ended
 from vrl_jax.recipes.perception_r1 import perception_reward
 from vrl_jax.recipes.q_insight import quality_reward
 from vrl_jax.recipes.satori import satori_reward
+from vrl_jax.recipes.v_triune import verified
 from vrl_jax.recipes.vicrit import critic_reward
 from vrl_jax.recipes.visual_rft import detection, with_format
 from vrl_jax.rewards.boxed import boxed_exact
@@ -31,13 +33,19 @@ class Reader:
 
 
 REWARDS = {
-    tasks.wrong_phrase: (critic_reward, 1.0),
-    tasks.wrong_digit: (critic_reward, 1.0),
-    tasks.seen_and_located: (satori_reward, 4.0),
-    tasks.all_of_a_kind: (with_format(detection), 3.0),
-    tasks.facts_first: (perception_reward(boxed_exact, Reader()), 1.7),
-    tasks.degraded: (quality_reward, 2.0),
+    tasks.wrong_phrase: (lambda verifier: critic_reward, 1.0),
+    tasks.wrong_digit: (lambda verifier: critic_reward, 1.0),
+    tasks.seen_and_located: (lambda verifier: satori_reward, 4.0),
+    tasks.all_of_a_kind: (lambda verifier: with_format(detection), 3.0),
+    tasks.named_boxes: (verified, 1.0),
+    tasks.yes_or_no: (lambda verifier: binary, 2.0),
+    tasks.one_letter: (lambda verifier: choice, 2.0),
+    tasks.open_answer: (open_ended, 2.0),
+    tasks.facts_first: (lambda verifier: perception_reward(boxed_exact, Reader()), 1.7),
+    tasks.degraded: (lambda verifier: quality_reward, 2.0),
 }
+"""What pays each task, and how much at most."""
+
 SIZE = ImageSize(84, 84, 84, 84)
 
 
@@ -52,16 +60,16 @@ def paid(reward, row, text):
 
 
 @pytest.mark.parametrize("task", REWARDS, ids=lambda task: task.__name__)
-def test_demonstrations_are_paid_in_full_and_others_are_not(task):
-    reward, most = REWARDS[task]
-    made = rows(task)
+def test_demonstrations_are_paid_in_full_and_others_are_not(task, verifier):
+    make, most = REWARDS[task]
+    reward, made = make(verifier), rows(task)
     texts = [row.annotations["demonstration"] for row in made]
     own = [paid(reward, *pair) for pair in zip(made, texts, strict=True)]
     np.testing.assert_allclose(own, most, atol=1e-4)
     others = [
         paid(reward, *pair) for pair in zip(made, texts[1:] + texts[:1], strict=True)
     ]
-    assert np.mean(others) < 0.75 * most
+    assert np.mean(others) < 0.8 * most
 
 
 @pytest.mark.parametrize("task", REWARDS, ids=lambda task: task.__name__)
@@ -80,6 +88,19 @@ def test_one_phrase_is_wrong_and_names_nothing_that_is_there(task):
         assert row.answer not in before
         one, other = (set(name.split()) for name in wrong[0])
         assert len(one & other) == 1  # one word was changed, not both
+
+
+@pytest.mark.parametrize("world", ["count", "colour", "position", "comparison"])
+def test_every_question_has_its_three_forms(world):
+    made = getattr(shapes, world)(40, split="train", seed=0)
+    verdicts = [tasks.yes_or_no(sample) for sample in made]
+    assert {row.answer for row in verdicts} == {"yes", "no"}
+    for sample, row in zip(made, verdicts, strict=True):
+        claim = row.question.split("right: ")[1].split("?")[0]
+        assert (row.answer == "yes") == (claim == sample.answer)
+        options = tasks.one_letter(sample)
+        assert f"{options.answer}: {sample.answer}" in options.question
+        assert tasks.open_answer(sample).answer == sample.answer
 
 
 def test_digits_of_thoughts_are_seen_and_those_after_them_derived():

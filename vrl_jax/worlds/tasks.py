@@ -124,6 +124,60 @@ def all_of_a_kind(sample: Sample) -> Sample:
     )
 
 
+def named_boxes(sample: Sample) -> Sample:
+    """Every thing with its name and its box in pixels, for `recipes.v_triune`."""
+    boxes = zip(_names(sample), sample.annotations["boxes"], strict=True)
+    answer = json.dumps([{"bbox_2d": box, "label": name} for name, box in boxes])
+    return _asked(
+        sample,
+        "<image>What is where? Answer with a list of bbox_2d and label.",
+        answer,
+        f"<answer>{answer}</answer>",
+        reward_model={"verifier": "detection"},
+    )
+
+
+def yes_or_no(sample: Sample) -> Sample:
+    """Is this the answer? The first stage of `recipes.curr_reft`."""
+    drawn = random.Random(sample.id)
+    true = drawn.random() < 0.5
+    others = [answer for answer in _answers(sample) if answer != sample.answer]
+    claim = sample.answer if true else drawn.choice(others)
+    answer = "yes" if true else "no"
+    return _asked(
+        sample,
+        f"{sample.question} Is this right: {claim}? Answer yes or no.",
+        answer,
+        f"<think>{sample.answer}</think><answer>{answer}</answer>",
+    )
+
+
+def one_letter(sample: Sample) -> Sample:
+    """Which of these is the answer? The second stage of `recipes.curr_reft`."""
+    options = list(_answers(sample))
+    random.Random(sample.id).shuffle(options)
+    letters = "ABCDE"[: len(options)]
+    listed = ", ".join(f"{a}: {b}" for a, b in zip(letters, options, strict=True))
+    answer = letters[options.index(sample.answer)]
+    return _asked(
+        sample,
+        f"{sample.question} {listed}. Answer with a letter.",
+        answer,
+        f"<think>{sample.answer}</think><answer>{answer}</answer>",
+    )
+
+
+def open_answer(sample: Sample) -> Sample:
+    """What is the answer? The third stage of `recipes.curr_reft`."""
+    return _asked(
+        sample,
+        f"{sample.question} Think, then answer.",
+        sample.answer,
+        f"<think>{sample.answer}</think><answer>{sample.answer}</answer>",
+        task="classify",
+    )
+
+
 def facts_first(sample: Sample) -> Sample:
     """The facts that a response should state, for `recipes.perception_r1`."""
     facts = sample.annotations["facts"]
@@ -191,6 +245,19 @@ DISTORTIONS: Mapping[str, Callable[[Image.Image, int, random.Random], Image.Imag
     "blur": _blurred,
     "darken": _darkened,
 }
+
+
+_ANSWERS = {
+    "shapes/count": ("0", "1", "2", "3"),
+    "shapes/colour": tuple(COLOURS),
+    "shapes/position": ("left", "right", "above", "below"),
+    "shapes/comparison": ("more", "fewer", "equal"),
+}
+"""What the questions of a source may be answered."""
+
+
+def _answers(sample: Sample) -> Sequence[str]:
+    return _ANSWERS[sample.source]
 
 
 def _names(sample: Sample) -> list[str]:
