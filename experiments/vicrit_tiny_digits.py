@@ -3,7 +3,8 @@
 Claim     "left 4, right 7: which is wrong?" After a cold start from 256 demonstrations,
           ViCrit on such rows alone lifts the held-out reward by more than 10 points,
           0.9 for the right one of the two and 0.1 for the layout; with the images
-          shuffled it is that of guessing, about half.
+          shuffled it is that of guessing, about half. What is printed as accuracy is
+          this reward.
 Command   python experiments/vicrit_tiny_digits.py
 Hardware  2 CPU cores, 4 GB of memory
 Time      about 3 minutes; --smoke: under a minute
@@ -58,7 +59,7 @@ def main(
         world=World(
             samples=wrong_digits,
             reward=critic_reward,
-            kinds=tasks.thought_token_kinds,
+            kinds=digits.thought_token_kinds,
             chance=lambda samples: 0.9 / 2 + 0.1,
         ),
     )

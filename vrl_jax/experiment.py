@@ -351,7 +351,7 @@ report                {outcome.report}
 policy                {outcome.policy} (a Hugging Face folder)
 {seconds:.0f} s, peak memory {memory:.1f} GB
 
-Try next: open the report; compare with experiments/grpo_tiny_digits.py; change the
+Try next: open the report; compare with the other scripts in experiments/; change the
 question, the reward or the method in colab/quickstart.ipynb."""
 
 

@@ -23,9 +23,9 @@ def accuracy(reward, answer, *answers, **columns):
 
 
 def test_verdicts():
-    given = ["Yes.", "it is true", "no", "no, that is not correct", "perhaps", ""]
+    given = ["Yes.", "it is true", "no", "no, that is not correct", "not true", "maybe"]
     assert accuracy(binary, "yes", *given) == [1.0, 1.0, 0.0, 0.0, 0.0, 0.0]
-    assert accuracy(binary, "No", *given) == [0.0, 0.0, 1.0, 1.0, 0.0, 0.0]
+    assert accuracy(binary, "No", *given) == [0.0, 0.0, 1.0, 1.0, 1.0, 0.0]
 
 
 def test_letters_are_a_set_and_a_part_is_something():
@@ -57,10 +57,12 @@ def test_mathematics_letters_and_parts(verifier):
 
 
 def test_words_by_their_embeddings(verifier):
-    cosines = {"a": 0.96, "b": 0.92, "c": 0.9}
+    cosines = {"a": 0.96, "b": 0.92, "c": 0.9, "d": np.nan}
     reward = open_ended(verifier, similarity=lambda text, gold: cosines[text])
     found = accuracy(reward, "a dog", "a", "b", "c", task="coco_vqa")
     np.testing.assert_allclose(found, [1.0, 0.2, 0.0])
+    (score,) = reward(group("a dog", "d", task="coco_vqa"))
+    assert np.isnan(score["overall"])
 
 
 def test_an_answer_block_may_be_cut_off():
@@ -81,6 +83,16 @@ def test_rows_that_cannot_be_judged_are_named(verifier):
     ):
         with pytest.raises(ValueError, match=f"row {told}|one of {told}"):
             judge(group("what", "", **columns))
+    for task in ("math", "classify"):
+        with pytest.raises(ValueError, match="row needs an answer"):
+            reward(group(" ", "banana", task=task))
+
+
+def test_long_answers_are_read_in_time(verifier):
+    """Braces that never close, 700 kB of them."""
+    given = ["{" + "[1,2,3,4]" * 80_000, "{" * 700_000]
+    scores = open_ended(verifier)(group("[1, 2, 3, 4]", *given, task="detection"))
+    assert [score["format"] for score in scores] == [0.0, 0.0]
 
 
 def test_advantages_of_the_worked_pair():

@@ -64,17 +64,46 @@ def test_exact_boxes_earn_all_of_it_by_every_score(reward):
     assert wrong["overall"] == 0.0
 
 
-def test_precision_is_less_for_a_box_too_many(reward):
-    """All gold found at IoU 0.5, the false box last: AP50 1, times 0.6."""
-    parm = {"det_reward_ratio": {"map50": 1.0, "map75": 2.0, "other": 1.0}}
-    (score,) = reward(group(json.dumps(GOLD), detected(parm), boxes(FOUND)))
-    np.testing.assert_allclose(score["accuracy"], 0.6, rtol=1e-6)
+@pytest.mark.parametrize(
+    ("name", "precision"), [("map50", 1.0), ("map75", 0.5), ("map", 0.75)]
+)
+def test_precisions_by_hand(reward, name, precision):
+    """IoU 0.95 and 0.7: found at 10 and at 5 of 10 thresholds; one box too many, 0.6.
+
+    The false one comes last, and costs no precision.
+    """
+    found = [{**FOUND[0]}, {"bbox_2d": [200, 200, 300, 270], "label": "dog"}, FOUND[2]]
+    found[0]["bbox_2d"] = [0, 0, 100, 96]
+    weights = {name: 1.0, "other": 1.0, "iou_max_iou_first": 2.0}
+    row = detected({"det_reward_ratio": weights})
+    (score,) = reward(group(json.dumps(GOLD), row, boxes(found)))
+    np.testing.assert_allclose(score["accuracy"], 0.6 * precision, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "accuracy"),
+    [("iou_max_label_first", 0.6 * 0.95), ("iou_max_iou_first", 0.0)],
+)
+def test_which_pair_is_first(reward, name, accuracy):
+    """A car; said to be an exact dog, and a car of IoU 0.95."""
+    said = [{"bbox_2d": [0, 0, 100, 100], "label": "dog"}, FOUND[0]]
+    row = detected({"det_reward_ratio": {name: 1.0}})
+    (score,) = reward(group(json.dumps(GOLD[:1]), row, boxes(said)))
+    np.testing.assert_allclose(score["accuracy"], accuracy, rtol=1e-6)
+
+
+def test_repeats_count_once_on_both_sides(reward):
+    (score,) = reward(group(json.dumps(GOLD * 2), detected(), boxes(GOLD * 2)))
+    np.testing.assert_allclose(score["overall"], 1.0, rtol=1e-6)
 
 
 def test_weights_are_the_rows(reward):
-    parm = detected(accuracy_ratio=0.5, format_ratio=0.5)
-    (score,) = reward(group(json.dumps(GOLD), parm, boxes(FOUND[2:])))
-    np.testing.assert_allclose(score["overall"], 0.5)
+    row = detected(accuracy_ratio=0.8, format_ratio=0.2)
+    (score,) = reward(group(json.dumps(GOLD), row, boxes(FOUND[2:])))
+    np.testing.assert_allclose(score["overall"], 0.2)
+    row = detected(accuracy_ratio=None, format_ratio=None)
+    (score,) = reward(group(json.dumps(GOLD), row, boxes(FOUND[2:])))
+    np.testing.assert_allclose(score["overall"], 0.1 / 1.1)
 
 
 def test_boxes_may_be_in_pixels_and_rows_in_thousandths(reward):
@@ -109,7 +138,17 @@ def test_thresholds():
         (None, "1", "row needs the column 'reward_model'"),
         ({}, "1", "row needs a verifier"),
         ({"verifier": ["detection"]}, "1", "one of mathverify, detection"),
-        ({"verifier": "detection"}, "a car", "row needs 1 to 64 boxes"),
+        (detected(), "a car", "row needs 1 to 64 boxes"),
+        (detected(), "[[0, 0, 1, 1]]", "row needs 1 to 64 boxes"),
+        (detected("{}"), json.dumps(GOLD), "row needs a mapping verifier_parm"),
+        (detected({"det_reward_ratio": {"iou": 1}}), json.dumps(GOLD), "weighs, up"),
+        (detected({"det_reward_ratio": "map"}), json.dumps(GOLD), "weighs, up"),
+        (
+            detected(accuracy_ratio=0, format_ratio=0),
+            "1",
+            "row needs an accuracy_ratio",
+        ),
+        (detected(accuracy_ratio="1"), "1", "row needs an accuracy_ratio"),
     ],
 )
 def test_a_row_that_cannot_be_judged_is_named(reward, row, answer, told):

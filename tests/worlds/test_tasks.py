@@ -16,8 +16,10 @@ from vrl_jax.recipes.v_triune import verified
 from vrl_jax.recipes.vicrit import critic_reward
 from vrl_jax.recipes.visual_rft import detection, with_format
 from vrl_jax.rewards.boxed import boxed_exact
+from vrl_jax.training.data import read_samples
 from vrl_jax.types import Episode, ImageSize, Turn
 from vrl_jax.worlds import digits, shapes, tasks
+from vrl_jax.worlds.writing import write_parquet
 
 
 class Reader:
@@ -73,6 +75,16 @@ def test_demonstrations_are_paid_in_full_and_others_are_not(task, verifier):
 
 
 @pytest.mark.parametrize("task", REWARDS, ids=lambda task: task.__name__)
+def test_rows_come_back_from_parquet(task, tmp_path):
+    made = rows(task, 20)
+    read, report = read_samples(write_parquet(made, tmp_path / "rows.parquet"))
+    assert (report.used, dict(report.dropped)) == (20, {})
+    for one, other in zip(made, read, strict=True):
+        assert (one.question, one.answer) == (other.question, other.answer)
+        assert other.annotations == json.loads(json.dumps(dict(one.annotations)))
+
+
+@pytest.mark.parametrize("task", REWARDS, ids=lambda task: task.__name__)
 def test_rows_follow_from_the_sample_alone(task):
     assert rows(task, 4) == rows(task)[:4]
 
@@ -105,7 +117,7 @@ def test_every_question_has_its_three_forms(world):
 
 def test_digits_of_thoughts_are_seen_and_those_after_them_derived():
     tokens = ["<", "think", ">left", " 3", ",", "</", "think", ">", "\\boxed", "{", "5"]
-    kinds = tasks.thought_token_kinds(tokens)
+    kinds = digits.thought_token_kinds(tokens)
     assert kinds == [None, None, None, "seen", *[None] * 6, "derived"]
 
 

@@ -16,14 +16,17 @@ https://github.com/ding523/Curr_REFT.
 
 A stage is this recipe with that stage's reward, on the same pictures; G is 4, 2 and 4
 in the code, and its anchor near(reference, weight=0.04). What differs here: of several
-words of a verdict the first counts, where the code finds "correct" in "no, that is not
-correct"; letters are a set, where it compares their order and pays nothing for a part,
-0.2 being the paper's; an empty answer is in no other. As in the code, a 1 is paid where
-12 is right: mathematics that must not be hacked has `boxed.boxed_math`. A last stage,
-supervised on the policy's own best answers, is `sft` on rows that a judge has kept.
+words of a verdict the first counts, turned by a "not" before it, where the code finds
+"correct" in "no, that is not correct", and none is tried as mathematics; letters are a
+set, where it compares their order and pays nothing for a part, 0.2 being the paper's;
+an empty answer is in no other. As in the code, a 1 is paid where 12 is right:
+mathematics that must not be hacked has `boxed.boxed_math`. Boxes are in the frame of
+the row's. A last stage, supervised on the policy's own best answers, is `sft` on rows
+that a judge has kept.
 """
 
 import functools
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 
@@ -41,14 +44,15 @@ from vrl_jax.rewards.parse import first_tag
 from vrl_jax.rewards.parse_boxes import first_four_integers
 from vrl_jax.training.anchored import anchored
 from vrl_jax.training.iteration import Recipe
-from vrl_jax.types import Episode
+from vrl_jax.types import Episode, Sample
 
 Similarity = Callable[[str, str], float]
 """(answer, the row's answer) -> the cosine of their embeddings."""
 
-_VERDICT = re.compile(r"\b(yes|true|correct|no|false|incorrect)\b", re.IGNORECASE)
-_AFFIRMS = {"yes", "true", "correct"}
-_BOX = re.compile(r"\{[^{}]*\[\s*\d+,\s*\d+,\s*\d+,\s*\d+\s*\][^{}]*\}")
+_VERDICT = re.compile(
+    r"\b(not\s+)?(?:(yes|true|correct)|no|false|incorrect)\b", re.IGNORECASE
+)
+_BRACES = re.compile(r"\{([^{}]*)\}")
 
 
 def binary(episodes: Sequence[Episode]) -> list[dict[str, float]]:
@@ -135,7 +139,7 @@ def _same_verdict(episode: Episode) -> float:
 
 def _verdict(text: str) -> bool | None:
     found = _VERDICT.search(text)
-    return None if found is None else found.group().lower() in _AFFIRMS
+    return None if found is None else bool(found[2]) != bool(found[1])
 
 
 def _letters(episode: Episode) -> float:
@@ -160,7 +164,7 @@ def _found(episode: Episode) -> float:
     given, gold = boxes
     if gold is None:
         raise ValueError(
-            f"{episode.sample.id} needs a box [x1, y1, x2, y2] as its answer; got "
+            f"{episode.sample.id} needs a box of whole numbers as its answer; got "
             f"{episode.sample.answer!r}."
         )
     if given is None:
@@ -170,14 +174,19 @@ def _found(episode: Episode) -> float:
 
 def _boxed_answer(text: str) -> bool:
     """The layout, and braces with four whole numbers in the answer."""
-    return think_then_answer(text) and _BOX.search(_answer(text)) is not None
+    return think_then_answer(text) and any(
+        first_four_integers(f"<answer>{inside}</answer>")
+        for inside in _BRACES.findall(_answer(text))
+    )
 
 
 def _names(episode: Episode) -> float:
+    _needs_answer(episode.sample)
     return set_overlap(_answer(episode.text), episode.sample.answer)
 
 
 def _mathematics(verifier: MathVerifier, episodes: Sequence[Episode]) -> list[float]:
+    _needs_answer(episodes[0].sample)
     given = [_answer(episode.text) for episode in episodes]
     gold = episodes[0].sample.answer.strip()
     equal = mathruler(verifier, [(text, gold) for text in given])
@@ -196,4 +205,11 @@ def _alike(text: str, gold: str) -> bool:
 
 def _close(similarity: Similarity, episode: Episode) -> float:
     cosine = similarity(_answer(episode.text), episode.sample.answer)
+    if math.isnan(cosine):
+        return math.nan
     return 1.0 if cosine > 0.95 else 0.2 * (cosine > 0.9)
+
+
+def _needs_answer(sample: Sample) -> None:
+    if not re.search(r"\w", sample.answer):
+        raise ValueError(f"{sample.id} needs an answer; got {sample.answer!r}.")

@@ -12,12 +12,14 @@ https://github.com/MiniMax-AI/One-RL-to-See-Them-All.
     credit  A_it = (R_i - mean(R)) / (std(R) + 1e-6)
     loss    clipped surrogate (0.2, 0.28), mean over all tokens
 
-After the report: the shipped script adds a distance from a reference. Boxes pay for the
-layout as in the code, where an answer block has a box; mathematics by the code's tags
-with newlines. Math-verify reads the last box as it stands, where the code lower-cases
-both sides, which breaks some LaTeX. What a rule cannot read of a row is an error that
-names it, where the code pays 0. The tower is frozen in the paper, as a learner of
-`trains=only(language)` has it; its metrics are of each source of data.
+After the report: the shipped script adds a distance from a reference. Boxes earn the
+layout where an answer block holds one, mathematics by the code's tags with newlines.
+Math-verify compares what stands in the last box as it stands: the code lower-cases both
+sides, which breaks some LaTeX, and reads dollars where there is no box. A row that
+cannot be judged is an error that names it, or marked `unchecked`, where the code pays
+0. Prompts are the rows': the code draws their tails from a pool. Outside a run, in an
+evaluation, eps is 0.85. The tower is frozen in the paper, as a learner of
+`trains=only(language)` has it.
 """
 
 import functools
@@ -31,29 +33,32 @@ import numpy as np
 from vrl_jax import advantages, objectives, reductions
 from vrl_jax.engine.reference import free
 from vrl_jax.programs.single_turn import single_turn
-from vrl_jax.rewards.average_precision import mean_average_precision
+from vrl_jax.rewards.average_precision import THRESHOLDS, mean_average_precision
 from vrl_jax.rewards.boxed import boxed_math
 from vrl_jax.rewards.boxes import (
     Boxes,
     dynamic_threshold,
     iou_first_score,
     label_first_score,
+    size_penalty,
 )
 from vrl_jax.rewards.columns import column
-from vrl_jax.rewards.combine import Reward, as_parts
+from vrl_jax.rewards.combine import Reward
 from vrl_jax.rewards.format import tag_share
 from vrl_jax.rewards.grounding import first_size
 from vrl_jax.rewards.math_verifier import MathVerifier
 from vrl_jax.rewards.parse import read_json
 from vrl_jax.rewards.parse_boxes import (
     Detection,
+    are_numbers,
     as_boxes,
     as_detections,
     triune_detections,
+    without_repeats,
 )
 from vrl_jax.training.anchored import anchored
 from vrl_jax.training.iteration import Recipe
-from vrl_jax.types import Episode, ImageSize
+from vrl_jax.types import Episode, ImageSize, Sample
 
 Thresholds = Callable[[int, int], Sequence[float]]
 """(step, total steps) -> the IoU from which a box is found; scores are averaged."""
@@ -65,7 +70,7 @@ _SCORES = {
     "iou_max_label_first": jax.jit(label_first_score),
     "iou_max_iou_first": jax.jit(iou_first_score),
 }
-_PRECISIONS = {"map": None, "map50": (0.5,), "map75": (0.75,)}
+_PRECISIONS = {"map": tuple(THRESHOLDS), "map50": (0.5,), "map75": (0.75,)}
 _mean_average_precision = jax.jit(
     mean_average_precision, static_argnames=("thresholds", "classes")
 )
@@ -83,13 +88,14 @@ def averaged(step: int, total_steps: int) -> Sequence[float]:
 
 
 def verified(verifier: MathVerifier, *, thresholds: Thresholds = tightening) -> Reward:
-    """The actor's reward, by the row's column `reward_model`, a mapping with
+    """The actor's reward: what the mapping in the row's column `reward_model` says.
 
-    `verifier`, "mathverify" or "detection"; perhaps `accuracy_ratio` and
-    `format_ratio`; and for boxes perhaps `verifier_parm`: `det_verifier_normalized`,
-    where the row's boxes are in thousandths and the response's in pixels that the model
-    sees, and the weights `det_reward_ratio`, of which the default is
-    {"iou_max_label_first": 1}.
+    Its `verifier` is "mathverify" or "detection"; `accuracy_ratio` and `format_ratio`
+    are a and b. Boxes may have a mapping `verifier_parm`: `det_verifier_normalized`,
+    where the row's are in thousandths and the response's in pixels that the model sees,
+    and `det_reward_ratio`, weights up to 1 of iou_max_label_first (the default),
+    iou_max_iou_first, map, map50 and map75, with the share iou_completeness of the
+    first two.
     """
     # The only two that the released rows name.
     verifiers = {
@@ -99,21 +105,20 @@ def verified(verifier: MathVerifier, *, thresholds: Thresholds = tightening) -> 
 
     def reward(episodes: Sequence[Episode]) -> list[dict[str, float]]:
         sample = episodes[0].sample
-        row = column(sample, "reward_model", Mapping, "how the row is judged")
+        row = column(sample, "reward_model", Mapping, "a mapping: how it is judged")
         name = row.get("verifier")
         if not isinstance(name, str) or name not in verifiers:
             raise ValueError(
                 f"{sample.id} needs a verifier in its reward_model, one of "
                 f"{', '.join(verifiers)}; got {name!r}."
             )
-        a, b = row.get("accuracy_ratio", 1.0), row.get("format_ratio", 0.1)
+        a, b = _ratios(sample, row)
         return [
             {
-                "overall": (a * accuracy + b * layout) / (a + b),
-                "accuracy": accuracy,
-                "format": layout,
+                **found,
+                "overall": (a * found["accuracy"] + b * found["format"]) / (a + b),
             }
-            for accuracy, layout in verifiers[name](row, episodes)
+            for found in verifiers[name](row, episodes)
         ]
 
     return reward
@@ -134,87 +139,110 @@ def v_triune(
     )
 
 
+def _ratios(sample: Sample, row: Mapping[str, Any]) -> tuple[float, float]:
+    """a and b; a missing one is the service's default."""
+    given = [row.get("accuracy_ratio"), row.get("format_ratio")]
+    pair = [d if x is None else x for x, d in zip(given, (1.0, 0.1), strict=True)]
+    if not (are_numbers(pair, 2) and min(pair) >= 0 and sum(pair) > 0):
+        raise ValueError(
+            f"{sample.id} needs an accuracy_ratio and a format_ratio of 0 or more, and "
+            f"not both 0, in its reward_model; got {given}."
+        )
+    return pair[0], pair[1]
+
+
 def _mathematics(
     accuracy: Reward, row: Mapping[str, Any], episodes: Sequence[Episode]
-) -> list[tuple[float, float]]:
+) -> list[dict[str, float]]:
     del row
-    right = [as_parts(score)["overall"] for score in accuracy(episodes)]
-    return [(r, tag_share(e.text)) for r, e in zip(right, episodes, strict=True)]
+    return [
+        {
+            "accuracy": score["overall"],
+            "format": tag_share(episode.text),
+            "unchecked": score["unchecked"],
+        }
+        for score, episode in zip(accuracy(episodes), episodes, strict=True)
+    ]
 
 
 def _detection(
     thresholds: Thresholds, row: Mapping[str, Any], episodes: Sequence[Episode]
-) -> list[tuple[float, float]]:
+) -> list[dict[str, float]]:
     sample, parm = episodes[0].sample, row.get("verifier_parm") or {}
-    gold = as_detections(read_json(sample.answer.lower()))
-    if not 0 < len(gold) <= MOST:
-        raise ValueError(
-            f"{sample.id} needs 1 to {MOST} boxes as its answer, a list of bbox_2d and "
-            f"label; {len(gold)} were read of {sample.answer[:80]!r}."
-        )
+    weights = _weights(sample, parm)
+    gold = _gold(sample)
     given = [triune_detections(episode.text)[:MOST] for episode in episodes]
     if parm.get("det_verifier_normalized"):
         size = first_size(episodes[0])
         given = [[_in_thousandths(one, size) for one in found] for found in given]
     labels = sorted({one.label for one in gold})
-    weights = parm.get("det_reward_ratio") or {"iou_max_label_first": 1.0}
     bounds = thresholds(episodes[0].step, episodes[0].total_steps)
     wanted = as_boxes(gold, size=MOST, labels=labels)
-    return [
-        (
-            _weighted(
-                as_boxes(found, size=MOST, labels=labels),
-                wanted,
-                weights=weights,
-                bounds=bounds,
-                classes=len(labels),
-            )
-            if found
-            else 0.0,
-            float(bool(found)),
+    scores = []
+    for found in given:
+        table = as_boxes(found, size=MOST, labels=labels)
+        score = _weighted(table, wanted, weights, bounds, len(labels)) if found else 0.0
+        scores.append({"accuracy": score, "format": float(bool(found))})
+    return scores
+
+
+def _gold(sample: Sample) -> list[Detection]:
+    """The row's boxes, without repeats; each has four numbers and a label."""
+    given = read_json(sample.answer.lower())
+    items = [given] if isinstance(given, Mapping) else given or []
+    boxes = as_detections(items)
+    labelled = len(boxes) == len(items) and all(box.label for box in boxes)
+    boxes = without_repeats(boxes)
+    if not labelled or not 0 < len(boxes) <= MOST:
+        raise ValueError(
+            f"{sample.id} needs 1 to {MOST} boxes as its answer, each with bbox_2d and "
+            f"a label; got {sample.answer[:80]!r}."
         )
-        for found in given
-    ]
+    return boxes
+
+
+def _weights(sample: Sample, parm: Any) -> dict[str, float]:
+    """Those in (0, 1], as in the code; others do not count."""
+    given = parm.get("det_reward_ratio") if isinstance(parm, Mapping) else parm
+    given = {"iou_max_label_first": 1.0} if given is None else given
+    found = {}
+    if isinstance(parm, Mapping) and isinstance(given, Mapping):
+        known = {**_SCORES, **_PRECISIONS, "iou_completeness": None}
+        numbers = {k: w for k, w in given.items() if k in known and are_numbers([w], 1)}
+        found = {name: w for name, w in numbers.items() if 0 < w <= 1}
+    if not {*found} - {"iou_completeness"}:
+        raise ValueError(
+            f"{sample.id} needs a mapping verifier_parm whose det_reward_ratio weighs, "
+            f"up to 1, some of {', '.join({**_SCORES, **_PRECISIONS})}; got {given!r}."
+        )
+    return found
 
 
 def _weighted(
     predicted: Boxes,
     gold: Boxes,
-    *,
     weights: Mapping[str, float],
     bounds: Sequence[float],
     classes: int,
 ) -> float:
-    """The mean of the scores that have a weight in (0, 1]; others have none."""
-    kept = {k: w for k, w in weights.items() if isinstance(w, int | float)}
-    kept = {k: w for k, w in kept.items() if 0 < w <= 1}
-    completeness = kept.pop("iou_completeness", 0.0)
-    penalty = 0.6 ** abs(int(predicted.mask.sum()) - int(gold.mask.sum()))
-    total = weight = 0.0
-    for name, share in kept.items():
-        if name in _SCORES:
-            scores = [
-                float(
-                    _SCORES[name](
-                        predicted,
-                        gold,
-                        iou_threshold=bound,
-                        completeness_weight=completeness,
-                    )
-                )
-                for bound in bounds
-            ]
-            score = math.fsum(scores) / len(scores)
-        elif name in _PRECISIONS:
+    """The mean of the scores by their weights."""
+    completeness = weights.get("iou_completeness", 0.0)
+
+    def score(name: str) -> float:
+        if name in _PRECISIONS:
             at = _PRECISIONS[name]
-            only = {} if at is None else {"thresholds": at}
-            score = penalty * float(
-                _mean_average_precision(predicted, gold, classes=classes, **only)
+            found = _mean_average_precision(
+                predicted, gold, thresholds=at, classes=classes
             )
-        else:
-            continue
-        total, weight = total + share * score, weight + share
-    return total / weight if weight else 0.0
+            return float(size_penalty(predicted, gold) * found)
+        rule = functools.partial(_SCORES[name], completeness_weight=completeness)
+        return float(
+            np.mean([rule(predicted, gold, iou_threshold=bound) for bound in bounds])
+        )
+
+    shares = {name: w for name, w in weights.items() if name != "iou_completeness"}
+    total = math.fsum(share * score(name) for name, share in shares.items())
+    return total / math.fsum(shares.values())
 
 
 def _in_thousandths(found: Detection, size: ImageSize) -> Detection:

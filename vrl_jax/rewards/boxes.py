@@ -247,13 +247,15 @@ def iou_first_score(
     iou_threshold: float | Float[Array, ""] = 0.5,
     completeness_weight: float = 0.0,
 ) -> Float[Array, ""]:
-    """S_eps of V-Triune with the globally largest pair of one label first.
+    """S_eps of V-Triune with the largest pair of all first, whatever its labels.
 
-    The released code loses its maximum in the search; this is the rule it states.
+    A pair of two labels is taken and counts 0. The released code loses its maximum in
+    the search; this is the rule it states.
     """
+    scores = overlaps(predicted, gold)
+    matched = geometry.greedy_match(jnp.where(scores >= iou_threshold, scores, 0))
     scores = labelled_overlaps(predicted, gold)
-    scores = jnp.where(scores >= iou_threshold, scores, 0)
-    found = geometry.matched_scores(scores, geometry.greedy_match(scores))
+    found = geometry.matched_scores(scores, matched)
     return _triune(found, predicted, gold, completeness_weight)
 
 
@@ -267,8 +269,16 @@ def _triune(
     completeness = 1 - (missed + false) / 2
     mean = found.sum() / jnp.maximum(n_gold, 1)
     score = (1 - weight) * mean + weight * completeness
-    penalty = 0.6 ** jnp.abs(n_predicted - n_gold)
-    return jnp.where((n_predicted > 0) & (n_gold > 0), score * penalty, 0)
+    score = score * size_penalty(predicted, gold)
+    return jnp.where((n_predicted > 0) & (n_gold > 0), score, 0)
+
+
+def size_penalty(predicted: Boxes, gold: Boxes) -> Float[Array, ""]:
+    """0.6^|predicted - gold|, which multiplies every score in V-Triune's code.
+
+    https://github.com/MiniMax-AI/One-RL-to-See-Them-All
+    """
+    return 0.6 ** jnp.abs(predicted.mask.sum() - gold.mask.sum())
 
 
 def dynamic_threshold(

@@ -179,3 +179,17 @@ def sum_token_kinds(tokens: Sequence[str]) -> list[str | None]:
         ("seen" if i < equals else "derived") if token.strip().isdigit() else None
         for i, token in enumerate(tokens)
     ]
+
+
+def thought_token_kinds(tokens: Sequence[str]) -> list[str | None]:
+    """What each token of a response that thinks is: "seen" if a digit of a thought.
+
+    "derived": a digit after it, which could follow from question and thought. None: the
+    rest.
+    """
+    text, kinds = "", []
+    for token in tokens:
+        text += token
+        kind = "derived" if "</think>" in text else "seen"
+        kinds.append(kind if token.strip().isdigit() else None)
+    return kinds

@@ -64,20 +64,6 @@ def wrong_digit(sample: Sample) -> Sample:
     )
 
 
-def thought_token_kinds(tokens: Sequence[str]) -> list[str | None]:
-    """What each token of a response that thinks is: "seen" if a digit of a thought.
-
-    "derived": a digit after it, which could follow from question and thought. None: the
-    rest.
-    """
-    text, kinds = "", []
-    for token in tokens:
-        text += token
-        kind = "derived" if "</think>" in text else "seen"
-        kinds.append(kind if token.strip().isdigit() else None)
-    return kinds
-
-
 def seen_and_located(sample: Sample) -> Sample:
     """Caption, boxes in pixels, then the answer, for `recipes.satori`.
 
@@ -211,9 +197,9 @@ def degraded(sample: Sample) -> Sample:
         task = {"task": "score"}
         asked = "<image>How good is the picture, from 1 to 5? Answer with a rating."
     else:
-        rating = ""
         columns = {"distortion_class": kind, "severity": severity}
         task, told = {"task": "degradation", **columns}, json.dumps(columns)
+        rating = told
         asked = "<image>What is wrong with the picture? Answer with distortion_class "
         asked += "and severity."
     demonstration = f"<think>\n{kind}\n</think>\n<answer>\n{told}\n</answer>"
