@@ -29,39 +29,21 @@ def wrong_phrase(sample: Sample) -> Sample:
     place = drawn.randrange(len(names))
     colour, shape = names[place].split()
     others = [f"{c} {shape}" for c in COLOURS] + [f"{colour} {s}" for s in SHAPES]
-    changed = list(names)
-    changed[place] = drawn.choice([name for name in others if name not in names])
-    caption = ", ".join(changed)
-    return _asked(
-        sample,
-        f"<image>One thing of this list is not in the picture: {caption}. Which?",
-        changed[place],
-        f"<think>{', '.join(names)}</think>\\boxed{{{changed[place]}}}",
-        original_caption=", ".join(names),
-        changed_caption=caption,
-        solution_original=names[place],
-    )
+    other = drawn.choice([name for name in others if name not in names])
+    asked = "<image>One thing of this list is not in the picture: {}. Which?"
+    return _one_wrong(sample, names, place, other, asked)
 
 
 def wrong_digit(sample: Sample) -> Sample:
     """The same of two handwritten digits: is the left one wrong, or the right one?"""
     drawn = random.Random(sample.id)
     digits = sample.annotations["digits"]
-    names = [f"{s} {d}" for s, d in zip(("left", "right"), digits, strict=True)]
+    sides = ("left", "right")
+    names = [f"{side} {digit}" for side, digit in zip(sides, digits, strict=True)]
     place = drawn.randrange(2)
-    other = drawn.choice([d for d in range(10) if d != digits[place]])
-    changed = list(names)
-    changed[place] = f"{names[place].split()[0]} {other}"
-    caption = ", ".join(changed)
-    return _asked(
-        sample,
-        f"<image>{caption}: which is wrong?",
-        changed[place],
-        f"<think>{', '.join(names)}</think>\\boxed{{{changed[place]}}}",
-        original_caption=", ".join(names),
-        changed_caption=caption,
-        solution_original=names[place],
-    )
+    other = drawn.choice([digit for digit in range(10) if digit != digits[place]])
+    asked = "<image>{}: which is wrong?"
+    return _one_wrong(sample, names, place, f"{sides[place]} {other}", asked)
 
 
 def seen_and_located(sample: Sample) -> Sample:
@@ -231,6 +213,22 @@ DISTORTIONS: Mapping[str, Callable[[Image.Image, int, random.Random], Image.Imag
     "blur": _blurred,
     "darken": _darkened,
 }
+
+
+def _one_wrong(
+    sample: Sample, names: Sequence[str], place: int, other: str, asked: str
+) -> Sample:
+    """The names as a caption, one of them another; `asked` shows it."""
+    caption = ", ".join([*names[:place], other, *names[place + 1 :]])
+    return _asked(
+        sample,
+        asked.format(caption),
+        other,
+        f"<think>{', '.join(names)}</think>\\boxed{{{other}}}",
+        original_caption=", ".join(names),
+        changed_caption=caption,
+        solution_original=names[place],
+    )
 
 
 _ANSWERS = {
