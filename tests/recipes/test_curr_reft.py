@@ -79,7 +79,7 @@ def test_rows_that_cannot_be_judged_are_named(verifier):
         (choice, {}, "needs letters A to E"),
         (reward, {"task": "detection"}, "needs a box"),
         (reward, {}, "needs the column 'task'"),
-        (reward, {"task": "coco_vqa"}, "detection, classify, math .and coco_vqa"),
+        (reward, {"task": "coco_vqa"}, "detection, classify, math; got"),
     ):
         with pytest.raises(ValueError, match=f"row {told}|one of {told}"):
             judge(group("what", "", **columns))

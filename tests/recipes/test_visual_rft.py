@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from vrl_jax.recipes.visual_rft import (
+    checked,
     classification,
     detection,
     grounding,
     visual_rft,
-    with_format,
 )
 from vrl_jax.types import Episode, Sample, Turn
 
@@ -39,9 +39,7 @@ def tagged(answer):
 
 def test_boxes_of_the_worked_example():
     """Matches 0.8, 0 and 1.0 in order of confidence, by hand: 0.6 + 0.533333 + 1."""
-    (score,) = with_format(detection)(
-        group(json.dumps(GOLD), tagged(json.dumps(FOUND)))
-    )
+    (score,) = checked(detection)(group(json.dumps(GOLD), tagged(json.dumps(FOUND))))
     np.testing.assert_allclose(score["accuracy_iou"], 1.8 / 3, rtol=1e-6)
     np.testing.assert_allclose(score["accuracy_conf"], 1.6 / 3, rtol=1e-6)
     np.testing.assert_allclose(score["overall"], 2.133333, atol=1e-6)
@@ -66,7 +64,7 @@ def test_a_picture_without_the_object_may_be_answered():
 
 @pytest.mark.parametrize("text", ["[[1, 2, 3, 4]]", '["a"]', "7", "{", "[1, {}]"])
 def test_what_is_no_list_of_objects_earns_the_layout_alone(text):
-    (score,) = with_format(detection)(group(json.dumps(GOLD), tagged(text)))
+    (score,) = checked(detection)(group(json.dumps(GOLD), tagged(text)))
     assert score["overall"] == score["format"] == 1.0
 
 

@@ -36,13 +36,14 @@ from vrl_jax import advantages, geometry, objectives, reductions
 from vrl_jax.engine.reference import Anchor, free
 from vrl_jax.programs.single_turn import single_turn
 from vrl_jax.rewards.answers import letters_curr_reft, set_overlap
-from vrl_jax.rewards.combine import Reward, per_response, weighted
+from vrl_jax.rewards.columns import chosen
+from vrl_jax.rewards.combine import Reward, per_response, with_format
 from vrl_jax.rewards.format import think_then_answer
 from vrl_jax.rewards.math_verifier import MathVerifier
 from vrl_jax.rewards.mathruler import mathruler
-from vrl_jax.rewards.parse import first_tag
-from vrl_jax.rewards.parse_boxes import first_four_integers
-from vrl_jax.training.anchored import anchored
+from vrl_jax.rewards.parse import answer_or_rest
+from vrl_jax.rewards.parse_boxes import four_integers
+from vrl_jax.training.clipped_recipe import clipped_recipe
 from vrl_jax.training.iteration import Recipe
 from vrl_jax.types import Episode, Sample
 
@@ -57,12 +58,12 @@ _BRACES = re.compile(r"\{([^{}]*)\}")
 
 def binary(episodes: Sequence[Episode]) -> list[dict[str, float]]:
     """Stage 1: the row's answer is yes or no."""
-    return _with_format(per_response(_same_verdict))(episodes)
+    return with_format(per_response(_same_verdict), think_then_answer)(episodes)
 
 
 def choice(episodes: Sequence[Episode]) -> list[dict[str, float]]:
     """Stage 2: the row's answer is a letter A to E, or some: "A,C"."""
-    return _with_format(per_response(_letters))(episodes)
+    return with_format(per_response(_letters), think_then_answer)(episodes)
 
 
 def open_ended(
@@ -72,26 +73,23 @@ def open_ended(
 
     "detection": IoU > 0.5 with the row's box. "classify": the share of names that both
     have. "math": equal by mathruler's rule, the same letters, or one answer in the
-    other. "coco_vqa": 1 where `similarity` is above 0.95, 0.2 above 0.9.
+    other. "coco_vqa", where a `similarity` is given: 1 if it is above 0.95, 0.2 above
+    0.9.
     """
+    mathematics = functools.partial(_mathematics, verifier)
     tasks: dict[str, Reward] = {
-        "detection": _with_format(per_response(_found), _boxed_answer),
-        "classify": _with_format(per_response(_names)),
-        "math": _with_format(functools.partial(_mathematics, verifier)),
+        "detection": with_format(per_response(_found), _boxed_answer),
+        "classify": with_format(per_response(_names), think_then_answer),
+        "math": with_format(mathematics, think_then_answer),
     }
     if similarity is not None:
         close = functools.partial(_close, similarity)
-        tasks["coco_vqa"] = _with_format(per_response(close))
+        tasks["coco_vqa"] = with_format(per_response(close), think_then_answer)
 
     def reward(episodes: Sequence[Episode]) -> Sequence[Mapping[str, float]]:
         sample = episodes[0].sample
         task = sample.annotations.get("task")
-        if not isinstance(task, str) or task not in tasks:
-            raise ValueError(
-                f"{sample.id} needs the column 'task', one of {', '.join(tasks)} (and "
-                f"coco_vqa, if open_ended is given a similarity); got {task!r}."
-            )
-        return tasks[task](episodes)
+        return chosen(sample, "the column 'task'", task, tasks)(episodes)
 
     return reward
 
@@ -100,7 +98,7 @@ def curr_reft(
     *, group_size: int = 4, clip: float = 0.2, anchor: Anchor = free
 ) -> Recipe:
     """The actor's reward is that of the stage."""
-    return anchored(
+    return clipped_recipe(
         functools.partial(single_turn, group_size=group_size),
         advantage=functools.partial(
             advantages.group_zscore, group_size=group_size, eps=1e-4
@@ -113,22 +111,8 @@ def curr_reft(
     )
 
 
-def _with_format(
-    accuracy: Reward, layout: Callable[[str], bool] = think_then_answer
-) -> Reward:
-    keeps = per_response(lambda episode: float(layout(episode.text)))
-    return weighted({"accuracy": (accuracy, 1.0), "format": (keeps, 1.0)})
-
-
-def _answer(text: str) -> str:
-    """The answer block, to the end where it was not closed; without one, nothing."""
-    tagged = first_tag(text, "answer")
-    rest = text.partition("<answer>")[2] if tagged is None else tagged
-    return rest.replace("<answer>", "").strip()
-
-
 def _same_verdict(episode: Episode) -> float:
-    given, gold = map(_verdict, (_answer(episode.text), episode.sample.answer))
+    given, gold = map(_verdict, (answer_or_rest(episode.text), episode.sample.answer))
     if gold is None:
         raise ValueError(
             f"{episode.sample.id} needs yes or no as its answer; got "
@@ -143,7 +127,9 @@ def _verdict(text: str) -> bool | None:
 
 
 def _letters(episode: Episode) -> float:
-    given, gold = map(_letter_set, (_answer(episode.text), episode.sample.answer))
+    given, gold = map(
+        _letter_set, (answer_or_rest(episode.text), episode.sample.answer)
+    )
     if not gold:
         raise ValueError(
             f"{episode.sample.id} needs letters A to E as its answer; got "
@@ -158,8 +144,8 @@ def _letter_set(text: str) -> set[str]:
 
 def _found(episode: Episode) -> float:
     boxes = [
-        first_four_integers(f"<answer>{text}</answer>")
-        for text in (_answer(episode.text), episode.sample.answer)
+        four_integers(text)
+        for text in (answer_or_rest(episode.text), episode.sample.answer)
     ]
     given, gold = boxes
     if gold is None:
@@ -175,19 +161,18 @@ def _found(episode: Episode) -> float:
 def _boxed_answer(text: str) -> bool:
     """The layout, and braces with four whole numbers in the answer."""
     return think_then_answer(text) and any(
-        first_four_integers(f"<answer>{inside}</answer>")
-        for inside in _BRACES.findall(_answer(text))
+        four_integers(inside) for inside in _BRACES.findall(answer_or_rest(text))
     )
 
 
 def _names(episode: Episode) -> float:
     _needs_answer(episode.sample)
-    return set_overlap(_answer(episode.text), episode.sample.answer)
+    return set_overlap(answer_or_rest(episode.text), episode.sample.answer)
 
 
 def _mathematics(verifier: MathVerifier, episodes: Sequence[Episode]) -> list[float]:
     _needs_answer(episodes[0].sample)
-    given = [_answer(episode.text) for episode in episodes]
+    given = [answer_or_rest(episode.text) for episode in episodes]
     gold = episodes[0].sample.answer.strip()
     equal = mathruler(verifier, [(text, gold) for text in given])
     return [
@@ -204,7 +189,7 @@ def _alike(text: str, gold: str) -> bool:
 
 
 def _close(similarity: Similarity, episode: Episode) -> float:
-    cosine = similarity(_answer(episode.text), episode.sample.answer)
+    cosine = similarity(answer_or_rest(episode.text), episode.sample.answer)
     if math.isnan(cosine):
         return math.nan
     return 1.0 if cosine > 0.95 else 0.2 * (cosine > 0.9)

@@ -15,14 +15,14 @@ import functools
 from vrl_jax import advantages, objectives, reductions
 from vrl_jax.engine.reference import Anchor, free
 from vrl_jax.programs.single_turn import single_turn
-from vrl_jax.training.anchored import anchored
+from vrl_jax.training.clipped_recipe import clipped_recipe
 from vrl_jax.training.iteration import Recipe
 
 
 def grpo(*, group_size: int = 8, clip: float = 0.2, anchor: Anchor = free) -> Recipe:
     """`clip` is epsilon of equation 3, `anchor` its last term."""
     act = functools.partial(single_turn, group_size=group_size)
-    return anchored(
+    return clipped_recipe(
         act,
         advantage=functools.partial(advantages.group_zscore, group_size=group_size),
         surrogate=objectives.clipped_surrogate,

@@ -19,23 +19,30 @@ released prompt has a system turn and three examples.
 """
 
 import functools
+import itertools
 from collections.abc import Sequence
 
+import jax
 import numpy as np
 
 from vrl_jax import advantages, objectives, reductions
 from vrl_jax.engine.reference import free
 from vrl_jax.programs.single_turn import single_turn
 from vrl_jax.rewards.answers import number
-from vrl_jax.rewards.combine import Reward, per_response, weighted
+from vrl_jax.rewards.combine import Reward, of_text, weighted
 from vrl_jax.rewards.format import think_then_boxed_answer
 from vrl_jax.rewards.judge import AnswersQuestions
 from vrl_jax.rewards.parse import last_tag
 from vrl_jax.rewards.steps import fact_share
 from vrl_jax.rewards.text import repetition
-from vrl_jax.training.anchored import anchored
+from vrl_jax.training.clipped_recipe import clipped_recipe
 from vrl_jax.training.iteration import Recipe
 from vrl_jax.types import Episode, Sample
+
+MOST = 64
+"""Verdicts of a reply that count."""
+
+_share = jax.jit(fact_share)
 
 RULE = """\
 Below are numbered facts about a picture, and a response to a question about it. For
@@ -57,15 +64,18 @@ def facts_stated(reply: str) -> float | None:
     """sum of verdicts / (count + 1e-6) over info1, info2, ... up to the first gap.
 
     The last of equal tags counts, clipped to [0, 1]; what is no number is 0. None
-    without a verdict. How a judge's reply is read: Judge(endpoint, read=facts_stated),
-    with 512 tokens of a reply in the code, Endpoint(max_tokens=512).
+    without a verdict; of more than MOST, the first. How a judge's reply is read:
+    Judge(endpoint, read=facts_stated), with 512 tokens of a reply in the code,
+    Endpoint(max_tokens=512).
     """
-    verdicts: list[float] = []
-    while (told := last_tag(reply, f"info{len(verdicts) + 1}")) is not None:
-        verdicts.append(number(told) or 0.0)
-    if not verdicts:
+    tags = (last_tag(reply, f"info{place}") for place in range(1, MOST + 1))
+    told = [*itertools.takewhile(lambda tag: tag is not None, tags)]
+    if not told:
         return None
-    return float(fact_share(np.array(verdicts), np.ones(len(verdicts), bool)))
+    # Always MOST places, so that one program serves all replies.
+    verdicts = np.zeros(MOST, np.float32)
+    verdicts[: len(told)] = [number(tag) or 0.0 for tag in told]
+    return float(_share(verdicts, np.arange(MOST) < len(told)))
 
 
 def seen(judge: AnswersQuestions, *, rule: str = RULE) -> Reward:
@@ -97,14 +107,12 @@ def perception_reward(
     `accuracy` is the code's math check of the answer, such as `boxed.boxed_math`;
     `judge` reads replies by `facts_stated`.
     """
-    layout = per_response(lambda e: float(think_then_boxed_answer(e.text)))
-    repeats = per_response(lambda e: repetition(e.text, n=20))
     return weighted(
         {
             "accuracy": (accuracy, 0.9),
-            "format": (layout, 0.1),
+            "format": (of_text(think_then_boxed_answer), 0.1),
             "perception": (seen(judge), weight),
-            "repetition": (repeats, 2.0),
+            "repetition": (of_text(functools.partial(repetition, n=20)), 2.0),
         }
     )
 
@@ -114,7 +122,7 @@ def perception_r1(
 ) -> Recipe:
     """The actor's reward is a `perception_reward`."""
     act = functools.partial(single_turn, group_size=group_size)
-    return anchored(
+    return clipped_recipe(
         act,
         advantage=functools.partial(advantages.group_zscore, group_size=group_size),
         surrogate=objectives.dual_clipped_surrogate,

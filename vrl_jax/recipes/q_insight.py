@@ -25,12 +25,12 @@ from vrl_jax import advantages, objectives, reductions
 from vrl_jax.engine.reference import Anchor, free
 from vrl_jax.programs.single_turn import single_turn
 from vrl_jax.rewards.answers import number
-from vrl_jax.rewards.columns import column
-from vrl_jax.rewards.combine import per_response, weighted
+from vrl_jax.rewards.columns import chosen, column
+from vrl_jax.rewards.combine import per_response, with_format
 from vrl_jax.rewards.format import think_then_any_answer, think_then_json_answer
 from vrl_jax.rewards.parse import first_tag
 from vrl_jax.rewards.quality import degradation_score, rating_of
-from vrl_jax.training.anchored import anchored
+from vrl_jax.training.clipped_recipe import clipped_recipe
 from vrl_jax.training.iteration import Recipe
 from vrl_jax.types import Episode
 
@@ -74,16 +74,10 @@ def quality_reward(episodes: Sequence[Episode]) -> list[dict[str, float]]:
 
     The rating is the row's answer; `distortion_class` and `severity` are columns.
     """
-    task = episodes[0].sample.annotations.get("task")
-    if not isinstance(task, str) or task not in TASKS:
-        raise ValueError(
-            f"{episodes[0].sample.id} needs annotations['task'], one of "
-            f"{', '.join(TASKS)}; got {task!r}."
-        )
-    accuracy, layout = TASKS[task]
-    keeps = per_response(lambda episode: float(layout(episode.text)))
-    parts = {"accuracy": (per_response(accuracy), 1.0), "format": (keeps, 1.0)}
-    return weighted(parts)(episodes)
+    sample = episodes[0].sample
+    task = sample.annotations.get("task")
+    accuracy, layout = chosen(sample, "the column 'task'", task, TASKS)
+    return with_format(per_response(accuracy), layout)(episodes)
 
 
 def q_insight(
@@ -91,7 +85,7 @@ def q_insight(
 ) -> Recipe:
     """The actor's reward is `quality_reward`."""
     act = functools.partial(single_turn, group_size=group_size)
-    return anchored(
+    return clipped_recipe(
         act,
         advantage=functools.partial(
             advantages.group_zscore, group_size=group_size, eps=1e-4

@@ -34,7 +34,7 @@ from vrl_jax.programs.acting import act as play
 from vrl_jax.programs.describe_then_answer import DESCRIBE, describe_then_answer
 from vrl_jax.rewards.boxed import boxed_right
 from vrl_jax.rewards.combine import Reward, fact
-from vrl_jax.training.anchored import anchored
+from vrl_jax.training.clipped_recipe import clipped_recipe
 from vrl_jax.training.iteration import Recipe
 from vrl_jax.types import Episode, Sample, literal
 
@@ -136,7 +136,7 @@ def racro(
         models={"reasoner": reasoner},
         limits=limits,
     )
-    return anchored(
+    return clipped_recipe(
         act,
         advantage=functools.partial(advantages.group_zscore, group_size=group_size),
         surrogate=objectives.dual_clipped_surrogate,

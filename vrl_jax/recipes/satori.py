@@ -25,26 +25,39 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Float
 
 from vrl_jax import advantages, geometry, objectives, reductions
 from vrl_jax.engine.reference import Anchor, free
 from vrl_jax.programs.single_turn import single_turn
 from vrl_jax.rewards.answers import one_of
 from vrl_jax.rewards.columns import column
-from vrl_jax.rewards.combine import per_response, weighted
+from vrl_jax.rewards.combine import of_text, per_response, weighted
 from vrl_jax.rewards.format import blocks_in_order
 from vrl_jax.rewards.grounding import Frame, first_size, original, resized
 from vrl_jax.rewards.parse import first_tag, read_json
 from vrl_jax.rewards.parse_boxes import are_numbers
 from vrl_jax.rewards.text import caption_score
-from vrl_jax.training.anchored import anchored
+from vrl_jax.training.clipped_recipe import clipped_recipe
 from vrl_jax.training.iteration import Recipe
 from vrl_jax.types import Episode
 
 MOST = 32
 """Boxes of a response that count, and of a row at most."""
 
-_union_iou = jax.jit(geometry.union_iou)
+
+@jax.jit
+def _union_iou(
+    given: Float[Array, "N 4"],
+    there: Bool[Array, " N"],
+    frame: Float[Array, " 2"],
+    gold: Float[Array, "M 4"],
+    known: Bool[Array, " M"],
+    whole: Float[Array, " 2"],
+) -> Float[Array, ""]:
+    """Of boxes in `frame`, cut at the edge of the picture, and gold boxes in it."""
+    inside = jnp.clip(geometry.rescale(given, frame, whole), 0, jnp.tile(whole, 2))
+    return geometry.union_iou(inside, there, gold, known)
 
 
 def looks_first(text: str) -> bool:
@@ -74,18 +87,15 @@ def located(episode: Episode, *, frame: Frame = resized) -> float:
     is not a list of boxes is none.
     """
     size = first_size(episode)
-    whole = np.array(original(size), np.float32)
     found = _boxes(read_json(first_tag(episode.text, "bbox") or ""))
-    given, there = _padded(found[:MOST])
-    moved = geometry.rescale(given, jnp.array(frame(size)), whole)
-    inside = jnp.clip(moved, 0, np.tile(whole, 2))
     gold = _boxes(column(episode.sample, "bboxs", list, "boxes [x1, y1, x2, y2]"))
     if not 0 < len(gold) <= MOST:
         raise ValueError(
             f"{episode.sample.id} needs 1 to {MOST} boxes of four numbers in the "
             f"column 'bboxs'; got {len(gold)}."
         )
-    return float(_union_iou(inside, there, *_padded(gold)))
+    seen, whole = np.array([frame(size), original(size)], np.float32)
+    return float(_union_iou(*_padded(found[:MOST]), seen, *_padded(gold), whole))
 
 
 def answered(episode: Episode) -> float:
@@ -97,7 +107,7 @@ def answered(episode: Episode) -> float:
 
 satori_reward = weighted(
     {
-        "format": (per_response(lambda e: float(looks_first(e.text))), 1.0),
+        "format": (of_text(looks_first), 1.0),
         "caption": (per_response(described), 1.0),
         "bbox": (per_response(located), 1.0),
         "answer": (per_response(answered), 1.0),
@@ -109,7 +119,7 @@ satori_reward = weighted(
 def satori(*, group_size: int = 16, clip: float = 0.2, anchor: Anchor = free) -> Recipe:
     """The actor's reward is `satori_reward`."""
     act = functools.partial(single_turn, group_size=group_size)
-    return anchored(
+    return clipped_recipe(
         act,
         advantage=functools.partial(
             advantages.group_zscore, group_size=group_size, eps=1e-4

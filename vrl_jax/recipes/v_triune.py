@@ -23,12 +23,12 @@ evaluation, eps is 0.85. The tower is frozen in the paper, as a learner of
 """
 
 import functools
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Array, Float
 
 from vrl_jax import advantages, objectives, reductions
 from vrl_jax.engine.reference import free
@@ -42,7 +42,7 @@ from vrl_jax.rewards.boxes import (
     label_first_score,
     size_penalty,
 )
-from vrl_jax.rewards.columns import column
+from vrl_jax.rewards.columns import chosen, column
 from vrl_jax.rewards.combine import Reward
 from vrl_jax.rewards.format import tag_share
 from vrl_jax.rewards.grounding import first_size
@@ -56,7 +56,7 @@ from vrl_jax.rewards.parse_boxes import (
     triune_detections,
     without_repeats,
 )
-from vrl_jax.training.anchored import anchored
+from vrl_jax.training.clipped_recipe import clipped_recipe
 from vrl_jax.training.iteration import Recipe
 from vrl_jax.types import Episode, ImageSize, Sample
 
@@ -66,14 +66,40 @@ Thresholds = Callable[[int, int], Sequence[float]]
 MOST = 64
 """Boxes of a response that count, and of a row at most."""
 
+
+def _of_a_group(
+    rule: Callable[..., Float[Array, ""]],
+) -> Callable[..., Float[Array, " G"]]:
+    def one(
+        predicted: Boxes, gold: Boxes, bound: float, completeness: float
+    ) -> Float[Array, ""]:
+        return rule(
+            predicted, gold, iou_threshold=bound, completeness_weight=completeness
+        )
+
+    return jax.jit(jax.vmap(one, (0, None, None, None)))
+
+
 _SCORES = {
-    "iou_max_label_first": jax.jit(label_first_score),
-    "iou_max_iou_first": jax.jit(iou_first_score),
+    "iou_max_label_first": _of_a_group(label_first_score),
+    "iou_max_iou_first": _of_a_group(iou_first_score),
 }
 _PRECISIONS = {"map": tuple(THRESHOLDS), "map50": (0.5,), "map75": (0.75,)}
-_mean_average_precision = jax.jit(
-    mean_average_precision, static_argnames=("thresholds", "classes")
-)
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def _precision(
+    predicted: Boxes, gold: Boxes, thresholds: tuple[float, ...], classes: int
+) -> Float[Array, " G"]:
+    """Mean average precision with V-Triune's penalty; 0 without a box."""
+
+    def one(boxes: Boxes) -> Float[Array, ""]:
+        found = mean_average_precision(
+            boxes, gold, thresholds=thresholds, classes=classes
+        )
+        return size_penalty(boxes, gold) * found
+
+    return jax.vmap(one)(predicted)
 
 
 def tightening(step: int, total_steps: int) -> Sequence[float]:
@@ -84,7 +110,7 @@ def tightening(step: int, total_steps: int) -> Sequence[float]:
 def averaged(step: int, total_steps: int) -> Sequence[float]:
     """0.5, 0.55, ..., 0.95 and 0.99, whatever the step."""
     del step, total_steps
-    return (*np.linspace(0.5, 0.95, 10).tolist(), 0.99)
+    return (*THRESHOLDS.tolist(), 0.99)
 
 
 def verified(verifier: MathVerifier, *, thresholds: Thresholds = tightening) -> Reward:
@@ -106,19 +132,15 @@ def verified(verifier: MathVerifier, *, thresholds: Thresholds = tightening) -> 
     def reward(episodes: Sequence[Episode]) -> list[dict[str, float]]:
         sample = episodes[0].sample
         row = column(sample, "reward_model", Mapping, "a mapping: how it is judged")
-        name = row.get("verifier")
-        if not isinstance(name, str) or name not in verifiers:
-            raise ValueError(
-                f"{sample.id} needs a verifier in its reward_model, one of "
-                f"{', '.join(verifiers)}; got {name!r}."
-            )
+        what = "a verifier in its reward_model"
+        judged = chosen(sample, what, row.get("verifier"), verifiers)
         a, b = _ratios(sample, row)
         return [
             {
                 **found,
                 "overall": (a * found["accuracy"] + b * found["format"]) / (a + b),
             }
-            for found in verifiers[name](row, episodes)
+            for found in judged(row, episodes)
         ]
 
     return reward
@@ -128,7 +150,7 @@ def v_triune(
     *, group_size: int = 8, clip_low: float = 0.2, clip_high: float = 0.28
 ) -> Recipe:
     """The actor's reward is `verified(verifier)`."""
-    return anchored(
+    return clipped_recipe(
         functools.partial(single_turn, group_size=group_size),
         advantage=functools.partial(advantages.group_zscore, group_size=group_size),
         surrogate=objectives.clipped_surrogate,
@@ -177,13 +199,14 @@ def _detection(
         given = [[_in_thousandths(one, size) for one in found] for found in given]
     labels = sorted({one.label for one in gold})
     bounds = thresholds(episodes[0].step, episodes[0].total_steps)
+    tables = [as_boxes(found, size=MOST, labels=labels) for found in given]
+    predicted = jax.tree.map(lambda *x: np.stack(x), *tables)
     wanted = as_boxes(gold, size=MOST, labels=labels)
-    scores = []
-    for found in given:
-        table = as_boxes(found, size=MOST, labels=labels)
-        score = _weighted(table, wanted, weights, bounds, len(labels)) if found else 0.0
-        scores.append({"accuracy": score, "format": float(bool(found))})
-    return scores
+    scores = _weighted(predicted, wanted, weights, bounds, len(labels))
+    return [
+        {"accuracy": float(score), "format": float(bool(found))}
+        for score, found in zip(scores, given, strict=True)
+    ]
 
 
 def _gold(sample: Sample) -> list[Detection]:
@@ -224,25 +247,20 @@ def _weighted(
     weights: Mapping[str, float],
     bounds: Sequence[float],
     classes: int,
-) -> float:
-    """The mean of the scores by their weights."""
+) -> Float[np.ndarray, " G"]:
+    """The mean of the scores by their weights, for each response of the group."""
     completeness = weights.get("iou_completeness", 0.0)
 
-    def score(name: str) -> float:
+    def score(name: str) -> Float[np.ndarray, " G"]:
         if name in _PRECISIONS:
-            at = _PRECISIONS[name]
-            found = _mean_average_precision(
-                predicted, gold, thresholds=at, classes=classes
-            )
-            return float(size_penalty(predicted, gold) * found)
-        rule = functools.partial(_SCORES[name], completeness_weight=completeness)
-        return float(
-            np.mean([rule(predicted, gold, iou_threshold=bound) for bound in bounds])
-        )
+            return np.asarray(_precision(predicted, gold, _PRECISIONS[name], classes))
+        rule = _SCORES[name]
+        found = [rule(predicted, gold, bound, completeness) for bound in bounds]
+        return np.mean(np.array(found), axis=0)
 
     shares = {name: w for name, w in weights.items() if name != "iou_completeness"}
-    total = math.fsum(share * score(name) for name, share in shares.items())
-    return total / math.fsum(shares.values())
+    total = sum(share * score(name) for name, share in shares.items())
+    return total / sum(shares.values())
 
 
 def _in_thousandths(found: Detection, size: ImageSize) -> Detection:

@@ -22,10 +22,10 @@ from vrl_jax.engine.reference import Anchor, free
 from vrl_jax.programs.single_turn import single_turn
 from vrl_jax.rewards.answers import span_in_caption
 from vrl_jax.rewards.columns import column
-from vrl_jax.rewards.combine import per_response, weighted
+from vrl_jax.rewards.combine import per_response, with_format
 from vrl_jax.rewards.format import think_then_boxed
 from vrl_jax.rewards.parse import first_boxed
-from vrl_jax.training.anchored import anchored
+from vrl_jax.training.clipped_recipe import clipped_recipe
 from vrl_jax.training.iteration import Recipe
 from vrl_jax.types import Episode
 
@@ -47,11 +47,8 @@ def found(episode: Episode) -> float:
     return float(given is not None and span_in_caption(given, phrase, caption))
 
 
-critic_reward = weighted(
-    {
-        "accuracy": (per_response(found), 0.9),
-        "format": (per_response(lambda e: float(think_then_boxed(e.text))), 0.1),
-    }
+critic_reward = with_format(
+    per_response(found), think_then_boxed, weight=0.9, format_weight=0.1
 )
 """The actor's reward: 0.9 for the phrase, 0.1 for thinking before a box."""
 
@@ -59,7 +56,7 @@ critic_reward = weighted(
 def vicrit(*, group_size: int = 8, clip: float = 0.2, anchor: Anchor = free) -> Recipe:
     """The actor's reward is `critic_reward`."""
     act = functools.partial(single_turn, group_size=group_size)
-    return anchored(
+    return clipped_recipe(
         act,
         advantage=functools.partial(advantages.group_centered, group_size=group_size),
         surrogate=objectives.clipped_surrogate,

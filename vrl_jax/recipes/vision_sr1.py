@@ -29,9 +29,9 @@ from vrl_jax.engine.reference import Anchor, free
 from vrl_jax.programs.acting import act as play
 from vrl_jax.programs.describe_then_answer import answer_and_reread
 from vrl_jax.rewards.boxed import boxed_right
-from vrl_jax.rewards.combine import Reward, fact, per_response, weighted
+from vrl_jax.rewards.combine import Reward, fact, of_text, weighted
 from vrl_jax.rewards.format import described_then_boxed
-from vrl_jax.training.anchored import anchored
+from vrl_jax.training.clipped_recipe import clipped_recipe
 from vrl_jax.training.iteration import Recipe
 
 READ = """\
@@ -49,11 +49,10 @@ def self_reward(accuracy: Reward) -> Reward:
 
     The actor's reward, for `vision_sr1` plays what tells the last of them.
     """
-    layout = per_response(lambda episode: float(described_then_boxed(episode.text)))
     return weighted(
         {
             "accuracy": (accuracy, 0.9),
-            "format": (layout, 0.1),
+            "format": (of_text(described_then_boxed), 0.1),
             "reread": (fact("reread"), 1.0),
         }
     )
@@ -79,7 +78,7 @@ def vision_sr1(
         group_size=group_size,
         limits=limits,
     )
-    return anchored(
+    return clipped_recipe(
         act,
         advantage=functools.partial(advantages.group_zscore, group_size=group_size),
         surrogate=objectives.dual_clipped_surrogate,

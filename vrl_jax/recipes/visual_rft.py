@@ -33,16 +33,16 @@ from vrl_jax.engine.reference import Anchor, free
 from vrl_jax.programs.single_turn import single_turn
 from vrl_jax.rewards.answers import contains_either_way
 from vrl_jax.rewards.boxes import Boxes, confidence_reward, matched_iou_share
-from vrl_jax.rewards.combine import Reward, per_response, weighted
+from vrl_jax.rewards.combine import Reward, with_format
 from vrl_jax.rewards.format import think_then_answer
-from vrl_jax.rewards.parse import first_tag, read_json
+from vrl_jax.rewards.parse import answer_or_rest, first_tag, read_json
 from vrl_jax.rewards.parse_boxes import (
     Detection,
     as_boxes,
     as_detections,
     without_repeats,
 )
-from vrl_jax.training.anchored import anchored
+from vrl_jax.training.clipped_recipe import clipped_recipe
 from vrl_jax.training.iteration import Recipe
 from vrl_jax.types import Episode
 
@@ -53,10 +53,9 @@ MOST = 64
 _CORNERS = re.compile(r"\((\d{1,4}),\s*(\d{1,4})\),\s*\((\d{1,4}),\s*(\d{1,4})\)")
 
 
-def with_format(accuracy: Reward) -> Reward:
+def checked(accuracy: Reward) -> Reward:
     """accuracy + format: a think block, then an answer block, and nothing else."""
-    layout = per_response(lambda episode: float(think_then_answer(episode.text)))
-    return weighted({"accuracy": (accuracy, 1.0), "format": (layout, 1.0)})
+    return with_format(accuracy, think_then_answer)
 
 
 def detection(episodes: Sequence[Episode]) -> list[dict[str, float]]:
@@ -74,7 +73,7 @@ def detection(episodes: Sequence[Episode]) -> list[dict[str, float]]:
             f"{episodes[0].sample.id} has {len(gold)} boxes, and {MOST} are room for: "
             "leave it out, or ask for a part of the picture."
         )
-    given = [_most_confident(_read(_answer_block(e.text))) for e in episodes]
+    given = [_most_confident(_read(answer_or_rest(e.text))) for e in episodes]
     found = jax.tree.map(lambda *x: np.stack(x), *(_table(one or []) for one in given))
     shares, honesty = _matched(found, _table(gold))
     scores = []
@@ -100,7 +99,7 @@ def grounding(episodes: Sequence[Episode]) -> list[float]:
     gold = _corners(episodes[0].sample.answer)
     if gold is None:
         return [float("nan")] * len(episodes)
-    given = [_corners(_answer_block(episode.text)) for episode in episodes]
+    given = [_corners(answer_or_rest(episode.text)) for episode in episodes]
     boxes = np.array([one or (0, 0, 0, 0) for one in given], np.float32) / 1000
     found = geometry.giou(boxes, np.array(gold, np.float32) / 1000) + 1
     return np.where([one is not None for one in given], found, 0).tolist()
@@ -109,9 +108,9 @@ def grounding(episodes: Sequence[Episode]) -> list[float]:
 def visual_rft(
     *, group_size: int = 8, clip: float = 0.2, anchor: Anchor = free
 ) -> Recipe:
-    """The actor's reward is `with_format` of one of the three above."""
+    """The actor's reward is `checked` of one of the three above."""
     act = functools.partial(single_turn, group_size=group_size)
-    return anchored(
+    return clipped_recipe(
         act,
         advantage=functools.partial(
             advantages.group_zscore, group_size=group_size, eps=1e-4
@@ -131,11 +130,6 @@ def _matched(
     """Of each response; IoU is the same in thousandths as in pixels."""
     rules = (matched_iou_share, confidence_reward)
     return tuple(jax.vmap(rule, (0, None))(predicted, gold) for rule in rules)
-
-
-def _answer_block(text: str) -> str:
-    """The answer block, to the end where that was cut off."""
-    return text.partition("<answer>")[2].partition("</answer>")[0].strip()
 
 
 def _read(text: str) -> list[Detection] | None:

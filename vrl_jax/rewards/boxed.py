@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 
 from vrl_jax.rewards.answers import exact, is_words
-from vrl_jax.rewards.combine import Reward, per_response, weighted
+from vrl_jax.rewards.combine import Reward, with_format
 from vrl_jax.rewards.format import think_then_boxed
 from vrl_jax.rewards.math_verifier import MathVerifier
 from vrl_jax.rewards.parse import last_boxed
@@ -63,10 +63,8 @@ def math_style(verifier: MathVerifier) -> Reward:
     The weights and the format are those of EasyR1's `math` reward,
     https://github.com/hiyouga/EasyR1; its accuracy is mathruler's, ours math-verify's.
     """
-    keeps_format = per_response(lambda e: float(think_then_boxed(e.text)))
-    return weighted(
-        {"accuracy": (boxed_math(verifier), 0.9), "format": (keeps_format, 0.1)}
-    )
+    accuracy = boxed_math(verifier)
+    return with_format(accuracy, think_then_boxed, weight=0.9, format_weight=0.1)
 
 
 def _plain_integer(text: str) -> bool:

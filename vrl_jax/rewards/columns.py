@@ -1,8 +1,11 @@
 """What a reward reads of a row, or one error that says what the row lacks."""
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
 from vrl_jax.types import Sample
+
+T = TypeVar("T")
 
 
 def column(sample: Sample, name: str, kind: type, what: str) -> Any:
@@ -14,3 +17,15 @@ def column(sample: Sample, name: str, kind: type, what: str) -> Any:
     if isinstance(given, kind):
         return given
     raise ValueError(f"{sample.id} needs the column {name!r}, {what}; got {given!r}.")
+
+
+def chosen(sample: Sample, what: str, name: Any, table: Mapping[str, T]) -> T:
+    """table[name], where a row names how it is judged.
+
+    Any other name is a ValueError that says which there are; `what` is what was read.
+    """
+    if isinstance(name, str) and name in table:
+        return table[name]
+    raise ValueError(
+        f"{sample.id} needs {what}, one of {', '.join(table)}; got {name!r}."
+    )

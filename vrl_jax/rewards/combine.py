@@ -35,6 +35,11 @@ def per_response(score: Callable[[Episode], Score]) -> Reward:
     return lambda episodes: [score(episode) for episode in episodes]
 
 
+def of_text(rule: Callable[[str], float]) -> Reward:
+    """rule(the policy's last words): a layout of `format`, or any rule of `text`."""
+    return per_response(lambda episode: float(rule(episode.text)))
+
+
 def per_group(rule: Callable[..., Array], *columns: Reward) -> Reward:
     """rule(column_1, ..., column_k) of arrays [G]: `length.kimi` and its like.
 
@@ -91,6 +96,23 @@ def weighted(parts: Parts) -> Reward:
         return sum(applies) if applies or not used else math.nan
 
     return _combined({name: part for name, (part, _) in parts.items()}, add)
+
+
+def with_format(
+    accuracy: Reward,
+    layout: Callable[[str], float],
+    *,
+    weight: float = 1.0,
+    format_weight: float = 1.0,
+) -> Reward:
+    """weight accuracy + format_weight layout(text): what R1 and its kin pay.
+
+    DeepSeek-R1, section 2.2.2, https://arxiv.org/abs/2501.12948. Parts: `accuracy`,
+    `format`.
+    """
+    return weighted(
+        {"accuracy": (accuracy, weight), "format": (of_text(layout), format_weight)}
+    )
 
 
 def product(parts: Mapping[str, Reward]) -> Reward:

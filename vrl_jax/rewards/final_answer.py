@@ -7,7 +7,7 @@ last answer tag. Where there is none the reward is 0.
 from collections.abc import Callable, Sequence
 
 from vrl_jax.rewards import answers, text
-from vrl_jax.rewards.combine import Reward, per_response, weighted
+from vrl_jax.rewards.combine import Reward, per_response, with_format
 from vrl_jax.rewards.format import think_then_answer
 from vrl_jax.rewards.math_verifier import MathVerifier
 from vrl_jax.rewards.mathruler import mathruler
@@ -81,8 +81,7 @@ def r1v_style(verifier: MathVerifier) -> Reward:
         ]
         return _by_mathruler(verifier, episodes, given)
 
-    keeps_format = per_response(lambda e: float(think_then_answer(e.text)))
-    return weighted({"accuracy": (accuracy, 0.5), "format": (keeps_format, 0.5)})
+    return with_format(accuracy, think_then_answer, weight=0.5, format_weight=0.5)
 
 
 def _by_mathruler(

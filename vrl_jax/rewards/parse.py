@@ -105,6 +105,15 @@ def answer_tag(text: str) -> str | None:
     return last_tag(text, "answer")
 
 
+def answer_or_rest(text: str) -> str:
+    """From the first `<answer>` to `</answer>`, or to the end where that is missing.
+
+    A repeated `<answer>` is dropped; without one, nothing.
+    """
+    inside = text.partition("<answer>")[2].partition("</answer>")[0]
+    return inside.replace("<answer>", "").strip()
+
+
 def last_answer_line(text: str) -> str | None:
     """What the last `<answer>...</answer>` on one line holds."""
     found = (last_tag(line, "answer") for line in reversed(text.split("\n")))

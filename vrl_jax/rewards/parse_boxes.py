@@ -79,7 +79,12 @@ def first_four_integers(text: str) -> tuple[int, int, int, int] | None:
     model saw to the picture's own.
     """
     tagged = answer_tag(text)
-    found = None if tagged is None else _FOUR.search(tagged)
+    return None if tagged is None else four_integers(tagged)
+
+
+def four_integers(text: str) -> tuple[int, int, int, int] | None:
+    """The first [x1, y1, x2, y2] of integers in a text, be it a box or not."""
+    found = _FOUR.search(text)
     if found is None:
         return None
     x1, y1, x2, y2 = map(int, found.groups())

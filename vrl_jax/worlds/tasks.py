@@ -174,18 +174,18 @@ def degraded(sample: Sample) -> Sample:
         picture = DISTORTIONS[kind](picture, level, drawn)
     worse = dataclasses.replace(sample, images=(png_bytes(np.asarray(picture)),))
     if drawn.random() < 0.5:
-        rating = f"{5 - 0.8 * level:.2f}"
-        told = json.dumps({"rating": float(rating)})
+        answer = f"{5 - 0.8 * level:.2f}"
+        told = json.dumps({"rating": float(answer)})
         task = {"task": "score"}
         asked = "<image>How good is the picture, from 1 to 5? Answer with a rating."
     else:
         columns = {"distortion_class": kind, "severity": severity}
-        task, told = {"task": "degradation", **columns}, json.dumps(columns)
-        rating = told
+        task = {"task": "degradation", **columns}
+        answer = told = json.dumps(columns)
         asked = "<image>What is wrong with the picture? Answer with distortion_class "
         asked += "and severity."
     demonstration = f"<think>\n{kind}\n</think>\n<answer>\n{told}\n</answer>"
-    return _asked(worse, asked, rating, demonstration, **task)
+    return _asked(worse, asked, answer, demonstration, **task)
 
 
 def _noisy(picture: Image.Image, level: int, drawn: random.Random) -> Image.Image:

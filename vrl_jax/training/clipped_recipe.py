@@ -17,7 +17,7 @@ Surrogate = Callable[..., Float[Array, "B T"]]
 Reduction = Callable[[Float[Array, "B T"], Bool[Array, "B T"]], Mean]
 
 
-def anchored(
+def clipped_recipe(
     act: Act,
     *,
     advantage: Advantage,
