@@ -33,6 +33,7 @@ LAYERS = (
     {"recipes"},
     {"report", "planning", "cli"},
     {"experiment"},
+    {"finetuning"},
     {"experiments"},
 )
 PLAIN = {"jax", "numpy", "jaxtyping"}

@@ -50,11 +50,13 @@ def test_accuracy_is_greedy_unless_told():
     assert found(0, **sampled) == found(0, **sampled) != found(1, **sampled)
 
 
-def test_shuffle_images_gives_every_question_another_s_pictures():
+def test_shuffle_images_gives_every_question_as_many_of_another_s_pictures():
+    """SAMPLES have 1, 2, 0, 1 and 1 pictures: the first, fourth and fifth trade."""
+    assert [len(sample.images) for sample in SAMPLES] == [1, 2, 0, 1, 1]
     shuffled = held_out.shuffle_images(SAMPLES)
-    for place, sample in enumerate(shuffled):
-        other = SAMPLES[(place + 1) % 5]
-        assert sample == dataclasses.replace(SAMPLES[place], images=other.images)
+    for place, other in enumerate([3, 1, 2, 4, 0]):
+        images = SAMPLES[other].images
+        assert shuffled[place] == dataclasses.replace(SAMPLES[place], images=images)
 
 
 def test_chance_by_hand():
@@ -78,8 +80,52 @@ def test_look_and_shuffle_measures_both():
         return [float(sample.images == right[sample.id])]
 
     measured = held_out.look_and_shuffle(actor(reward), alike, jax.random.key(0))
-    assert measured == {
-        "val/accuracy": 1,
-        "val/accuracy_shuffled_images": 0,
+    assert measured["val/accuracy"] == measured["val/reward_score"] == 1
+    assert measured["val/accuracy_shuffled_images"] == 0
+    assert measured["val/count"] == 4
+
+
+def test_measurements_by_hand():
+    """Means of parts, the unscored left out, by source; under EasyR1's names."""
+    scores = {
+        "held-0": {"overall": 0.9, "accuracy": 1.0, "format": 0.0},
+        "held-1": {"overall": 0.1, "accuracy": 0.0, "format": 1.0},
+        "held-2": {"overall": float("nan")},
+        "held-3": {"overall": 1.0, "accuracy": 1.0, "format": 1.0},
+    }
+    rows = [
+        dataclasses.replace(sample, source="ab"[number % 2])
+        for number, sample in enumerate(SAMPLES[:4])
+    ]
+    playing = dataclasses.replace(
+        actor(lambda episodes: [scores[e.sample.id] for e in episodes]),
+        stop_ids=jax.numpy.array([small.spec().image_token]),  # which none is
+    )
+    answered = held_out.answers(playing, rows, jax.random.key(0), each=1)
+    found = held_out.measurements(answered)
+    assert found == {
+        "val/reward_score": pytest.approx(2 / 3),
+        "val/accuracy": pytest.approx(2 / 3),
+        "val/format_reward": pytest.approx(2 / 3),
+        "val/accuracy/a": 1,  # held-0; held-2 is unscored
+        "val/accuracy/b": 0.5,
+        "val/unscored": 0.25,
+        "val/response_length/mean": small.BUDGET,
+        "val/response_length/clip_ratio": 1,
         "val/count": 4,
     }
+
+
+def test_answers_are_of_each_sample_in_order():
+    def reward(episodes):
+        return [float(number) for number, _ in enumerate(episodes)]
+
+    answered = held_out.answers(
+        actor(reward), SAMPLES, jax.random.key(0), greedy=False, each=3
+    )
+    assert [[one.episode.sample.id for one in group] for group in answered] == [
+        [sample.id] * 3 for sample in SAMPLES
+    ]
+    assert [[one.scores["overall"] for one in group] for group in answered] == [
+        [0, 1, 2]
+    ] * 5

@@ -25,9 +25,9 @@ from vrl_jax.planning import compiling, hlo
 from vrl_jax.planning.chips import CHIPS, rate, topology
 from vrl_jax.planning.compiling import Request, compiled_here, counted
 from vrl_jax.planning.plan import as_json, bound, page, plan, step_seconds
-from vrl_jax.planning.programs import Choices
 from vrl_jax.planning.shapes import Sizes, bytes_of
 from vrl_jax.planning.work import matmul_flops
+from vrl_jax.training.choices import Choices
 from vrl_jax.training.learner import adamw, make_learner
 from vrl_jax.training.precision import precision
 

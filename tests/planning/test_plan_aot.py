@@ -23,9 +23,9 @@ from vrl_jax.planning.compiling import (
     total_of,
 )
 from vrl_jax.planning.plan import page, plan
-from vrl_jax.planning.programs import Choices
 from vrl_jax.planning.shapes import Sizes
 from vrl_jax.recipes.grpo import grpo
+from vrl_jax.training.choices import Choices
 
 pytestmark = [
     pytest.mark.aot,

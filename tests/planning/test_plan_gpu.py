@@ -15,9 +15,9 @@ from vrl_jax.planning.compiling import (
     compiled_for_tpu,
 )
 from vrl_jax.planning.plan import page, plan
-from vrl_jax.planning.programs import Choices
 from vrl_jax.planning.shapes import Sizes
 from vrl_jax.recipes.grpo import grpo
+from vrl_jax.training.choices import Choices
 
 PLUGIN = importlib.util.find_spec("jax_cuda13_plugin") is not None
 

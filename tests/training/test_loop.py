@@ -2,7 +2,9 @@
 
 import dataclasses
 import filecmp
+import gc
 import json
+import weakref
 
 import jax
 import jax.numpy as jnp
@@ -114,6 +116,41 @@ def test_run_writes_a_line_a_step(unbroken):
         assert kept + dropped * small.GROUP <= row["data/tokens_played"]
         assert row["data/tokens_played"] <= kept + longest
     assert {row.get("training/logprob_gap", 0) < 1e-5 for row in rows} == {True}
+
+
+def test_a_stage_that_is_measured_first(tmp_path):
+    """Once, also where the run was killed before its first checkpoint."""
+    stages = [stage("sft", 3, evaluate_first=True)]
+    run(tmp_path / "unbroken", stages)
+    rows = files.read_lines(run_files(tmp_path / "unbroken").evaluations)
+    assert [row["step"] for row in rows] == [0, 3]
+    assert rows[0]["val/accuracy"] == checksum(small.chain_actor())["val/accuracy"]
+    killed = tmp_path / "killed"
+    with pytest.raises(Killed):
+        run(killed, stages, kill_evaluate=1)
+    assert len(files.read_lines(run_files(killed).evaluations)) == 1
+    run(killed, stages)
+    for name in REPLAYED:
+        unbroken = tmp_path / "unbroken" / name
+        assert (killed / name).read_bytes() == unbroken.read_bytes()
+
+
+def test_the_params_that_training_began_with_are_let_go(tmp_path):
+    """The learner has its own; on a device there is no room for both."""
+    params = jax.tree.map(jnp.copy, small.chain_actor().params)
+    kept = [weakref.ref(leaf) for leaf in jax.tree.leaves(params)]
+    begun = [dataclasses.replace(small.chain_actor(), params=params)]
+    del params
+    seen = []
+
+    def evaluate(actor):
+        gc.collect()
+        seen.append([leaf() is None for leaf in kept])
+        return checksum(actor)
+
+    stages = [stage("sft", 1, evaluate_first=True)]
+    train(stages, begun.pop(), folder=tmp_path, seed=0, evaluate=evaluate)
+    assert seen == [[True] * len(kept)] * 2
 
 
 def test_same_seed_same_bits(tmp_path, unbroken):

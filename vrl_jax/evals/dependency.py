@@ -1,6 +1,7 @@
 """Which tokens depend on the picture, measured on a trained policy."""
 
 import base64
+import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,15 +9,20 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jaxtyping import Array, Float, Key
+from PIL import Image, ImageOps
 
 from vrl_jax import perception
 from vrl_jax.engine.actor import Actor, View
 from vrl_jax.models.sharding import on_host
 from vrl_jax.programs.single_turn import single_turn
-from vrl_jax.types import Rollout, Sample
+from vrl_jax.types import ImageRef, Rollout, Sample
 
 Kinds = Callable[[Sequence[str]], Sequence[str | None]]
 """The tokens of a response -> what each is: "seen", "derived", or None."""
+
+
+LARGEST = 560
+"""Pixels along a side of a picture in the report."""
 
 
 class Measured(NamedTuple):
@@ -88,14 +94,12 @@ def example_rows(
     for row, (sample, tokens) in enumerate(
         zip(samples, token_texts(actor, measured.rollout), strict=True)
     ):
-        image = sample.images[0]
-        picture = image if isinstance(image, bytes) else Path(image).read_bytes()
         marked = zip(tokens, kinds(tokens), strict=True)
         rows.append(
             {
                 "id": sample.id,
                 "question": sample.question,
-                "image_png": base64.b64encode(picture).decode(),
+                "image_png": base64.b64encode(_shown(sample.images[0])).decode(),
                 "answer": sample.answer,
                 "response": "".join(tokens),
                 "reward": float(measured.rollout.rewards[row]),
@@ -111,3 +115,15 @@ def example_rows(
             }
         )
     return rows
+
+
+def _shown(image: ImageRef) -> bytes:
+    """A PNG of at most `LARGEST` pixels a side; a small PNG as it is."""
+    with Image.open(image if isinstance(image, str) else io.BytesIO(image)) as picture:
+        if picture.format == "PNG" and max(picture.size) <= LARGEST:
+            return image if isinstance(image, bytes) else Path(image).read_bytes()
+        picture = ImageOps.exif_transpose(picture).convert("RGB")
+    picture.thumbnail((LARGEST, LARGEST))
+    written = io.BytesIO()
+    picture.save(written, "PNG")
+    return written.getvalue()

@@ -1,15 +1,53 @@
-"""Accuracy on held-out samples, and whether the policy looks at the pictures."""
+"""What a policy is worth on held-out samples, and whether it looks at the pictures."""
 
 import dataclasses
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Array, Key
 
 from vrl_jax.engine.actor import Actor
 from vrl_jax.programs.single_turn import single_turn
-from vrl_jax.types import Sample
+from vrl_jax.types import Episode, Sample
+
+BOOKS = ("overall", "accuracy", "unscored", "errors")
+"""Scores that have a name of their own in `measurements`."""
+
+
+class Answered(NamedTuple):
+    """A response with its scores."""
+
+    episode: Episode
+    scores: Mapping[str, float]
+
+
+def answers(
+    actor: Actor,
+    samples: Sequence[Sample],
+    key: Key[Array, ""],
+    *,
+    greedy: bool = True,
+    each: int = 1,
+) -> list[list[Answered]]:
+    """`each` responses to every sample, in the order of the samples."""
+    actor = dataclasses.replace(actor, top_k=1) if greedy else actor
+    size = min(actor.prompts_per_pass, len(samples))
+    found: list[list[Answered]] = []
+
+    def note(
+        episodes: Sequence[Episode], scores: Sequence[Mapping[str, float]]
+    ) -> None:
+        found.append([*itertools.starmap(Answered, zip(episodes, scores, strict=True))])
+
+    noting = dataclasses.replace(actor, observe=note)
+    for start in range(0, len(samples), size):
+        batch = samples[start : start + size]
+        filler = samples[: size - len(batch)]  # keeps one shape; not counted
+        single_turn(noting, iter([[*batch, *filler]]), key, group_size=each)
+    return found[: len(samples)]
 
 
 def accuracy(
@@ -20,26 +58,71 @@ def accuracy(
     greedy: bool = True,
 ) -> float:
     """Mean reward of one response a sample, unscored left out."""
-    actor = dataclasses.replace(actor, top_k=1) if greedy else actor
-    size = min(actor.prompts_per_pass, len(samples))
-    rewards: list[float] = []
-    for start in range(0, len(samples), size):
-        batch = samples[start : start + size]
-        filler = samples[: size - len(batch)]  # keeps one shape; not counted
-        rollout = single_turn(actor, iter([[*batch, *filler]]), key, group_size=1)
-        rewards += np.asarray(rollout.rewards)[: len(batch)].tolist()
-    return float(np.nanmean(rewards)) if not np.isnan(rewards).all() else math.nan
+    return _mean(answers(actor, samples, key, greedy=greedy), "overall")
+
+
+def measurements(answered: Sequence[Sequence[Answered]]) -> dict[str, float]:
+    """Means over all responses, under the names of EasyR1.
+
+    `val/reward_score` is what training raises; `val/accuracy` the reward's part of that
+    name or, where it has none, the same. `val/<part>_reward` are its other parts, and
+    `val/accuracy/<source>` is said where there are several sources. What is unscored is
+    in none of them and counted. `val/response_length/clip_ratio` is the share that
+    reached no end.
+    """
+    flat = [one for group in answered for one in group]
+    right = "accuracy" if any("accuracy" in one.scores for one in flat) else "overall"
+    parts = dict.fromkeys(name for one in flat for name in one.scores)
+    lengths = [
+        sum(len(turn.tokens) for turn in one.episode.turns if turn.chosen)
+        for one in flat
+    ]
+    by_source: dict[str, list[Sequence[Answered]]] = {}
+    for group in answered:
+        by_source.setdefault(group[0].episode.sample.source, []).append(group)
+    several = by_source if len(by_source) > 1 else {}
+    return {
+        "val/reward_score": _mean(answered, "overall"),
+        "val/accuracy": _mean(answered, right),
+        **{
+            f"val/{name}_reward": _mean(answered, name)
+            for name in parts
+            if name not in BOOKS
+        },
+        **{
+            f"val/accuracy/{source}": _mean(groups, right)
+            for source, groups in several.items()
+        },
+        "val/unscored": _mean(answered, "unscored"),
+        "val/response_length/mean": float(np.mean(lengths)),
+        "val/response_length/clip_ratio": float(
+            np.mean([not one.episode.finished for one in flat])
+        ),
+        "val/count": len(answered),
+    }
+
+
+def _mean(answered: Sequence[Sequence[Answered]], name: str) -> float:
+    """Of what is there and no NaN; NaN where nothing is."""
+    found = [one.scores.get(name, math.nan) for group in answered for one in group]
+    known = [value for value in found if not math.isnan(value)]
+    return float(np.mean(known)) if known else math.nan
 
 
 def shuffle_images(samples: Sequence[Sample]) -> list[Sample]:
-    """Each question with the next sample's pictures.
+    """Each question with the pictures of the next sample that has as many.
 
     A policy that looks then answers another question, and is right by chance only.
     """
-    return [
-        dataclasses.replace(sample, images=other.images)
-        for sample, other in zip(samples, [*samples[1:], samples[0]], strict=True)
-    ]
+    alike: dict[int, list[int]] = {}
+    for place, sample in enumerate(samples):
+        alike.setdefault(len(sample.images), []).append(place)
+    shown = list(samples)
+    for places in alike.values():
+        for place, other in zip(places, [*places[1:], places[0]], strict=True):
+            images = samples[other].images
+            shown[place] = dataclasses.replace(samples[place], images=images)
+    return shown
 
 
 def chance(samples: Sequence[Sample]) -> float:
@@ -49,11 +132,19 @@ def chance(samples: Sequence[Sample]) -> float:
 
 
 def look_and_shuffle(
-    actor: Actor, samples: Sequence[Sample], key: Key[Array, ""]
+    actor: Actor,
+    samples: Sequence[Sample],
+    key: Key[Array, ""],
+    *,
+    shuffled: Sequence[Sample] | None = None,
 ) -> dict[str, float]:
-    """Accuracy with the right pictures and with those of other questions."""
+    """Measurements with the right pictures; accuracy with those of other questions.
+
+    `shuffled` are such questions, `shuffle_images(samples)` if they are not given.
+    """
+    others = shuffle_images(samples) if shuffled is None else shuffled
+    blind = measurements(answers(actor, others, key))
     return {
-        "val/accuracy": accuracy(actor, samples, key),
-        "val/accuracy_shuffled_images": accuracy(actor, shuffle_images(samples), key),
-        "val/count": len(samples),
+        **measurements(answers(actor, samples, key)),
+        "val/accuracy_shuffled_images": blind["val/accuracy"],
     }

@@ -11,6 +11,8 @@ from typing import Any, Protocol
 
 import jax.numpy as jnp
 import numpy as np
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
@@ -38,6 +40,7 @@ COMPANIONS = (
     "video_preprocessor_config.json",
     "vocab.json",
 )
+DOWNLOADED = ("*.safetensors", INDEX, *COMPANIONS, "config.json", GENERATION)
 
 
 class Tokenizer(Protocol):
@@ -63,16 +66,46 @@ def load(
     device's part alone, so the host needs room for one of them, not for the model.
     """
     folder = Path(folder)
+    spec = read_spec(folder)
+    table = family_of(spec).parameter_table(spec)
+    try:
+        return spec, from_checkpoint(_tensors(folder), table, dtype, shardings)
+    except ValueError as error:
+        raise ValueError(f"Cannot load {str(folder)!r}: {error}") from error
+
+
+def read_spec(folder: str | Path) -> Spec:
+    """The shape of a folder's model; weights are not looked at."""
+    folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"There is no model folder {str(folder)!r}.")
     config = _json(folder / "config.json")
     try:
-        family = family_from_config(config)
-        spec = family.spec_from_config(config)
-        table = family.parameter_table(spec)
-        return spec, from_checkpoint(_tensors(folder), table, dtype, shardings)
+        return family_from_config(config).spec_from_config(config)
     except ValueError as error:
         raise ValueError(f"Cannot load {str(folder)!r}: {error}") from error
+
+
+def local(model: str | Path) -> Path:
+    """The folder of a model: itself, or where the hub's model of this name now lies.
+
+    `owner/name` is downloaded once, weights, JSON and templates alone: no code is. What
+    the hub's cache holds needs no network. `ValueError` where neither is to be had.
+    """
+    if Path(model).is_dir():
+        return Path(model)
+    name = str(model)
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise ValueError(f"There is no model folder {name!r} (this is {Path.cwd()}).")
+    try:
+        return Path(snapshot_download(name, allow_patterns=[*DOWNLOADED]))
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(
+            f"There is no folder {name!r} here, and the hub gave no model of that name "
+            f"({reason}). Give the path of a folder: hf download {name} --local-dir "
+            "FOLDER makes one where there is a network."
+        ) from error
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from vrl_jax.engine.reference import near
 from vrl_jax.models.policy import Params
 from vrl_jax.models.qwen_vl.released import RELEASED
-from vrl_jax.models.remat import REMATS
 from vrl_jax.models.sharding import parse_axes
 from vrl_jax.planning.chips import Chip
 from vrl_jax.planning.chips import topology as parse_topology
@@ -19,7 +18,6 @@ from vrl_jax.planning.compiling import (
     compiled_for_tpu,
 )
 from vrl_jax.planning.plan import ANALYTIC, Plan, as_json, page, step_seconds
-from vrl_jax.planning.programs import Choices
 from vrl_jax.planning.search import search, usual
 from vrl_jax.planning.shapes import Sizes
 from vrl_jax.recipes.cispo import cispo
@@ -34,8 +32,8 @@ from vrl_jax.recipes.reinforce_pp import reinforce_pp
 from vrl_jax.recipes.rloo import rloo
 from vrl_jax.recipes.sapo import sapo
 from vrl_jax.recipes.vppo import vppo
+from vrl_jax.training.choices import Choices, check, flags
 from vrl_jax.training.iteration import Recipe
-from vrl_jax.training.precision import PRECISIONS
 
 RECIPES: Mapping[str, Callable[..., Recipe]] = {
     "cispo": cispo,
@@ -50,14 +48,6 @@ RECIPES: Mapping[str, Callable[..., Recipe]] = {
     "rloo": rloo,
     "sapo": sapo,
     "vppo": vppo,
-}
-NAMES: Mapping[str, tuple[str, ...]] = {
-    "remat": tuple(REMATS),
-    "precision": tuple(PRECISIONS),
-    "moments": ("float32", "bfloat16"),
-    "tower": ("trained", "frozen"),
-    "sampling": ("spread", "gathered"),
-    "reference": ("none", "device", "host"),
 }
 
 
@@ -125,8 +115,11 @@ def plan(
         "sampling": sampling,
         "reference": reference,
     }
-    for name, known in (*NAMES.items(), ("model", RELEASED), ("recipe", RECIPES)):
-        value = {**given, "model": model, "recipe": recipe}[name]
+    check(Choices(**given))
+    for name, value, known in (
+        ("model", model, RELEASED),
+        ("recipe", recipe, RECIPES),
+    ):
         if value not in known:
             raise ValueError(
                 f"there is no {name} {value!r}; there are {', '.join(known)}."
@@ -210,12 +203,14 @@ def _verdict(found: Sequence[Plan]) -> str:
     if not fitting:
         return "None of these fits: more chips, shorter sequences, or a smaller model."
     best = min(fitting, key=step_seconds)
+    as_flags = f"Of a script: {flags(best.request.choices)}"
     if best is found[0]:
-        return "It fits as asked."
+        return f"It fits as asked.\n{as_flags}"
     first, last = found[0].request.choices, best.request.choices
     changed = ", ".join(
         f"{name} {old} -> {new}"
         for name, old, new in zip(Choices._fields, first, last, strict=True)
         if old != new
     )
-    return f"It fits with {changed}: at least {step_seconds(best):.1f} s a step."
+    least = step_seconds(best)
+    return f"It fits with {changed}: at least {least:.1f} s a step.\n{as_flags}"

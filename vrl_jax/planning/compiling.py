@@ -31,14 +31,10 @@ from vrl_jax.models.families import Spec
 from vrl_jax.models.sharding import make_mesh
 from vrl_jax.planning.chips import Topology
 from vrl_jax.planning.hlo import Traffic, traffic
-from vrl_jax.planning.programs import (
-    Choices,
-    Planned,
-    on,
-    programs,
-)
+from vrl_jax.planning.programs import Planned, on, programs
 from vrl_jax.planning.shapes import Sizes, bytes_of
 from vrl_jax.planning.work import matmul_flops
+from vrl_jax.training.choices import Choices
 
 OPTIONS = {
     "xla_dump_hlo_as_text": True,

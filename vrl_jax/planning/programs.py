@@ -25,7 +25,6 @@ from vrl_jax.models.parameters import abstract_params
 from vrl_jax.models.policy import Params
 from vrl_jax.models.remat import REMATS
 from vrl_jax.models.sharding import lying_whole, param_shardings, partition
-from vrl_jax.models.trained import chain, language, only
 from vrl_jax.planning.shapes import (
     Sizes,
     by_row,
@@ -35,36 +34,14 @@ from vrl_jax.planning.shapes import (
     part,
     rollout_of,
 )
+from vrl_jax.training import choices as chosen
+from vrl_jax.training.choices import Choices
 from vrl_jax.training.iteration import Recipe
-from vrl_jax.training.learner import Learner, adamw, make_learner, update_moving
-from vrl_jax.training.precision import precision
+from vrl_jax.training.learner import Learner, make_learner, update_moving
 from vrl_jax.types import Rollout
 
 STEPS = 32
 """Tokens that a run of the sampler writes, as in `engine.decoding`."""
-
-
-class Choices(NamedTuple):
-    """What is chosen to fit the memory, each by its name.
-
-    `per_pass` prompts are scored, or read, at a time; `slots` responses are written at
-    a time. `moments` is the dtype of the first one; `sampling` is from weights that are
-    `spread` as in training, or `gathered`, once a step if it plays once.
-    """
-
-    data: int = 1
-    fsdp: int = 1
-    tensor: int = 1
-    minibatches: int = 1
-    micro_batches: int = 1
-    per_pass: int = 64
-    slots: int = 1024
-    remat: str = "nothing"
-    precision: str = "bfloat16_master"
-    moments: str = "float32"
-    tower: str = "trained"
-    sampling: str = "spread"
-    reference: str = "none"
 
 
 class Program(NamedTuple):
@@ -117,14 +94,9 @@ def programs(
     policy = family.policy(spec, REMATS[choices.remat])
     table = family.parameter_table(spec)
     shardings = param_shardings(table, mesh)
-    chosen = precision(choices.precision)
-    params = abstract_params(table, chosen.dtype)
-    trains = chosen.trains
-    if choices.tower == "frozen":
-        trains = chain(only(language), trains)
+    params = abstract_params(table, chosen.dtype(choices))
     allowed = jax.ShapeDtypeStruct((spec.text.vocabulary,), bool)
-    adam = adamw(1e-6, mu_dtype=jnp.dtype(choices.moments))
-    optimizer = chosen.optimizer(adam, jax.random.key(0))
+    optimizer = chosen.optimizer(choices, 1e-6, jax.random.key(0))
 
     def start(params: Any, allowed: Any) -> Learner:
         return make_learner(
@@ -132,7 +104,7 @@ def programs(
             params,
             optimizer,
             allowed,
-            trains=trains,
+            trains=chosen.trains(choices),
             micro_batches=choices.micro_batches,
         )
 
@@ -142,7 +114,7 @@ def programs(
     params = jax.tree.map(lying, params, shardings)
     allowed = lying(allowed, NamedSharding(mesh, PartitionSpec()))
     # Without a copy in another precision, what is trained is what is sampled from.
-    copied = jax.tree.leaves(learner.trained)[0].dtype != chosen.dtype
+    copied = jax.tree.leaves(learner.trained)[0].dtype != chosen.dtype(choices)
     front_end = family.front_end(spec)
     actor = Actor(
         policy=policy,

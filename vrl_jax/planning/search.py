@@ -6,8 +6,8 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from vrl_jax.planning.chips import Topology
 from vrl_jax.planning.compiling import Found, Request
 from vrl_jax.planning.plan import Plan, bound, plan
-from vrl_jax.planning.programs import Choices
 from vrl_jax.planning.shapes import Sizes
+from vrl_jax.training.choices import Choices
 
 TOUCHES: Mapping[str, tuple[str, ...]] = {
     "sampling": ("gather", "decode"),

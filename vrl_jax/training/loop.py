@@ -52,9 +52,10 @@ class Stage:
     """One recipe on one data set for some steps.
 
     The optimiser starts afresh; the parameters are those of the stage before, and
-    `trains` says what of them is trained. The policy is evaluated after the stage, and
-    every `evaluate_every` steps if not 0. `result` is what is evaluated and handed on:
-    the newest parameters, or `average_params`.
+    `trains` says what of them is trained. The policy is evaluated after the stage,
+    every `evaluate_every` steps if not 0, and before the first with `evaluate_first`.
+    `result` is what is evaluated and handed on: the newest parameters, or
+    `average_params`.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Stage:
     minibatches: int = 1
     micro_batches: int = 1
     evaluate_every: int = 0
+    evaluate_first: bool = False
     trains: Trains = everything
     result: Callable[[Learner], Params] = newest_params
 
@@ -142,7 +144,6 @@ def train(
                 stage.prompts_per_step,
             )
             stream = held.enter_context(contextlib.closing(ahead))
-            plays = dataclasses.replace(actor, processor=stream.processor)
             done, before = 0, sum(earlier.steps for earlier in stages[:number])
             suspects: list[list[str]] = []
             if resumed and number == saved["stage"]:
@@ -152,6 +153,9 @@ def train(
             else:
                 learner = start(number)
                 checkpoint.save_fixed(folder, number, learner)
+            # The learner has its own: what it began with need not lie there too.
+            actor = dataclasses.replace(actor, params=None)
+            plays = dataclasses.replace(actor, processor=stream.processor)
             key = jax.random.fold_in(jax.random.key(seed), number)
             steps = run_stage(
                 stage, plays, learner, stream, key, done, suspects, folder, evaluate
@@ -222,8 +226,17 @@ def run_stage(
         if several or len(played) < ROLLOUT_GROUPS:
             played.append(group)
 
+    def measure(step: int, learner: Learner) -> Mapping[str, float]:
+        now = dataclasses.replace(actor, params=stage.result(learner))
+        measured = evaluate(now)
+        line = {"name": stage.name, "phase": stage.name, "step": step}
+        files.append_line(written.evaluations, {**line, **measured})
+        return measured
+
     watched = dataclasses.replace(actor, observe=observe)
     shown: dict[str, float] = {}
+    if stage.evaluate_first and not done:
+        shown |= measure(0, learner)
     with progress_bar(stage.name, stage.steps, done) as show:
         for step in range(done, stage.steps):
             seconds: dict[str, float] = {}
@@ -259,11 +272,8 @@ def run_stage(
             due = stage.evaluate_every and (step + 1) % stage.evaluate_every == 0
             if due or step + 1 == stage.steps:
                 write_rollouts(folder, stage.name, step + 1, played[:ROLLOUT_GROUPS])
-                now = dataclasses.replace(actor, params=stage.result(learner))
-                measured = evaluate(now)
+                measured = measure(step + 1, learner)
                 shown |= measured
-                line = {"name": stage.name, "phase": stage.name, "step": step + 1}
-                files.append_line(written.evaluations, {**line, **measured})
             show(step + 1, headline({**row, **shown}))
             played.clear()
             tokens.clear()

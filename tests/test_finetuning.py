@@ -1,0 +1,240 @@
+"""A model's folder and rows of one's own, as the scripts for them use both."""
+
+import dataclasses
+import json
+
+import huggingface_hub
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from transformers import AutoTokenizer
+
+from vrl_jax import finetuning
+from vrl_jax.engine import pretrained
+from vrl_jax.engine.processing import encode
+from vrl_jax.models import hub
+from vrl_jax.recipes.grpo import grpo
+from vrl_jax.training import choices as chosen
+from vrl_jax.training.choices import Choices
+from vrl_jax.training.files import read_lines
+from vrl_jax.worlds.writing import write_parquet
+
+from .fixtures import gemma, small
+
+BOUNDS = {"min_pixels": 28 * 28, "max_pixels": 20 * 28 * 28}
+SIZES = finetuning.Sizes(
+    steps=2,
+    prompts=4,
+    response_tokens=small.BUDGET,
+    longest_prompt=40,
+    learning_rate=1e-3,
+    test_rows=4,
+    examples=2,
+    **BOUNDS,
+)
+CHOICES = Choices(precision="float32", per_pass=4, slots=16)
+LONG = "row-long"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A folder as `transformers` would leave one, but for its few parameters."""
+    folder = tmp_path_factory.mktemp("hub") / "model"
+    hub.save(folder, small.spec(), small.params(), tokenizer=small.tokenizer())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("rows")
+    samples = [
+        dataclasses.replace(sample, id=f"{sample.id}-{turn}")
+        for turn in range(2)
+        for sample in small.samples()
+    ]
+    long = dataclasses.replace(samples[0], id=LONG, question="<image>" + "What? " * 40)
+    write_parquet([*samples, long], folder / "train.parquet")
+    write_parquet(samples, folder / "test.parquet")
+    return finetuning.Rows(folder / "train.parquet", folder / "test.parquet", "What?")
+
+
+@pytest.fixture(scope="module")
+def trained(model, rows, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "run"
+
+    def run(**changes):
+        given = {"sizes": SIZES, "choices": CHOICES, "seed": 0, "out": out}
+        return finetuning.finetune(
+            lambda anchor: grpo(group_size=small.GROUP, anchor=anchor),
+            name="GRPO",
+            claim="It runs.",
+            model=str(model),
+            rows=rows,
+            reward=small.even_reward,
+            **{**given, **changes},
+        )
+
+    return run(), out, run
+
+
+def test_a_run_measures_before_and_after_and_leaves_every_file(trained):
+    outcome, out, _ = trained
+    assert [row["step"] for row in outcome.evaluations] == [0, 2]
+    for row in outcome.evaluations:
+        assert row["val/count"] == 4
+        assert {"val/reward_score", "val/accuracy_shuffled_images"} <= row.keys()
+    steps = read_lines(out / "metrics.jsonl")
+    assert len(steps) == 2
+    assert all(row["training/logprob_gap"] < 1e-5 for row in steps)
+    assert len(read_lines(out / "examples.jsonl")) == 2
+    page = outcome.report.read_text()
+    assert "It runs." in page and page == (out / "report.html").read_text()
+
+
+def test_what_cannot_be_used_is_told(trained):
+    _, out, _ = trained
+    report = json.loads((out / "data_report.json").read_text())
+    assert (report["train"]["used"], report["test"]["used"]) == (8, 4)
+    (why,) = report["train"]["dropped"]["too large"]
+    assert why.startswith(f"Sample {LONG}: The prompt has") and "40" in why
+
+
+def test_the_export_is_the_trained_policy_with_the_model_s_own_files(trained, model):
+    outcome, _, _ = trained
+    spec, params = hub.load(outcome.policy)
+    assert spec == small.spec()
+    jax.tree.map(np.testing.assert_array_equal, params, outcome.actor.params)
+    moved = jax.tree.map(
+        lambda x, y: float(jnp.abs(x - y).max()), params, small.params()
+    )
+    assert max(jax.tree.leaves(moved)) > 1e-4
+    for name in ("tokenizer.json", "preprocessor_config.json", "chat_template.jinja"):
+        assert (outcome.policy / name).read_bytes() == (model / name).read_bytes()
+    assert AutoTokenizer.from_pretrained(outcome.policy).chat_template
+
+
+def test_the_same_command_resumes_with_other_choices_of_memory_too(trained, capsys):
+    outcome, out, run = trained
+    before = (out / "metrics.jsonl").read_bytes()
+    again = run(choices=CHOICES._replace(micro_batches=2, slots=8))
+    assert f"resuming {out} after step 2" in capsys.readouterr().out
+    assert (out / "metrics.jsonl").read_bytes() == before
+    jax.tree.map(
+        np.testing.assert_array_equal, again.actor.params, outcome.actor.params
+    )
+    with pytest.raises(ValueError, match=r"learning_rate was 0\.001 and is 0\.1"):
+        run(sizes=SIZES._replace(learning_rate=0.1))
+
+
+def test_an_exported_policy_is_a_model_to_go_on_from(trained, rows):
+    outcome, _, _ = trained
+    read, _ = finetuning.read_rows(outcome.policy, rows, SIZES)
+    actor = finetuning.begin(outcome.policy, read, None, SIZES, CHOICES)
+    prompts = encode(read.processor, read.fits[1].samples).prompts
+    again = encode(outcome.actor.processor, read.fits[1].samples).prompts
+    jax.tree.map(np.testing.assert_array_equal, prompts, again)
+    jax.tree.map(np.testing.assert_array_equal, actor.params, outcome.actor.params)
+    assert actor.stop_ids.tolist() == outcome.actor.stop_ids.tolist()
+
+
+def test_instructions_stand_under_the_questions(rows):
+    asked = finetuning.asked(small.samples(), "Box it: \\boxed{}.")
+    for sample, before in zip(asked, small.samples(), strict=True):
+        assert sample.question == f"{before.question}\n\nBox it: \\boxed{{}}."
+    assert finetuning.asked(small.samples(), "") == [*small.samples()]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"choices": CHOICES._replace(minibatches=3)}, "4 prompts do not make 3"),
+        (
+            {"choices": CHOICES._replace(remat="some")},
+            "there is no remat 'some'",
+        ),
+        ({"choices": CHOICES._replace(slots=0)}, "slots must be at least 1, got 0"),
+        ({"kl_weight": 0.1}, "--reference device or host"),
+        ({"choices": CHOICES._replace(fsdp=3)}, "needs 3 devices, and there are 8"),
+        ({"sizes": SIZES._replace(longest_prompt=3)}, "No sample can be used"),
+        ({"sizes": SIZES._replace(min_pixels=10**6)}, "is more than max_pixels"),
+    ],
+)
+def test_wrong_choices_are_refused_by_name(trained, tmp_path, changes, message):
+    _, _, run = trained
+    with pytest.raises(ValueError, match=message):
+        run(out=tmp_path / "run", **changes)
+
+
+def test_choices_as_flags_and_back(rows):
+    asked = Choices(fsdp=4, micro_batches=2, per_pass=8, remat="split")
+    written = chosen.flags(asked)
+    assert written == "--fsdp 4 --micro-batches 2 --per-pass 8 --remat split"
+    assert chosen.flags(Choices()) == ""
+    chosen.check(asked)
+
+
+def test_a_reference_lies_where_it_was_chosen():
+    rollout = small.rollout()
+    params = small.params(1)
+    away = Choices(reference="host"), Choices(reference="device")
+    seen = [
+        chosen.anchor(choices, params, weight=0.5).score(small.actor(), rollout)
+        for choices in away
+    ]
+    for scored in seen:
+        wanted = small.actor(params=params).likelihood(rollout).logprobs
+        np.testing.assert_array_equal(scored.extra_logprobs["reference"], wanted)
+    nobody = chosen.anchor(Choices(), params, weight=0.5)
+    assert nobody.weight == 0 and nobody.score(None, rollout) is rollout
+
+
+def test_stops_are_those_of_the_generation_settings_and_the_tokenizer(model, tmp_path):
+    tokenizer = small.tokenizer()
+    ends = tokenizer.convert_tokens_to_ids(["<|endoftext|>", "<|im_end|>"])
+    assert pretrained.stop_ids(model, tokenizer) == sorted(ends)
+    settings = tmp_path / hub.GENERATION
+    settings.write_text(json.dumps({"eos_token_id": 7}))
+    assert pretrained.stop_ids(tmp_path, tokenizer) == sorted({7, ends[1]})
+    settings.write_text("{}")
+    silent = type("Silent", (), {"eos_token_id": None})
+    with pytest.raises(ValueError, match=r"name it as eos_token_id in generation_"):
+        pretrained.stop_ids(tmp_path, silent)
+
+
+def test_a_template_beside_the_tokenizer_is_found(model, tmp_path):
+    """Where processors of Qwen2-VL and Gemma 3 keep it: chat_template.json."""
+    folder = tmp_path / "model"
+    small.tokenizer().save_pretrained(folder)
+    template = (folder / "chat_template.jinja").read_text()
+    (folder / "chat_template.jinja").unlink()
+    with pytest.raises(ValueError, match=r"no chat template: copy chat_template\.json"):
+        pretrained.load_tokenizer(folder)
+    (folder / pretrained.TEMPLATE).write_text(json.dumps({"chat_template": template}))
+    assert pretrained.load_tokenizer(folder).chat_template == template
+    with pytest.raises(ValueError, match="no tokenizer that can be read"):
+        pretrained.load_tokenizer(tmp_path)
+
+
+def test_pixel_bounds_are_the_family_s_business():
+    found = pretrained.load_front_end(small.spec(), max_pixels=10**5)
+    assert found.pixel_bounds == (56 * 56, 10**5)
+    with pytest.raises(ValueError, match="gemma3 all have one size: leave max_pixels"):
+        pretrained.load_front_end(gemma.spec(), max_pixels=10**5)
+
+
+def test_a_model_of_the_hub_is_found_in_its_cache(model, tmp_path, monkeypatch):
+    cached = tmp_path / "models--someone--small"
+    (cached / "refs").mkdir(parents=True)
+    (cached / "refs" / "main").write_text("0" * 40)
+    (cached / "snapshots").mkdir()
+    (cached / "snapshots" / ("0" * 40)).symlink_to(model)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    found = hub.local("someone/small")
+    assert (found / "config.json").read_text() == (model / "config.json").read_text()
+    assert hub.local(model) == model
+    with pytest.raises(ValueError, match="hf download someone/large --local-dir"):
+        hub.local("someone/large")
+    with pytest.raises(ValueError, match=r"There is no model folder '\./nowhere'"):
+        hub.local("./nowhere")

@@ -1,0 +1,163 @@
+"""A released model from its folder, as the actor that plays.
+
+    folder = hub.local("Qwen/Qwen2.5-VL-3B-Instruct")
+    read = load_processor(folder, samples, prompts_per_step=64)
+    actor = load_actor(folder, read.processor, reward, max_new_tokens=2048)
+    actor trains on read.samples
+
+Tokenizer, chat template, stops and weights are the folder's; sizes are the samples'.
+"""
+
+import dataclasses
+import inspect
+import json
+from collections.abc import Callable, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from vrl_jax.engine.actor import Actor, Reward, allowed_ids
+from vrl_jax.engine.budgets import Budgets, budgets
+from vrl_jax.engine.packing import Room
+from vrl_jax.engine.processing import Fitting, Processor, fitting
+from vrl_jax.models import hub
+from vrl_jax.models.families import Spec, family_of
+from vrl_jax.models.front_end import FrontEnd
+from vrl_jax.models.remat import nothing
+from vrl_jax.models.sharding import param_shardings
+from vrl_jax.types import Sample
+
+TEMPLATE = "chat_template.json"
+"""Where processors kept the template before tokenizers did."""
+
+ANY_PICTURE = 2**20
+"""Units of patches: more than the largest picture that bounds would let through."""
+
+
+class Read(NamedTuple):
+    """A processor whose sizes are the samples', and what they are.
+
+    `fits` are what can be used of each set of samples that was given, in order.
+    """
+
+    processor: Processor
+    budgets: Budgets
+    fits: tuple[Fitting, ...]
+
+
+def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
+    """The folder's, with a chat template. Code in a folder is never run.
+
+    `ValueError` where tokenizer or template are missing.
+    """
+    folder = Path(folder)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
+    except Exception as error:  # transformers raises what its parts raise
+        raise ValueError(
+            f"{folder} has no tokenizer that can be read ({error}); copy "
+            "tokenizer.json and tokenizer_config.json of the released model there."
+        ) from error
+    kept = folder / TEMPLATE
+    if not tokenizer.chat_template and kept.is_file():
+        tokenizer.chat_template = json.loads(kept.read_text())["chat_template"]
+    if not tokenizer.chat_template:
+        raise ValueError(
+            f"{folder} has no chat template: copy {TEMPLATE} or chat_template.jinja of "
+            "the instruct model there."
+        )
+    return tokenizer
+
+
+def load_front_end(
+    spec: Spec, *, min_pixels: int | None = None, max_pixels: int | None = None
+) -> FrontEnd:
+    """The family's functions of the host; the bounds are those of a picture's area.
+
+    `ValueError` for a family whose pictures all have one size.
+    """
+    make = family_of(spec).front_end
+    given = {"min_pixels": min_pixels, "max_pixels": max_pixels}
+    bounds = {name: value for name, value in given.items() if value is not None}
+    if bounds and not bounds.keys() <= inspect.signature(make).parameters.keys():
+        raise ValueError(
+            f"pictures of {spec.model_type} all have one size: leave "
+            f"{' and '.join(bounds)} out."
+        )
+    front_end = make(spec, **bounds)
+    least, most = front_end.pixel_bounds
+    if least > most:
+        raise ValueError(f"min_pixels={least} is more than max_pixels={most}.")
+    return front_end
+
+
+def load_processor(
+    folder: str | Path,
+    *samples: Sequence[Sample],
+    prompts_per_step: int,
+    prompts_per_pack: int = 1,
+    longest_prompt: int = 8192,
+    min_pixels: int | None = None,
+    max_pixels: int | None = None,
+) -> Read:
+    """Reads each sample once and takes the few sizes that hold all of the sets.
+
+    A prompt of more than `longest_prompt` tokens is dropped, and told; none is cut.
+    `prompts_per_step` and `prompts_per_pack` as in `budgets`.
+    """
+    front_end = load_front_end(
+        hub.read_spec(folder), min_pixels=min_pixels, max_pixels=max_pixels
+    )
+    anything = Room((longest_prompt,), front_end.granularity * ANY_PICTURE)
+    processor = Processor(load_tokenizer(folder), front_end, anything)
+    fits = tuple(fitting(processor, one) for one in samples)
+    every = Fitting(*([*chain(*parts)] for parts in zip(*fits, strict=True)))
+    found = budgets(
+        every, prompts_per_step=prompts_per_step, prompts_per_pack=prompts_per_pack
+    )
+    return Read(dataclasses.replace(processor, room=found.room), found, fits)
+
+
+def load_actor(
+    folder: str | Path,
+    processor: Processor,
+    reward: Reward,
+    *,
+    max_new_tokens: int,
+    dtype: jnp.dtype = jnp.float32,
+    remat: Callable = nothing,
+) -> Actor:
+    """The folder's weights on the mesh that is set, with the folder's stops."""
+    spec = processor.front_end.spec
+    family, mesh = family_of(spec), jax.sharding.get_mesh()
+    table = family.parameter_table(spec)
+    shardings = None if mesh.empty else param_shardings(table, mesh)
+    _, params = hub.load(folder, dtype=dtype, shardings=shardings)
+    return Actor(
+        policy=family.policy(spec, remat),
+        params=params,
+        processor=processor,
+        allowed=allowed_ids(processor, spec.text.vocabulary),
+        stop_ids=jnp.array(stop_ids(folder, processor.tokenizer)),
+        reward=reward,
+        max_new_tokens=max_new_tokens,
+    )
+
+
+def stop_ids(folder: str | Path, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Which tokens end a response: the generation settings' and the tokenizer's."""
+    file = Path(folder) / hub.GENERATION
+    named = json.loads(file.read_text()).get("eos_token_id") if file.is_file() else None
+    found = {*(named if isinstance(named, list) else [named]), tokenizer.eos_token_id}
+    if ends := sorted(found - {None}):
+        return ends
+    raise ValueError(
+        f"{folder} does not say which token ends a response: name it as eos_token_id "
+        f"in {hub.GENERATION}."
+    )

@@ -1,0 +1,323 @@
+"""A released model trained on rows of one's own: what the scripts for it share.
+
+A script adds the method, its claim, and the sizes that its paper used.
+"""
+
+import dataclasses
+import functools
+import math
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from vrl_jax.engine.actor import Actor
+from vrl_jax.engine.pretrained import Read, load_actor, load_processor
+from vrl_jax.engine.processing import Fitting, encode_one, fitting
+from vrl_jax.engine.reference import Anchor
+from vrl_jax.evals import held_out
+from vrl_jax.experiment import look, open_run, say
+from vrl_jax.models import hub, sharding
+from vrl_jax.models.remat import REMATS
+from vrl_jax.report.page import write_report
+from vrl_jax.rewards.combine import Reward
+from vrl_jax.training import choices as chosen
+from vrl_jax.training import processes
+from vrl_jax.training.choices import Choices
+from vrl_jax.training.data import DataReport, read_samples
+from vrl_jax.training.files import read_lines, write_json
+from vrl_jax.training.iteration import Recipe
+from vrl_jax.training.loop import Stage, run_files, train
+from vrl_jax.types import Sample
+
+
+class Rows(NamedTuple):
+    """Rows to train on, rows to measure on, and what is said under each question."""
+
+    train: Path
+    test: Path
+    instruction: str = ""
+    images: Path | None = None
+
+
+class Sizes(NamedTuple):
+    """How large the run is; the scripts' flags."""
+
+    steps: int = 60
+    """of training"""
+    prompts: int = 128
+    """distinct prompts of a step"""
+    longest_prompt: int = 8192
+    """tokens of a prompt, pictures included; longer ones are dropped and told"""
+    response_tokens: int = 2048
+    """of a response at most"""
+    min_pixels: int | None = None
+    """area of a picture: smaller ones are enlarged; by default the family's"""
+    max_pixels: int | None = None
+    """area of a picture: larger ones are made smaller; by default the family's"""
+    learning_rate: float = 1e-6
+    """of AdamW"""
+    evaluate_every: int = 10
+    """steps between measurements on the test rows; 0: before and after alone"""
+    test_rows: int = 512
+    """of the test file that are measured, evenly spread; 0: all"""
+    checkpoint_every: int = 20
+    """steps between checkpoints"""
+    examples: int = 16
+    """responses that the report shows with every token shaded"""
+
+
+class Outcome(NamedTuple):
+    """What a run leaves: the trained actor, its measurements, its files."""
+
+    actor: Actor
+    evaluations: list[dict[str, Any]]
+    report: Path
+    policy: Path
+
+
+def finetune(
+    recipe: Callable[[Anchor], Recipe],
+    *,
+    name: str,
+    claim: str,
+    model: str,
+    rows: Rows,
+    reward: Reward,
+    out: Path,
+    seed: int,
+    sizes: Sizes,
+    choices: Choices,
+    kl_weight: float = 0.0,
+) -> Outcome:
+    """Data, model, measurement, `recipe`, measurement, report, export.
+
+    `model` is a folder or a name of the hub. `recipe` is given what keeps it near the
+    model that it starts from, with `kl_weight`, if the choices have a reference. Called
+    again with the same arguments it resumes; with other choices of memory too.
+    """
+    chosen.check(choices)
+    _check(sizes, choices, kl_weight)
+    with jax.set_mesh(chosen.mesh(choices)):
+        return _finetune(
+            recipe,
+            name=name,
+            claim=claim,
+            folder=hub.local(model),
+            rows=rows,
+            reward=reward,
+            out=out,
+            seed=seed,
+            sizes=sizes,
+            choices=choices,
+            kl_weight=kl_weight,
+        )
+
+
+def _check(sizes: Sizes, choices: Choices, kl_weight: float) -> None:
+    pieces = choices.minibatches * choices.micro_batches
+    if sizes.prompts % pieces:
+        raise ValueError(
+            f"{sizes.prompts} prompts do not make {choices.minibatches} minibatches "
+            f"of {choices.micro_batches} equal pieces: choose --prompts, --minibatches "
+            "and --micro-batches that divide."
+        )
+    if kl_weight and choices.reference == "none":
+        raise ValueError(
+            f"--kl-weight {kl_weight} is of the distance from a reference, and there "
+            "is none: give --reference device or host, or leave it out."
+        )
+
+
+def _finetune(
+    recipe: Callable[[Anchor], Recipe],
+    *,
+    name: str,
+    claim: str,
+    folder: Path,
+    rows: Rows,
+    reward: Reward,
+    out: Path,
+    seed: int,
+    sizes: Sizes,
+    choices: Choices,
+    kl_weight: float,
+) -> Outcome:
+    start = time.monotonic()
+    settings = {
+        "recipe": name,
+        "model": str(folder),
+        "train": str(rows.train),
+        "test": str(rows.test),
+        "instruction": rows.instruction,
+        "seed": seed,
+        "kl_weight": kl_weight,
+        **sizes._asdict(),
+    }
+    open_run(out, settings, claim)
+    say("1/5 data")
+    read, reports = read_rows(folder, rows, sizes)
+    training, test = (fit.samples for fit in read.fits)
+    _tell(out, read, reports)
+    say(_shown(read, training[:3]))
+
+    say(f"2/5 {folder.name}; training")
+    shuffled = fitting(read.processor, held_out.shuffle_images(test)).samples
+    begun = [begin(folder, read, reward, sizes, choices)]
+    leaves = jax.tree.leaves(begun[0].params)
+    count = sum(leaf.size for leaf in leaves)
+    say(f"{count / 1e6:,.1f} M parameters, {leaves[0].dtype}")
+    anchor = chosen.anchor(choices, begun[0].params, weight=kl_weight)
+    del leaves
+    stage = Stage(
+        name="rl",
+        recipe=chosen.sampling(choices, recipe(anchor)),
+        samples=training,
+        steps=sizes.steps,
+        prompts_per_step=sizes.prompts,
+        optimizer=chosen.optimizer(choices, sizes.learning_rate, jax.random.key(seed)),
+        minibatches=choices.minibatches,
+        micro_batches=choices.micro_batches,
+        trains=chosen.trains(choices),
+        evaluate_every=sizes.evaluate_every,
+        evaluate_first=True,
+    )
+    actor = train(
+        [stage],
+        begun.pop(),  # so that its memory is the training's
+        folder=out,
+        seed=seed,
+        evaluate=functools.partial(
+            held_out.look_and_shuffle,
+            samples=test,
+            shuffled=shuffled,
+            key=jax.random.key(seed),
+        ),
+        checkpoint_every=sizes.checkpoint_every,
+    )
+
+    say("3/5 which tokens look at the picture")
+    shown = [sample for sample in test if sample.images][: sizes.examples]
+    if shown:
+        look(actor, shown, out, lambda tokens: [None] * len(tokens), seed=seed)
+    say("4/5 export")
+    policy, params = out / "policy", sharding.on_host(actor.params)
+    if processes.leads():
+        spec = read.processor.front_end.spec
+        hub.save(policy, spec, params, copy_from=folder)
+    say("5/5 report")
+    report = out / "report.html"
+    if processes.leads():
+        report = write_report(out)
+    outcome = Outcome(actor, read_lines(run_files(out).evaluations), report, policy)
+    say(summary(outcome, time.monotonic() - start))
+    return outcome
+
+
+def read_rows(
+    folder: Path, rows: Rows, sizes: Sizes
+) -> tuple[Read, tuple[DataReport, DataReport]]:
+    """Samples of both files, with the instruction, and a processor that holds them."""
+    training, of_training = read_samples(rows.train, image_root=rows.images)
+    test, of_test = read_samples(rows.test, image_root=rows.images)
+    if 0 < sizes.test_rows < len(test):
+        test = [
+            test[number * len(test) // sizes.test_rows]
+            for number in range(sizes.test_rows)
+        ]
+    read = load_processor(
+        folder,
+        *(asked(samples, rows.instruction) for samples in (training, test)),
+        prompts_per_step=sizes.prompts,
+        longest_prompt=sizes.longest_prompt,
+        min_pixels=sizes.min_pixels,
+        max_pixels=sizes.max_pixels,
+    )
+    return read, (of_training, of_test)
+
+
+def asked(samples: Sequence[Sample], instruction: str) -> list[Sample]:
+    """The questions with the instruction under each."""
+    if not instruction:
+        return list(samples)
+    return [
+        dataclasses.replace(sample, question=f"{sample.question}\n\n{instruction}")
+        for sample in samples
+    ]
+
+
+def begin(
+    folder: Path, read: Read, reward: Reward, sizes: Sizes, choices: Choices
+) -> Actor:
+    """The model as it was released, playing as the choices say."""
+    actor = load_actor(
+        folder,
+        read.processor,
+        reward,
+        max_new_tokens=sizes.response_tokens,
+        dtype=chosen.dtype(choices),
+        remat=REMATS[choices.remat],
+    )
+    return dataclasses.replace(
+        actor, slots=choices.slots, prompts_per_pass=choices.per_pass
+    )
+
+
+def _tell(out: Path, read: Read, reports: Sequence[DataReport]) -> None:
+    """Says, and writes, what of the rows is used, and why others are not."""
+    for report in reports:
+        say(report.summary())
+    used = {}
+    for which, report, fit in zip(("train", "test"), reports, read.fits, strict=True):
+        used[which] = {
+            "used": len(fit.samples),
+            "dropped": {**report.dropped, "too large": fit.dropped},
+        }
+        say(_too_large(which, fit))
+    say(read.budgets.summary())
+    write_json(out / "data_report.json", used)
+
+
+def _too_large(which: str, fit: Fitting) -> str:
+    count = len(fit.dropped)
+    lines = [f"{which}: {len(fit.samples)} rows, {count} too large"]
+    lines += ["(--longest-prompt and --max-pixels let more in)"] if count else []
+    return "\n  ".join([*lines, *fit.dropped[:3]])
+
+
+def _shown(read: Read, samples: Sequence[Sample]) -> str:
+    """What the first rows come to: sizes of pictures, tokens of prompts."""
+    lines = []
+    for sample in samples:
+        prompt = encode_one(read.processor, sample)
+        pictures = ", ".join(
+            f"{s.original_width} x {s.original_height} -> {s.width} x {s.height}"
+            for s in prompt.image_sizes
+        )
+        count = len(prompt.unpadded.tokens)
+        lines.append(f"  {sample.id}: {count} tokens; {pictures or 'no picture'}")
+    return "\n".join(["the first rows, and their pictures in pixels:", *lines])
+
+
+def summary(outcome: Outcome, seconds: float) -> str:
+    """What was learned, and where the files are."""
+    first, *_, last = outcome.evaluations
+    names = {
+        "reward": "val/reward_score",
+        "accuracy": "val/accuracy",
+        "with shuffled images": "val/accuracy_shuffled_images",
+        "responses cut off": "val/response_length/clip_ratio",
+    }
+    rows = "\n".join(
+        f"{title:21} {first[key]:.3f} before, {last[key]:.3f} after"
+        for title, key in names.items()
+        if not math.isnan(last[key])
+    )
+    return f"""
+on {last["val/count"]} held-out rows
+{rows}
+report                {outcome.report}
+policy                {outcome.policy} (a Hugging Face folder)
+{seconds:.0f} s"""

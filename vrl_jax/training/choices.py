@@ -1,0 +1,140 @@
+"""What is chosen so that a step fits the memory: of a plan, and of the run after it.
+
+`vrl-jax plan` prints the choices that fit as flags; the scripts that train a released
+model take the same flags. Both turn them into functions here.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from jaxtyping import Array, Key
+
+from vrl_jax.engine.reference import Anchor, free, near
+from vrl_jax.models.policy import Params
+from vrl_jax.models.remat import REMATS
+from vrl_jax.models.sharding import make_mesh, to_device, to_host
+from vrl_jax.models.trained import Trains, chain, language, only
+from vrl_jax.training.iteration import Recipe
+from vrl_jax.training.learner import adamw
+from vrl_jax.training.precision import PRECISIONS, precision
+from vrl_jax.training.sampler import sampling_gathered
+
+
+class Choices(NamedTuple):
+    """Each by its name. Nothing but the last four changes what is computed."""
+
+    data: int = 1
+    """devices that split the batch"""
+    fsdp: int = 1
+    """devices that split the batch, and parameters with their optimiser state"""
+    tensor: int = 1
+    """devices that split heads, widths and vocabulary"""
+    minibatches: int = 1
+    """updates of a step"""
+    micro_batches: int = 1
+    """pieces of a minibatch, whose gradients are added up"""
+    per_pass: int = 64
+    """prompts that are read or scored at a time"""
+    slots: int = 1024
+    """responses that are written at a time"""
+    remat: str = "nothing"
+    """what layers keep for the backward pass: everything, dots, nothing or split"""
+    sampling: str = "spread"
+    """weights that tokens are written from: spread as in training, or gathered"""
+    reference: str = "none"
+    """where a reference policy lies, if there is one: none, device or host"""
+    precision: str = "bfloat16_master"
+    """float32, bfloat16_master or bfloat16_stochastic"""
+    moments: str = "float32"
+    """dtype of Adam's first moment: float32 or bfloat16"""
+    tower: str = "trained"
+    """the vision tower is trained or frozen"""
+
+
+NAMES: Mapping[str, tuple[str, ...]] = {
+    "remat": tuple(REMATS),
+    "precision": tuple(PRECISIONS),
+    "moments": ("float32", "bfloat16"),
+    "tower": ("trained", "frozen"),
+    "sampling": ("spread", "gathered"),
+    "reference": ("none", "device", "host"),
+}
+
+
+def check(choices: Choices) -> None:
+    """Raises `ValueError` for a name that there is not, and for a size below 1."""
+    for name, value in choices._asdict().items():
+        if name in NAMES and value not in NAMES[name]:
+            raise ValueError(
+                f"there is no {name} {value!r}; there are {', '.join(NAMES[name])}."
+            )
+        if name not in NAMES and value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}.")
+
+
+def flags(choices: Choices) -> str:
+    """The choices as a command line takes them, without what is usual anyway."""
+    return " ".join(
+        f"--{name.replace('_', '-')} {value}"
+        for name, value in choices._asdict().items()
+        if value != getattr(Choices(), name)
+    )
+
+
+def mesh(choices: Choices) -> Mesh | None:
+    """Over all devices; None, which is one of them, where no axis is chosen.
+
+    `ValueError` where there are several processes and no axis.
+    """
+    sizes = {"data": choices.data, "fsdp": choices.fsdp, "tensor": choices.tensor}
+    if max(sizes.values()) > 1:
+        return make_mesh(**sizes)
+    if jax.process_count() > 1:
+        raise ValueError(
+            f"{jax.process_count()} processes with {jax.device_count()} devices need a "
+            "mesh: give --data, --fsdp and --tensor."
+        )
+    return None
+
+
+def dtype(choices: Choices) -> jnp.dtype:
+    """Of the policy's params."""
+    return precision(choices.precision).dtype
+
+
+def trains(choices: Choices) -> Trains:
+    """What is trained of them, and as what."""
+    kept = precision(choices.precision).trains
+    return chain(only(language), kept) if choices.tower == "frozen" else kept
+
+
+def optimizer(
+    choices: Choices,
+    learning_rate: float | optax.Schedule,
+    key: Key[Array, ""],
+    *,
+    weight_decay: float = 0.01,
+) -> optax.GradientTransformation:
+    """AdamW with the moments that were chosen; `key` is that of stochastic rounding."""
+    adam = adamw(
+        learning_rate, weight_decay=weight_decay, mu_dtype=jnp.dtype(choices.moments)
+    )
+    return precision(choices.precision).optimizer(adam, key)
+
+
+def anchor(choices: Choices, params: Params, *, weight: float) -> Anchor:
+    """Near these params, wherever they are to lie; free of them where nowhere."""
+    if choices.reference == "none":
+        return free
+    if choices.reference == "host":
+        return near(to_host(params), weight=weight, fetch=to_device)
+    return near(params, weight=weight)
+
+
+def sampling(choices: Choices, recipe: Recipe) -> Recipe:
+    """The recipe, writing its tokens from the weights that were chosen."""
+    return sampling_gathered(recipe) if choices.sampling == "gathered" else recipe
