@@ -16,10 +16,10 @@ from typing import Annotated
 
 from tyro.conf import OmitArgPrefixes
 
-from vrl_jax.cli import named_reward
 from vrl_jax.experiment import command_line
 from vrl_jax.finetuning import Outcome, Rows, Sizes, finetune
 from vrl_jax.recipes.grpo import grpo
+from vrl_jax.rewards.named import named_reward
 from vrl_jax.training.choices import Choices
 
 INSTRUCTION = (

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from vrl_jax import cli
+from vrl_jax.rewards import named
 
 from .fixtures.small import png
 
@@ -80,7 +81,7 @@ def test_data_check_of_the_reward_of_a_file(data, capsys, tmp_path):
 def test_a_signature_tells_whose_it_is(tmp_path, source, style):
     own = tmp_path / "mine.py"
     own.write_text(source + "\n")
-    assert cli._style(f"{own}:f") == style
+    assert named._style(f"{own}:f") == style
 
 
 @pytest.mark.parametrize(
@@ -113,15 +114,17 @@ def test_a_file_that_is_not_there_is_one_line(capsys):
     assert "there is no data file no.jsonl" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", [*cli.LIBRARY, *cli.OF_MATHEMATICS, *cli.OF_BOXES])
+@pytest.mark.parametrize(
+    "name", [*named.LIBRARY, *named.OF_MATHEMATICS, *named.OF_BOXES]
+)
 def test_every_named_reward_pays_its_own_gold(data, capsys, name):
     answers = {"mcq": ["A", "C"], "yes_no": ["yes", "no"], "anls": ["cat", "a dog"]}
     boxes = ["[1, 2, 30, 40]", "[50, 2, 90, 40]"]
     rows = [
         {"problem": "?", "answer": answer, **picture}
         for answer, picture in zip(
-            answers.get(name, boxes if name in cli.OF_BOXES else ["3", "40"]),
-            [{"image": PICTURE}] * 2 if name in cli.OF_BOXES else [{}, {}],
+            answers.get(name, boxes if name in named.OF_BOXES else ["3", "40"]),
+            [{"image": PICTURE}] * 2 if name in named.OF_BOXES else [{}, {}],
             strict=True,
         )
     ]

@@ -1,26 +1,32 @@
 """A model's folder and rows of one's own, as the scripts for them use both."""
 
 import dataclasses
+import inspect
 import json
+from typing import Annotated
 
 import huggingface_hub
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tyro
 from transformers import AutoTokenizer
 
-from vrl_jax import finetuning
+from vrl_jax import cli, finetuning
 from vrl_jax.engine import pretrained
 from vrl_jax.engine.processing import encode
 from vrl_jax.models import hub
+from vrl_jax.models.families import family_of
+from vrl_jax.planning.command import _verdict
+from vrl_jax.planning.search import search
 from vrl_jax.recipes.grpo import grpo
 from vrl_jax.training import choices as chosen
 from vrl_jax.training.choices import Choices
 from vrl_jax.training.files import read_lines
 from vrl_jax.worlds.writing import write_parquet
 
-from .fixtures import gemma, small
+from .fixtures import gemma, plans, small
 
 BOUNDS = {"min_pixels": 28 * 28, "max_pixels": 20 * 28 * 28}
 SIZES = finetuning.Sizes(
@@ -138,11 +144,60 @@ def test_an_exported_policy_is_a_model_to_go_on_from(trained, rows):
     assert actor.stop_ids.tolist() == outcome.actor.stop_ids.tolist()
 
 
+def test_eval_of_the_export_finds_what_the_run_measured(
+    trained, rows, tmp_path, capsys
+):
+    """The run's last measurement, again by the command and from the exported folder."""
+    outcome, _, _ = trained
+    reward = tmp_path / "even.py"
+    reward.write_text(inspect.getsource(small.even_reward))
+    command = [
+        *("eval", "--model", outcome.policy, "--data", rows.test, "--rows", 4),
+        *("--reward", f"{reward}:even_reward", "--instruction", rows.instruction),
+        *("--out", tmp_path / "out", "--response-tokens", small.BUDGET),
+        *("--min-pixels", 28 * 28, "--dtype", "float32", "--per-pass", 4, "--json"),
+    ]
+    with pytest.raises(SystemExit) as ended:
+        cli.main([*map(str, command)])
+    assert ended.value.code == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    last = outcome.evaluations[-1]
+    assert found["accuracy"] == last["val/accuracy"]
+    assert found["tokens"] == last["val/response_length/mean"]
+    assert found == json.loads((tmp_path / "out" / "summary.json").read_text())
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert manifest["pixel_bounds"][0] == 28 * 28
+    assert manifest["harness"].startswith("vrl-jax ")
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--each", "2"], "give --temperature"),
+        (["--each", "0"], "at least once, got --each 0"),
+        (["--temperature", "-1"], "at least 0, got -1"),
+        (["--dtype", "int4"], "dtypes are bfloat16, float32"),
+        (["--rows", "-1"], "at least one row is needed, got -1"),
+        (["--model", "./nowhere"], "There is no model folder './nowhere'"),
+        (["--reward", "nice"], "there is no reward 'nice'"),
+    ],
+)
+def test_wrong_flags_of_eval_are_one_line(model, rows, tmp_path, capsys, flags, said):
+    usual = {"--model": model, "--data": rows.test, "--reward": "exact"}
+    usual["--out"] = tmp_path
+    given = [str(x) for pair in usual.items() if pair[0] not in flags for x in pair]
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["eval", *given, *flags])
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and said in line
+
+
 def test_instructions_stand_under_the_questions(rows):
-    asked = finetuning.asked(small.samples(), "Box it: \\boxed{}.")
+    asked = pretrained.asked(small.samples(), "Box it: \\boxed{}.")
     for sample, before in zip(asked, small.samples(), strict=True):
         assert sample.question == f"{before.question}\n\nBox it: \\boxed{{}}."
-    assert finetuning.asked(small.samples(), "") == [*small.samples()]
+    assert pretrained.asked(small.samples(), "") == [*small.samples()]
 
 
 @pytest.mark.parametrize(
@@ -166,12 +221,24 @@ def test_wrong_choices_are_refused_by_name(trained, tmp_path, changes, message):
         run(out=tmp_path / "run", **changes)
 
 
-def test_choices_as_flags_and_back(rows):
+def test_choices_as_flags_and_back():
     asked = Choices(fsdp=4, micro_batches=2, per_pass=8, remat="split")
     written = chosen.flags(asked)
     assert written == "--fsdp 4 --micro-batches 2 --per-pass 8 --remat split"
     assert chosen.flags(Choices()) == ""
-    chosen.check(asked)
+
+    def main(*, choices: Annotated[Choices, tyro.conf.OmitArgPrefixes] = Choices()):  # noqa: B008
+        return choices
+
+    assert tyro.cli(main, args=written.split()) == asked
+
+
+def test_a_plan_ends_with_flags_of_a_script():
+    *_, best = search(plans.request(micro_batches=1), plans.fake)
+    assert best.fits
+    *_, last = _verdict([best]).splitlines()
+    assert last == f"As flags of a script: {chosen.flags(best.request.choices)}"
+    assert "--micro-batches 2" in last and "--remat split" in last
 
 
 def test_a_reference_lies_where_it_was_chosen():
@@ -216,11 +283,25 @@ def test_a_template_beside_the_tokenizer_is_found(model, tmp_path):
         pretrained.load_tokenizer(tmp_path)
 
 
-def test_pixel_bounds_are_the_family_s_business():
-    found = pretrained.load_front_end(small.spec(), max_pixels=10**5)
-    assert found.pixel_bounds == (56 * 56, 10**5)
+def test_pixel_bounds_are_the_folder_s_unless_given(model, tmp_path):
+    found = pretrained.load_front_end(model, max_pixels=10**5)
+    assert found.pixel_bounds == (56 * 56, 10**5)  # the released least one
+    settings = json.loads((model / "preprocessor_config.json").read_text())
+    (tmp_path / "config.json").write_bytes((model / "config.json").read_bytes())
+    assert pretrained.load_front_end(tmp_path).pixel_bounds == (56 * 56, 1280 * 28 * 28)
+    del settings["min_pixels"], settings["max_pixels"]
+    settings["size"] = {"shortest_edge": 784, "longest_edge": 7840}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
+    assert pretrained.load_front_end(tmp_path).pixel_bounds == (784, 7840)
+
+
+def test_pictures_of_one_size_have_no_bounds(tmp_path):
+    config = family_of(gemma.spec()).config_from_spec(gemma.spec())
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    size = gemma.spec().vision.image
+    assert pretrained.load_front_end(tmp_path).pixel_bounds == (size**2, size**2)
     with pytest.raises(ValueError, match="gemma3 all have one size: leave max_pixels"):
-        pretrained.load_front_end(gemma.spec(), max_pixels=10**5)
+        pretrained.load_front_end(tmp_path, max_pixels=10**5)
 
 
 def test_a_model_of_the_hub_is_found_in_its_cache(model, tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 
 from vrl_jax.engine.actor import Actor
-from vrl_jax.engine.pretrained import Read, load_actor, load_processor
+from vrl_jax.engine.pretrained import Read, asked, load_actor, load_processor
 from vrl_jax.engine.processing import Fitting, encode_one, fitting
 from vrl_jax.engine.reference import Anchor
 from vrl_jax.evals import held_out
@@ -26,7 +26,7 @@ from vrl_jax.rewards.combine import Reward
 from vrl_jax.training import choices as chosen
 from vrl_jax.training import processes
 from vrl_jax.training.choices import Choices
-from vrl_jax.training.data import DataReport, read_samples
+from vrl_jax.training.data import DataReport, evenly, read_samples
 from vrl_jax.training.files import read_lines, write_json
 from vrl_jax.training.iteration import Recipe
 from vrl_jax.training.loop import Stage, run_files, train
@@ -54,15 +54,15 @@ class Sizes(NamedTuple):
     response_tokens: int = 2048
     """of a response at most"""
     min_pixels: int | None = None
-    """area of a picture: smaller ones are enlarged; by default the family's"""
+    """area of a picture: smaller ones are enlarged; by default the model's"""
     max_pixels: int | None = None
-    """area of a picture: larger ones are made smaller; by default the family's"""
+    """area of a picture: larger ones are made smaller; by default the model's"""
     learning_rate: float = 1e-6
     """of AdamW"""
     evaluate_every: int = 10
     """steps between measurements on the test rows; 0: before and after alone"""
-    test_rows: int = 512
-    """of the test file that are measured, evenly spread; 0: all"""
+    test_rows: int | None = 512
+    """of the test file that are measured, evenly spread; None: all"""
     checkpoint_every: int = 20
     """steps between checkpoints"""
     examples: int = 16
@@ -222,11 +222,7 @@ def read_rows(
     """Samples of both files, with the instruction, and a processor that holds them."""
     training, of_training = read_samples(rows.train, image_root=rows.images)
     test, of_test = read_samples(rows.test, image_root=rows.images)
-    if 0 < sizes.test_rows < len(test):
-        test = [
-            test[number * len(test) // sizes.test_rows]
-            for number in range(sizes.test_rows)
-        ]
+    test = evenly(test, sizes.test_rows)
     read = load_processor(
         folder,
         *(asked(samples, rows.instruction) for samples in (training, test)),
@@ -236,16 +232,6 @@ def read_rows(
         max_pixels=sizes.max_pixels,
     )
     return read, (of_training, of_test)
-
-
-def asked(samples: Sequence[Sample], instruction: str) -> list[Sample]:
-    """The questions with the instruction under each."""
-    if not instruction:
-        return list(samples)
-    return [
-        dataclasses.replace(sample, question=f"{sample.question}\n\n{instruction}")
-        for sample in samples
-    ]
 
 
 def begin(

@@ -25,7 +25,7 @@ from vrl_jax.engine.budgets import Budgets, budgets
 from vrl_jax.engine.packing import Room
 from vrl_jax.engine.processing import Fitting, Processor, fitting
 from vrl_jax.models import hub
-from vrl_jax.models.families import Spec, family_of
+from vrl_jax.models.families import family_of
 from vrl_jax.models.front_end import FrontEnd
 from vrl_jax.models.remat import nothing
 from vrl_jax.models.sharding import param_shardings
@@ -76,25 +76,43 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
 
 
 def load_front_end(
-    spec: Spec, *, min_pixels: int | None = None, max_pixels: int | None = None
+    folder: str | Path, *, min_pixels: int | None = None, max_pixels: int | None = None
 ) -> FrontEnd:
-    """The family's functions of the host; the bounds are those of a picture's area.
+    """The functions of the host for the folder's model.
 
+    The bounds are of a picture's area; those of the folder's processor if not given.
     `ValueError` for a family whose pictures all have one size.
     """
+    spec = hub.read_spec(folder)
     make = family_of(spec).front_end
-    given = {"min_pixels": min_pixels, "max_pixels": max_pixels}
-    bounds = {name: value for name, value in given.items() if value is not None}
-    if bounds and not bounds.keys() <= inspect.signature(make).parameters.keys():
-        raise ValueError(
-            f"pictures of {spec.model_type} all have one size: leave "
-            f"{' and '.join(bounds)} out."
-        )
-    front_end = make(spec, **bounds)
+    asked = {"min_pixels": min_pixels, "max_pixels": max_pixels}
+    given = {name: value for name, value in asked.items() if value is not None}
+    if not asked.keys() <= inspect.signature(make).parameters.keys():
+        if given:
+            raise ValueError(
+                f"pictures of {spec.model_type} all have one size: leave "
+                f"{' and '.join(given)} out."
+            )
+        return make(spec)
+    front_end = make(spec, **{**_bounds(Path(folder)), **given})
     least, most = front_end.pixel_bounds
     if least > most:
         raise ValueError(f"min_pixels={least} is more than max_pixels={most}.")
     return front_end
+
+
+def _bounds(folder: Path) -> dict[str, int]:
+    """What the folder's processor says, under its newer or its older names."""
+    file = folder / "preprocessor_config.json"
+    if not file.is_file():
+        return {}
+    settings = json.loads(file.read_text())
+    size = settings.get("size") or {}
+    said = {
+        "min_pixels": settings.get("min_pixels") or size.get("shortest_edge"),
+        "max_pixels": settings.get("max_pixels") or size.get("longest_edge"),
+    }
+    return {name: value for name, value in said.items() if value}
 
 
 def load_processor(
@@ -111,9 +129,7 @@ def load_processor(
     A prompt of more than `longest_prompt` tokens is dropped, and told; none is cut.
     `prompts_per_step` and `prompts_per_pack` as in `budgets`.
     """
-    front_end = load_front_end(
-        hub.read_spec(folder), min_pixels=min_pixels, max_pixels=max_pixels
-    )
+    front_end = load_front_end(folder, min_pixels=min_pixels, max_pixels=max_pixels)
     anything = Room((longest_prompt,), front_end.granularity * ANY_PICTURE)
     processor = Processor(load_tokenizer(folder), front_end, anything)
     fits = tuple(fitting(processor, one) for one in samples)
@@ -161,3 +177,13 @@ def stop_ids(folder: str | Path, tokenizer: PreTrainedTokenizerBase) -> list[int
         f"{folder} does not say which token ends a response: name it as eos_token_id "
         f"in {hub.GENERATION}."
     )
+
+
+def asked(samples: Sequence[Sample], instruction: str) -> list[Sample]:
+    """The questions with the instruction under each."""
+    if not instruction:
+        return list(samples)
+    return [
+        dataclasses.replace(sample, question=f"{sample.question}\n\n{instruction}")
+        for sample in samples
+    ]

@@ -1,9 +1,8 @@
 """What a policy is worth on held-out samples, and whether it looks at the pictures."""
 
 import dataclasses
-import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -33,21 +32,36 @@ def answers(
     each: int = 1,
 ) -> list[list[Answered]]:
     """`each` responses to every sample, in the order of the samples."""
+    passes = in_passes(actor, samples, key, greedy=greedy, each=each)
+    return [group for groups in passes for group in groups]
+
+
+def in_passes(
+    actor: Actor,
+    samples: Sequence[Sample],
+    key: Key[Array, ""],
+    *,
+    greedy: bool = True,
+    each: int = 1,
+) -> Iterator[list[list[Answered]]]:
+    """The same, `prompts_per_pass` samples at a time."""
     actor = dataclasses.replace(actor, top_k=1) if greedy else actor
     size = min(actor.prompts_per_pass, len(samples))
-    found: list[list[Answered]] = []
-
-    def note(
-        episodes: Sequence[Episode], scores: Sequence[Mapping[str, float]]
-    ) -> None:
-        found.append([*itertools.starmap(Answered, zip(episodes, scores, strict=True))])
-
-    noting = dataclasses.replace(actor, observe=note)
     for start in range(0, len(samples), size):
+        found: list[list[Answered]] = []
+
+        def note(
+            episodes: Sequence[Episode],
+            scores: Sequence[Mapping[str, float]],
+            found: list = found,
+        ) -> None:
+            found.append([Answered(*one) for one in zip(episodes, scores, strict=True)])
+
         batch = samples[start : start + size]
         filler = samples[: size - len(batch)]  # keeps one shape; not counted
+        noting = dataclasses.replace(actor, observe=note)
         single_turn(noting, iter([[*batch, *filler]]), key, group_size=each)
-    return found[: len(samples)]
+        yield found[: len(batch)]
 
 
 def accuracy(

@@ -203,7 +203,7 @@ def _verdict(found: Sequence[Plan]) -> str:
     if not fitting:
         return "None of these fits: more chips, shorter sequences, or a smaller model."
     best = min(fitting, key=step_seconds)
-    as_flags = f"Of a script: {flags(best.request.choices)}"
+    as_flags = f"As flags of a script: {flags(best.request.choices)}"
     if best is found[0]:
         return f"It fits as asked.\n{as_flags}"
     first, last = found[0].request.choices, best.request.choices

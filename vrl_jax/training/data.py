@@ -99,6 +99,15 @@ def read_samples(
     return samples, report
 
 
+def evenly(samples: Sequence[Sample], count: int | None) -> list[Sample]:
+    """`count` of the samples, evenly spread; all if there are no more, or for None."""
+    if count is None or count >= len(samples):
+        return list(samples)
+    if count < 1:
+        raise ValueError(f"at least one row is needed, got {count}.")
+    return [samples[number * len(samples) // count] for number in range(count)]
+
+
 def sample_stream(samples: Sequence[Sample], *, seed: int) -> grain.DatasetIterator:
     """The samples one at a time for ever, each epoch in a new order.
 

@@ -1,0 +1,147 @@
+"""What is written of an evaluation, that it goes on, and its numbers by hand."""
+
+import dataclasses
+import json
+import math
+
+import jax
+import numpy as np
+import pytest
+
+from vrl_jax.evals import benchmark, held_out
+
+from ..fixtures import small
+
+SAMPLES = small.samples()
+MANIFEST = {"model": "small", "bounds": (1, 2)}
+
+
+def reward(episodes):
+    return [
+        {"overall": sum(e.turns[0].tokens) % 5 / 4, "accuracy": float(number % 2)}
+        for number, e in enumerate(episodes)
+    ]
+
+
+def predict(folder, **changes):
+    actor = dataclasses.replace(
+        small.chain_actor(), reward=reward, prompts_per_pass=2, **changes
+    )
+    given = {"folder": folder, "manifest": MANIFEST, "each": 2, "greedy": False}
+    return benchmark.predict(actor, SAMPLES, jax.random.key(0), **given)
+
+
+def line(name, correct, prediction="1", *, benchmark="a", finished=True, tokens=1):
+    return {
+        "benchmark": benchmark,
+        "id": name,
+        "prediction": prediction,
+        "correct": correct,
+        "finished": finished,
+        "meta": {"scores": {"overall": correct}, "tokens": tokens},
+    }
+
+
+def test_a_line_a_response_with_all_that_others_need(tmp_path):
+    rows = predict(tmp_path)
+    assert [row["id"] for row in rows] == [s.id for s in SAMPLES for _ in range(2)]
+    written = benchmark.files(tmp_path).predictions.read_text().splitlines()
+    assert [json.loads(row) for row in written] == rows
+    assert json.loads(benchmark.files(tmp_path).manifest.read_text())["bounds"] == [
+        1,
+        2,
+    ]
+    first = rows[0]
+    assert first["prompt"] == SAMPLES[0].question and first["answer"] == "0"
+    assert first["images"] == [benchmark.image_name(SAMPLES[0].images[0])]
+    assert first["images"][0].startswith("sha256:")
+    assert (first["sample"], first["correct"]) == (0, 0)
+    assert (rows[1]["sample"], rows[1]["correct"]) == (1, 1)
+    assert first["meta"]["scores"]["overall"] in (0, 0.25, 0.5, 0.75, 1)
+    size = first["meta"]["image_sizes"][0]
+    assert (size["original_height"], size["original_width"]) == (28, 56)
+
+
+def test_a_killed_evaluation_goes_on_to_the_same_lines(tmp_path):
+    """Killed in the second pass, in the middle of a line."""
+    whole = predict(tmp_path / "whole")
+    calls = []
+
+    def mortal(episodes):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return reward(episodes)
+
+    killed = tmp_path / "killed"
+    actor = dataclasses.replace(small.chain_actor(), reward=mortal, prompts_per_pass=2)
+    given = {"folder": killed, "manifest": MANIFEST, "each": 2, "greedy": False}
+    with pytest.raises(KeyboardInterrupt):
+        benchmark.predict(actor, SAMPLES, jax.random.key(0), **given)
+    file = benchmark.files(killed).predictions
+    assert len(file.read_text().splitlines()) == 4
+    file.write_text(file.read_text()[:-20])  # the last line is half written
+    assert predict(killed) == whole
+    lines = (tmp_path / folder / file.name for folder in ("whole", "killed"))
+    one, other = (sorted(path.read_text().splitlines()) for path in lines)
+    assert one == other
+
+    def never(episodes):
+        raise AssertionError("nothing is left to be asked")
+
+    actor = dataclasses.replace(actor, reward=never)
+    assert benchmark.predict(actor, SAMPLES, jax.random.key(0), **given) == whole
+
+
+def test_another_evaluation_in_the_same_folder_is_refused(tmp_path):
+    benchmark._open(benchmark.files(tmp_path), MANIFEST)
+    benchmark._open(benchmark.files(tmp_path), MANIFEST)
+    with pytest.raises(ValueError, match=r"model was 'small' and is 'large'.*--out"):
+        benchmark._open(benchmark.files(tmp_path), {**MANIFEST, "model": "large"})
+
+
+def test_summary_by_hand():
+    rows = [
+        *(line("one", c, p) for c, p in [(1, "4"), (0, "5"), (1, "4"), (0, "6")]),
+        *(line("two", c, p) for c, p in [(0, "5"), (0, "5"), (1, "4"), (0, None)]),
+        *(line("three", c, "x", benchmark="b") for c in (1, 1, 1, None)),
+    ]
+    rows[0]["finished"] = False
+    found = benchmark.summary(rows)
+    assert (found["questions"], found["responses"], found["unscored"]) == (3, 12, 1)
+    assert found["accuracy"] == found["mean@4"] == pytest.approx((0.5 + 0.25 + 1) / 3)
+    assert found["unparsed"] == found["cut_off"] == pytest.approx(1 / 12)
+    # Of one and two alone, for a response of three was not scored.
+    assert found["pass@1"] == pytest.approx((0.5 + 0.25) / 2)
+    assert found["pass@2"] == pytest.approx((1 - 1 / 6 + 1 - 3 / 6) / 2)
+    assert found["pass@4"] == 1
+    assert found["maj@4"] == pytest.approx((1 + 0 + 1) / 3)
+    assert found["benchmarks"]["a"]["accuracy"] == pytest.approx(0.375)
+    assert found["benchmarks"]["b"]["accuracy"] == 1
+    assert found["score/overall"] == pytest.approx(6 / 11)
+
+
+def test_nothing_scored_is_not_a_number():
+    found = benchmark.summary([line("one", None)])
+    assert math.isnan(found["accuracy"]) and found["unscored"] == 1
+
+
+def test_intervals_narrow_with_questions_and_hold_the_mean():
+    values = np.tile([0.0, 1.0], 50)
+    low, high = benchmark.interval(values)
+    # 1.96 standard errors of a share of 0.5 in 100: 0.098.
+    assert low == pytest.approx(0.5 - 0.098, abs=0.02)
+    assert high == pytest.approx(0.5 + 0.098, abs=0.02)
+    assert benchmark.interval(values) == (low, high)
+    assert benchmark.interval(np.ones(4)) == (1, 1)
+
+
+def test_the_same_numbers_as_measurements(tmp_path):
+    rows = predict(tmp_path)
+    actor = dataclasses.replace(small.chain_actor(), reward=reward)
+    answered = held_out.answers(actor, SAMPLES, jax.random.key(0), greedy=False, each=2)
+    measured = held_out.measurements(answered)
+    found = benchmark.summary(rows)
+    assert found["accuracy"] == measured["val/accuracy"]
+    assert found["score/overall"] == pytest.approx(measured["val/reward_score"])
+    assert found["tokens"] == measured["val/response_length/mean"]

@@ -1,0 +1,238 @@
+"""A policy on a set of rows: every response written down, and what they come to.
+
+A folder of an evaluation holds `manifest.json`, with all settings, and
+`predictions.jsonl`, a line a response; called again it goes on behind the last whole
+question. Numbers come from the lines alone, so they can be had again, or by others'
+scorers, without a model.
+"""
+
+import contextlib
+import hashlib
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Array, Float, Key
+
+from vrl_jax.engine.actor import Actor
+from vrl_jax.evals.held_out import Answered, in_passes
+from vrl_jax.rewards.parse import final_answer
+from vrl_jax.training import processes
+from vrl_jax.training.files import append_line, write_json, write_lines
+from vrl_jax.training.progress import progress_bar
+from vrl_jax.types import ImageRef, Sample
+
+Row = dict[str, Any]
+RESAMPLES = 2000
+
+
+class Files(NamedTuple):
+    """Of an evaluation's folder."""
+
+    manifest: Path
+    predictions: Path
+
+
+def files(folder: Path) -> Files:
+    """Their names."""
+    return Files(folder / "manifest.json", folder / "predictions.jsonl")
+
+
+def predict(
+    actor: Actor,
+    samples: Sequence[Sample],
+    key: Key[Array, ""],
+    *,
+    folder: Path,
+    manifest: Mapping[str, Any],
+    each: int,
+    greedy: bool,
+) -> list[Row]:
+    """The rows of `each` response to every sample, as `predictions.jsonl` holds them.
+
+    Raises `ValueError` where the folder holds an evaluation with another manifest.
+    """
+    places = files(folder)
+    _open(places, manifest)
+    processes.wait()  # all have looked before one writes
+    rows = _whole(places.predictions, each)
+    processes.wait()
+    known = {row["id"] for row in rows}
+    left = [sample for sample in samples if sample.id not in known]
+    with progress_bar("evaluation", len(samples), len(samples) - len(left)) as show:
+        passes = in_passes(actor, left, key, greedy=greedy, each=each) if left else ()
+        for groups in passes:
+            new = [row(one, number) for g in groups for number, one in enumerate(g)]
+            for line in new:
+                append_line(places.predictions, line)
+            rows += new
+            show(len(rows) // each, f"accuracy {mean(rows, 'correct'):.3f}")
+    # As after a resumption: what the file says, of these samples, in their order.
+    order = {sample.id: number for number, sample in enumerate(samples)}
+    chosen = [json.loads(json.dumps(line)) for line in rows if line["id"] in order]
+    return sorted(chosen, key=lambda line: order[line["id"]])
+
+
+def _open(places: Files, manifest: Mapping[str, Any]) -> None:
+    places.manifest.parent.mkdir(parents=True, exist_ok=True)
+    if places.manifest.exists():
+        before = json.loads(places.manifest.read_text())
+        now = json.loads(json.dumps(manifest))
+        changed = [
+            f"{name} was {before.get(name)!r} and is {now.get(name)!r}"
+            for name in {**before, **now}
+            if before.get(name) != now.get(name)
+        ]
+        if changed:
+            raise ValueError(
+                f"{places.manifest.parent} holds another evaluation "
+                f"({'; '.join(changed)}). Choose another --out, or delete the folder."
+            )
+    else:
+        write_json(places.manifest, manifest)
+
+
+def _whole(file: Path, each: int) -> list[Row]:
+    """The rows of questions that have all their responses.
+
+    What was cut off when a run was killed leaves the file, and is asked again.
+    """
+    found = []
+    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
+        with contextlib.suppress(json.JSONDecodeError):  # the last, half written
+            found.append(json.loads(line))
+    count = Counter(line["id"] for line in found)
+    whole = [line for line in found if count[line["id"]] == each]
+    if file.exists():
+        write_lines(file, whole)
+    return whole
+
+
+def row(one: Answered, number: int) -> Row:
+    """A line of `predictions.jsonl`: the response, what was read off it, its scores.
+
+    `correct` is the reward's part `accuracy` or, without one, the reward.
+    `prediction` is the last box or answer tag, None where there is neither.
+    """
+    episode, scores = one
+    sample = episode.sample
+    known = {name: None if math.isnan(x) else x for name, x in scores.items()}
+    return {
+        "benchmark": sample.source,
+        "id": sample.id,
+        "sample": number,
+        "images": [image_name(image) for image in sample.images],
+        "prompt": sample.question,
+        "response": episode.text,
+        "finished": episode.finished,
+        "prediction": final_answer(episode.text),
+        "answer": sample.answer,
+        "correct": known.get("accuracy", known.get("overall")),
+        "meta": {
+            "scores": known,
+            "tokens": sum(len(turn.tokens) for turn in episode.turns if turn.chosen),
+            "image_sizes": [size._asdict() for size in episode.image_sizes],
+        },
+    }
+
+
+def image_name(image: ImageRef) -> str:
+    """A picture's path, or the digest of its bytes."""
+    if isinstance(image, str):
+        return image
+    return f"sha256:{hashlib.sha256(image).hexdigest()}"
+
+
+def summary(rows: Sequence[Row]) -> dict[str, Any]:
+    """What the rows come to, in all and for each benchmark where there are several.
+
+    `accuracy` is the mean of what was scored, [low, high] its 95 % bootstrap interval
+    over questions. Of k responses each: `mean@k` the same number; `pass@n`, for n = 1,
+    2, 4, ... k, the chance that one of n is fully right, unbiased, equation 1 of
+    https://arxiv.org/abs/2107.03374; `maj@k` whether the most frequent prediction, the
+    first of several, is right. `unparsed` responses have no prediction, `cut_off` ones
+    reached no end.
+    """
+    groups: dict[str, list[Row]] = {}
+    for line in rows:
+        groups.setdefault(line["benchmark"], []).append(line)
+    found = _summary(rows)
+    if len(groups) > 1:
+        found["benchmarks"] = {name: _summary(part) for name, part in groups.items()}
+    return found
+
+
+def _summary(rows: Sequence[Row]) -> dict[str, Any]:
+    questions: dict[str, list[Row]] = {}
+    for line in rows:
+        questions.setdefault(line["id"], []).append(line)
+    known = [
+        [line for line in group if line["correct"] is not None]
+        for group in questions.values()
+    ]
+    scored = [group for group in known if group]
+    each = max(map(len, questions.values()))
+    means = np.array([mean(group, "correct") for group in scored])
+    low, high = interval(means)
+    found = {
+        "questions": len(questions),
+        "responses": len(rows),
+        "accuracy": float(means.mean()) if len(means) else math.nan,
+        "low": low,
+        "high": high,
+        "unscored": sum(line["correct"] is None for line in rows),
+        "unparsed": _share(line["prediction"] is None for line in rows),
+        "cut_off": _share(not line["finished"] for line in rows),
+        "tokens": float(np.mean([line["meta"]["tokens"] for line in rows])),
+    }
+    for name in dict.fromkeys(name for line in rows for name in line["meta"]["scores"]):
+        values = [line["meta"]["scores"].get(name) for line in rows]
+        told = [value for value in values if value is not None]
+        found[f"score/{name}"] = float(np.mean(told)) if told else math.nan
+    if each > 1 and scored:
+        found[f"mean@{each}"] = found["accuracy"]
+        whole = [group for group in scored if len(group) == each]
+        for n in (2**i for i in range(each.bit_length()) if whole):
+            found[f"pass@{n}"] = float(np.mean([pass_at(n, group) for group in whole]))
+        found[f"maj@{each}"] = float(np.mean([majority(group) for group in scored]))
+    return found
+
+
+def pass_at(n: int, group: Sequence[Row]) -> float:
+    """1 - C(wrong, n) / C(all, n): the chance that one of n of them is fully right."""
+    wrong = sum(line["correct"] < 1 for line in group)
+    return 1 - math.comb(wrong, n) / math.comb(len(group), n)
+
+
+def majority(group: Sequence[Row]) -> float:
+    """How right those are that give the most frequent prediction."""
+    counts = Counter(line["prediction"] for line in group)
+    chosen, _ = counts.most_common(1)[0]
+    return mean([line for line in group if line["prediction"] == chosen], "correct")
+
+
+def interval(values: Float[np.ndarray, " N"]) -> tuple[float, float]:
+    """95 % of the means of `RESAMPLES` draws with replacement; the same each time."""
+    if not len(values):
+        return math.nan, math.nan
+    random = np.random.default_rng(0)
+    drawn = [
+        values[random.integers(len(values), size=len(values))].mean()
+        for _ in range(RESAMPLES)
+    ]
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def mean(rows: Sequence[Row], name: str) -> float:
+    """Of what is not None; NaN where all is."""
+    known = [line[name] for line in rows if line[name] is not None]
+    return float(np.mean(known)) if known else math.nan
+
+
+def _share(told: Any) -> float:
+    return float(np.mean([*told]))
