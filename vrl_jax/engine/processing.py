@@ -6,7 +6,7 @@ before training, and never cut.
 
 import dataclasses
 from collections.abc import MutableMapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,6 +25,9 @@ from vrl_jax.types import (
     Sample,
     text_pieces,
 )
+
+AT_A_TIME = 32
+"""Samples whose pictures are in memory at once while all are measured."""
 
 
 class Picture(NamedTuple):
@@ -259,18 +262,29 @@ class Fitting(NamedTuple):
 def fitting(processor: Processor, samples: Sequence[Sample]) -> Fitting:
     """Encodes every sample once, so that training meets no surprise.
 
-    `dropped` says for each unusable sample why. Raises `ValueError` if none is left.
+    Pictures are decoded in threads, some samples' at a time. `dropped` says for each
+    unusable sample why. Raises `ValueError` if none is left.
     """
     fit = Fitting([], [], [], [])
-    for sample in samples:
-        try:
-            prompt = encode_one(processor, sample).unpadded
-        except ValueError as error:
-            fit.dropped.append(str(error))
-        else:
-            fit.samples.append(sample)
-            fit.tokens.append(len(prompt.tokens))
-            fit.pictures.append(prompt.sizes)
+    with ThreadPoolExecutor() as threads:
+        for start in range(0, len(samples), AT_A_TIME):
+            some = samples[start : start + AT_A_TIME]
+            images = dict.fromkeys(image for sample in some for image in sample.images)
+            prepared = {i: threads.submit(prepare, processor, i) for i in images}
+            ahead = dataclasses.replace(processor, prepared=prepared)
+            for sample in some:
+                _fit(ahead, sample, fit)
     if not fit.samples:
         raise ValueError(f"No sample can be used. {' '.join(fit.dropped[:3])}")
     return fit
+
+
+def _fit(processor: Processor, sample: Sample, fit: Fitting) -> None:
+    try:
+        prompt = encode_one(processor, sample).unpadded
+    except ValueError as error:
+        fit.dropped.append(str(error))
+    else:
+        fit.samples.append(sample)
+        fit.tokens.append(len(prompt.tokens))
+        fit.pictures.append(prompt.sizes)
