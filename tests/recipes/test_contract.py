@@ -66,19 +66,22 @@ def poisoned(tree, mask):
 
 
 def test_act_gives_whole_groups_of_finished_tables(played):
-    rollout = played.acted
+    rollout, samples = played.acted, len(small.samples())
     rows, tokens = rollout.tokens.shape
     prompts = len(rollout.prompts.tokens)
-    assert (prompts, tokens) == (len(small.samples()), small.BUDGET)
+    contexts = 1 if rollout.place is None else int(rollout.place.max()) + 1
+    assert (prompts, tokens) == (contexts * samples, small.BUDGET)
     assert rows % prompts == 0
+    episodes = rows // contexts
     assert rollout.positions.shape == (rows, tokens, 3)
     for table in (rollout.mask, rollout.old_logprobs):
         assert table.shape == (rows, tokens)
     parts = rollout.reward_parts.values()
-    for column in (rollout.rewards, rollout.temperature, rollout.group, *parts):
-        assert column.shape == (rows,)
+    assert rollout.temperature.shape == (rows,)
+    for column in (rollout.rewards, rollout.group, *parts):
+        assert column.shape == (episodes,)
     np.testing.assert_array_equal(
-        rollout.group, np.repeat(np.arange(prompts), rows // prompts)
+        rollout.group, np.repeat(np.arange(samples), episodes // samples)
     )
     assert rollout.mask[:, 0].all()  # a response has a token, and no holes
     assert (np.diff(rollout.mask.astype(int), axis=1) <= 0).all()
@@ -165,10 +168,13 @@ def test_micro_batches_add_up(played):
 def test_order_of_the_groups_does_not_matter(played):
     """Law 4: groups turned round give the same loss, from credit on."""
     recipe, rollout = played.recipe, played.scored
-    rows, prompts = len(rollout.tokens), len(rollout.prompts.tokens)
-    order = jnp.array([2, 0, 3, 1])
-    within = (order[:, None] * (rows // prompts) + jnp.arange(rows // prompts)).ravel()
-    turned = jax.tree.map(lambda x: x[order if len(x) == prompts else within], rollout)
+    order = jnp.array([2, 0, 3, 1])  # of samples: prompts, rows, episodes lie by them
+
+    def turn(x):
+        return x.reshape(4, -1, *x.shape[1:])[order].reshape(x.shape)
+
+    turned = jax.tree.map(turn, rollout)
+    turned = dataclasses.replace(turned, episode=rollout.episode)
     batch, credited = recipe.credit(turned)
     equal(credited, played.credited, 1e-5)
     equal(

@@ -8,7 +8,7 @@ from vrl_jax.types import Sample
 T = TypeVar("T")
 
 
-def column(sample: Sample, name: str, kind: type, what: str) -> Any:
+def column(sample: Sample, name: str, kind: type | tuple[type, ...], what: str) -> Any:
     """The row's column `name`, a `kind`; `what` says what it should hold.
 
     A row without one is a ValueError that names both.
