@@ -189,7 +189,7 @@ def test_rows_that_lack_something_are_named(annotations, said):
 
 def test_the_gate_is_the_group_s_as_played(monkeypatch):
     """What was seen is told by the length of what was written; none passes anyway."""
-    told = lambda text, golds, match: float(len(text) % 7 == 0)
+    told = lambda text, golds, match: float(len(text) % 5 == 0)
     monkeypatch.setattr("vrl_jax.recipes.pearl.perceived_share", told)
     changes = {"group_size": small.GROUP, "keep": every_group}
 
