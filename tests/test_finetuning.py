@@ -35,7 +35,7 @@ SIZES = finetuning.Sizes(
     response_tokens=small.BUDGET,
     longest_prompt=40,
     learning_rate=1e-3,
-    test_rows=4,
+    test_rows=8,
     examples=2,
     **BOUNDS,
 )
@@ -70,7 +70,13 @@ def trained(model, rows, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "run"
 
     def run(**changes):
-        given = {"sizes": SIZES, "choices": CHOICES, "seed": 0, "out": out}
+        given = {
+            "sizes": SIZES,
+            "choices": CHOICES,
+            "settings": {"group": small.GROUP},
+            "seed": 0,
+            "out": out,
+        }
         return finetuning.finetune(
             lambda anchor: grpo(group_size=small.GROUP, anchor=anchor),
             name="GRPO",
@@ -88,7 +94,7 @@ def test_a_run_measures_before_and_after_and_leaves_every_file(trained):
     outcome, out, _ = trained
     assert [row["step"] for row in outcome.evaluations] == [0, 2]
     for row in outcome.evaluations:
-        assert row["val/count"] == 4
+        assert row["val/count"] == 8
         assert {"val/reward_score", "val/accuracy_shuffled_images"} <= row.keys()
     steps = read_lines(out / "metrics.jsonl")
     assert len(steps) == 2
@@ -101,8 +107,8 @@ def test_a_run_measures_before_and_after_and_leaves_every_file(trained):
 def test_what_cannot_be_used_is_told(trained):
     _, out, _ = trained
     report = json.loads((out / "data_report.json").read_text())
-    assert (report["train"]["used"], report["test"]["used"]) == (8, 4)
-    (why,) = report["train"]["dropped"]["too large"]
+    assert (report["train"]["used"], report["test"]["used"]) == (8, 8)
+    (why,) = report["train"]["dropped"]["not used"]
     assert why.startswith(f"Sample {LONG}: The prompt has") and "40" in why
 
 
@@ -115,22 +121,66 @@ def test_the_export_is_the_trained_policy_with_the_model_s_own_files(trained, mo
         lambda x, y: float(jnp.abs(x - y).max()), params, small.params()
     )
     assert max(jax.tree.leaves(moved)) > 1e-4
-    for name in ("tokenizer.json", "preprocessor_config.json", "chat_template.jinja"):
+    for name in ("tokenizer.json", "chat_template.jinja"):
         assert (outcome.policy / name).read_bytes() == (model / name).read_bytes()
+    name = "preprocessor_config.json"
+    before, after = (
+        json.loads((folder / name).read_text()) for folder in (model, outcome.policy)
+    )
+    changed = {key for key in after if after[key] != before[key]}
+    assert changed == {"min_pixels", "max_pixels", "size"}  # those of the training
+    assert (after["min_pixels"], after["max_pixels"]) == (*BOUNDS.values(),)
     assert AutoTokenizer.from_pretrained(outcome.policy).chat_template
 
 
-def test_the_same_command_resumes_with_other_choices_of_memory_too(trained, capsys):
+def test_a_run_goes_on_with_more_steps_and_other_choices_of_memory(
+    trained, tmp_path, capsys
+):
+    """One step, then one more in pieces: the same as two at once, to float error."""
     outcome, out, run = trained
-    before = (out / "metrics.jsonl").read_bytes()
-    again = run(choices=CHOICES._replace(micro_batches=2, slots=8))
-    assert f"resuming {out} after step 2" in capsys.readouterr().out
-    assert (out / "metrics.jsonl").read_bytes() == before
+    more = {"out": tmp_path / "run"}
+    run(sizes=SIZES._replace(steps=1), **more)
+    again = run(choices=CHOICES._replace(micro_batches=2, slots=8, per_pass=2), **more)
+    assert f"resuming {more['out']} after step 1" in capsys.readouterr().out
+    unbroken, broken = (read_lines(x / "metrics.jsonl") for x in (out, more["out"]))
+    assert len(broken) == 2 and broken[0] == unbroken[0]
+    for name, value in unbroken[1].items():
+        if isinstance(value, float):
+            assert broken[1][name] == pytest.approx(value, abs=1e-5), name
     jax.tree.map(
-        np.testing.assert_array_equal, again.actor.params, outcome.actor.params
+        lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5),
+        again.actor.params,
+        outcome.actor.params,
     )
-    with pytest.raises(ValueError, match=r"learning_rate was 0\.001 and is 0\.1"):
-        run(sizes=SIZES._replace(learning_rate=0.1))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            {"sizes": SIZES._replace(learning_rate=0.1)},
+            r"learning_rate was 0\.001 and is 0\.1",
+        ),
+        ({"settings": {"group": 2}}, "group was 4 and is 2"),
+        ({"choices": CHOICES._replace(minibatches=2)}, "minibatches was 1 and is 2"),
+        ({"choices": CHOICES._replace(tower="frozen")}, "tower was 'trained' and is"),
+    ],
+)
+def test_another_method_in_the_same_folder_is_refused(trained, changes, said):
+    _, out, run = trained
+    before = (out / "metrics.jsonl").read_bytes()
+    with pytest.raises(ValueError, match=said):
+        run(**changes)
+    assert (out / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_run_without_any_score_ends_with_its_files(trained):
+    outcome, _, _ = trained
+    unscored = dict.fromkeys(outcome.evaluations[0])
+    page = finetuning.summary(
+        outcome._replace(evaluations=[unscored, outcome.evaluations[1]]), 1.0
+    )
+    assert "accuracy              - before, 0." in page
 
 
 def test_an_exported_policy_is_a_model_to_go_on_from(trained, rows):
@@ -152,10 +202,10 @@ def test_eval_of_the_export_finds_what_the_run_measured(
     reward = tmp_path / "even.py"
     reward.write_text(inspect.getsource(small.even_reward))
     command = [
-        *("eval", "--model", outcome.policy, "--data", rows.test, "--rows", 4),
+        *("eval", "--model", outcome.policy, "--data", rows.test, "--rows", 8),
         *("--reward", f"{reward}:even_reward", "--instruction", rows.instruction),
         *("--out", tmp_path / "out", "--response-tokens", small.BUDGET),
-        *("--min-pixels", 28 * 28, "--dtype", "float32", "--per-pass", 4, "--json"),
+        *("--dtype", "float32", "--per-pass", 4, "--json"),
     ]
     with pytest.raises(SystemExit) as ended:
         cli.main([*map(str, command)])
@@ -166,7 +216,11 @@ def test_eval_of_the_export_finds_what_the_run_measured(
     assert found["tokens"] == last["val/response_length/mean"]
     assert found == json.loads((tmp_path / "out" / "summary.json").read_text())
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
-    assert manifest["pixel_bounds"][0] == 28 * 28
+    assert manifest["pixel_bounds"] == [*BOUNDS.values()]  # as trained, unasked
+    reward.write_text(reward.read_text() + "\n")
+    with pytest.raises(SystemExit):
+        cli.main([*map(str, command)])
+    assert "reward_file was" in capsys.readouterr().err
     assert manifest["harness"].startswith("vrl-jax ")
 
 
@@ -180,6 +234,7 @@ def test_eval_of_the_export_finds_what_the_run_measured(
         (["--rows", "-1"], "at least one row is needed, got -1"),
         (["--model", "./nowhere"], "There is no model folder './nowhere'"),
         (["--reward", "nice"], "there is no reward 'nice'"),
+        (["--reward", "iou"], "iou needs --frame, what the numbers of a box count"),
     ],
 )
 def test_wrong_flags_of_eval_are_one_line(model, rows, tmp_path, capsys, flags, said):
@@ -210,6 +265,7 @@ def test_instructions_stand_under_the_questions(rows):
         ),
         ({"choices": CHOICES._replace(slots=0)}, "slots must be at least 1, got 0"),
         ({"kl_weight": 0.1}, "--reference device or host"),
+        ({"sizes": SIZES._replace(steps=0)}, "at least 1 step, got --steps 0"),
         ({"choices": CHOICES._replace(fsdp=3)}, "needs 3 devices, and there are 8"),
         ({"sizes": SIZES._replace(longest_prompt=3)}, "No sample can be used"),
         ({"sizes": SIZES._replace(min_pixels=10**6)}, "is more than max_pixels"),
@@ -262,8 +318,10 @@ def test_stops_are_those_of_the_generation_settings_and_the_tokenizer(model, tmp
     assert pretrained.stop_ids(model, tokenizer) == sorted(ends)
     settings = tmp_path / hub.GENERATION
     settings.write_text(json.dumps({"eos_token_id": 7}))
-    assert pretrained.stop_ids(tmp_path, tokenizer) == sorted({7, ends[1]})
+    (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": [8, 9]}))
+    assert pretrained.stop_ids(tmp_path, tokenizer) == sorted({7, 8, 9, ends[1]})
     settings.write_text("{}")
+    (tmp_path / "config.json").unlink()
     silent = type("Silent", (), {"eos_token_id": None})
     with pytest.raises(ValueError, match=r"name it as eos_token_id in generation_"):
         pretrained.stop_ids(tmp_path, silent)
@@ -293,6 +351,10 @@ def test_pixel_bounds_are_the_folder_s_unless_given(model, tmp_path):
     settings["size"] = {"shortest_edge": 784, "longest_edge": 7840}
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
     assert pretrained.load_front_end(tmp_path).pixel_bounds == (784, 7840)
+    (tmp_path / "preprocessor_config.json").unlink()  # as transformers 5 saves it
+    newer = {"image_processor": settings | {"size": {"longest_edge": 8000}}}
+    (tmp_path / "processor_config.json").write_text(json.dumps(newer))
+    assert pretrained.load_front_end(tmp_path).pixel_bounds == (56 * 56, 8000)
 
 
 def test_pictures_of_one_size_have_no_bounds(tmp_path):

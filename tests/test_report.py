@@ -99,6 +99,9 @@ def make_run(folder):
     return folder
 
 
+PAID = ((0, -0.5), (20, 1.7))
+
+
 def evaluation(name, phase, step, accuracy):
     return {
         "name": name,
@@ -221,6 +224,17 @@ def test_write_report_says_when_the_effect_is_not_clear(tmp_path):
     page = write_report(run).read_text()
     assert "no clear effect of reinforcement learning" in page
     assert "answers without looking" in page
+
+
+def test_write_report_of_rewards_that_are_no_shares(tmp_path):
+    """Means of 1.7 and -0.5, nothing asked of other pictures: there is no interval."""
+    run = make_run(tmp_path / "run")
+    nothing = {"val/accuracy_shuffled_images": None}
+    write_lines(
+        run / "evaluations.jsonl",
+        [evaluation("rl", "rl", step, mean) | nothing for step, mean in PAID],
+    )
+    assert "val/accuracy" in write_report(run).read_text()
 
 
 def test_write_report_tolerates_a_line_cut_by_a_kill(tmp_path):

@@ -61,7 +61,9 @@ def data_check(
     """
     samples, report = read_samples(file, image_root=images)
     samples = evenly(samples, rows)
-    with named_reward(reward, style=style, frame=frame) as function:
+    # What is scored are answers of the file, in whatever frame it has.
+    frames = {"frame": frame, "gold_frame": frame}
+    with named_reward(reward, style=style, **frames) as function:
         found = check_reward(function, samples, template=response, full=full)
     if json:
         dropped = {reason: list(rows) for reason, rows in report.dropped.items()}

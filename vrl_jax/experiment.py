@@ -204,12 +204,7 @@ def open_run(out: Path, settings: Mapping[str, Any], claim: str) -> None:
     nearly full: better now than in the middle of a checkpoint.
     """
     out.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(out).free
-    if free < FREE_BYTES:
-        raise OSError(
-            f"a run needs {FREE_BYTES / 1e6:.0f} MB, and {out} has {free / 1e6:.0f} MB "
-            "left; make room, or choose another --out."
-        )
+    room_for(out, FREE_BYTES)
     file = out / "config.json"
     if file.exists():
         before = json.loads(file.read_text())
@@ -228,6 +223,16 @@ def open_run(out: Path, settings: Mapping[str, Any], claim: str) -> None:
     if not file.exists():
         command = " ".join(["python", *sys.argv])
         write_json(file, {**settings, "claim": claim, "command": command})
+
+
+def room_for(out: Path, need: float) -> None:
+    """Raises `OSError` where the disk has less than so many bytes left."""
+    free = shutil.disk_usage(out).free
+    if free < need:
+        raise OSError(
+            f"a run needs {need / 1e6:,.0f} MB, and {out} has {free / 1e6:,.0f} MB "
+            "left; make room, or choose another --out."
+        )
 
 
 def digits_data(

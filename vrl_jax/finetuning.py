@@ -5,9 +5,8 @@ A script adds the method, its claim, and the sizes that its paper used.
 
 import dataclasses
 import functools
-import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +17,7 @@ from vrl_jax.engine.pretrained import Read, asked, load_actor, load_processor
 from vrl_jax.engine.processing import Fitting, encode_one, fitting
 from vrl_jax.engine.reference import Anchor
 from vrl_jax.evals import held_out
-from vrl_jax.experiment import look, open_run, say
+from vrl_jax.experiment import look, open_run, room_for, say
 from vrl_jax.models import hub, sharding
 from vrl_jax.models.remat import REMATS
 from vrl_jax.report.page import write_report
@@ -46,9 +45,11 @@ class Sizes(NamedTuple):
     """How large the run is; the scripts' flags."""
 
     steps: int = 60
-    """of training"""
+    """of training; more of them go on with a run that has ended"""
     prompts: int = 128
     """distinct prompts of a step"""
+    prompts_per_pack: int = 1
+    """prompts whose pictures share one table: more, where pictures differ in size"""
     longest_prompt: int = 8192
     """tokens of a prompt, pictures included; longer ones are dropped and told"""
     response_tokens: int = 2048
@@ -69,6 +70,14 @@ class Sizes(NamedTuple):
     """responses that the report shows with every token shaded"""
 
 
+PACE = ("steps", "evaluate_every", "checkpoint_every", "examples")
+"""Sizes that may differ when a run goes on."""
+
+BYTES = 5 * 12
+"""Of disk for a trained parameter: it and both moments in float32, in the newest three
+checkpoints, the best, and the one that is being written."""
+
+
 class Outcome(NamedTuple):
     """What a run leaves: the trained actor, its measurements, its files."""
 
@@ -83,6 +92,7 @@ def finetune(
     *,
     name: str,
     claim: str,
+    settings: Mapping[str, Any],
     model: str,
     rows: Rows,
     reward: Reward,
@@ -92,20 +102,34 @@ def finetune(
     choices: Choices,
     kl_weight: float = 0.0,
 ) -> Outcome:
-    """Data, model, measurement, `recipe`, measurement, report, export.
+    """Data, model, measurement, `recipe`, measurement, export, report.
 
     `model` is a folder or a name of the hub. `recipe` is given what keeps it near the
     model that it starts from, with `kl_weight`, if the choices have a reference. Called
-    again with the same arguments it resumes; with other choices of memory too.
+    again with the same arguments it resumes, with more steps and other choices of
+    memory too; the script's own `settings` must be the same.
     """
     chosen.check(choices)
     _check(sizes, choices, kl_weight)
+    kept = {
+        "recipe": name,
+        "model": model,
+        "train": str(rows.train),
+        "test": str(rows.test),
+        "instruction": rows.instruction,
+        "images": str(rows.images),
+        "seed": seed,
+        "kl_weight": kl_weight,
+        **{name: x for name, x in sizes._asdict().items() if name not in PACE},
+        **{name: getattr(choices, name) for name in chosen.KEPT},
+        **settings,
+    }
     with jax.set_mesh(chosen.mesh(choices)):
+        folder = hub.local(model)
+        open_run(out, kept, claim)
         return _finetune(
             recipe,
-            name=name,
-            claim=claim,
-            folder=hub.local(model),
+            folder=folder,
             rows=rows,
             reward=reward,
             out=out,
@@ -124,6 +148,8 @@ def _check(sizes: Sizes, choices: Choices, kl_weight: float) -> None:
             f"of {choices.micro_batches} equal pieces: choose --prompts, --minibatches "
             "and --micro-batches that divide."
         )
+    if sizes.steps < 1:
+        raise ValueError(f"a run takes at least 1 step, got --steps {sizes.steps}.")
     if kl_weight and choices.reference == "none":
         raise ValueError(
             f"--kl-weight {kl_weight} is of the distance from a reference, and there "
@@ -134,8 +160,6 @@ def _check(sizes: Sizes, choices: Choices, kl_weight: float) -> None:
 def _finetune(
     recipe: Callable[[Anchor], Recipe],
     *,
-    name: str,
-    claim: str,
     folder: Path,
     rows: Rows,
     reward: Reward,
@@ -146,29 +170,21 @@ def _finetune(
     kl_weight: float,
 ) -> Outcome:
     start = time.monotonic()
-    settings = {
-        "recipe": name,
-        "model": str(folder),
-        "train": str(rows.train),
-        "test": str(rows.test),
-        "instruction": rows.instruction,
-        "seed": seed,
-        "kl_weight": kl_weight,
-        **sizes._asdict(),
-    }
-    open_run(out, settings, claim)
-    say("1/5 data")
+    say("1/5 data: every picture is read once, to know the sizes")
     read, reports = read_rows(folder, rows, sizes)
     training, test = (fit.samples for fit in read.fits)
     _tell(out, read, reports)
     say(_shown(read, training[:3]))
+    others = held_out.shuffle_images(test)
+    others = fitting(read.processor, others).samples if others else []
+    say(f"{len(others)} of the {len(test)} test rows are asked of other pictures too")
 
-    say(f"2/5 {folder.name}; training")
-    shuffled = fitting(read.processor, held_out.shuffle_images(test)).samples
+    say(f"2/5 {folder}; training")
     begun = [begin(folder, read, reward, sizes, choices)]
     leaves = jax.tree.leaves(begun[0].params)
     count = sum(leaf.size for leaf in leaves)
-    say(f"{count / 1e6:,.1f} M parameters, {leaves[0].dtype}")
+    say(f"{count / 1e6:,.1f} M parameters, {leaves[0].dtype}; {_devices(choices)}")
+    room_for(out, BYTES * count)
     anchor = chosen.anchor(choices, begun[0].params, weight=kl_weight)
     del leaves
     stage = Stage(
@@ -192,28 +208,43 @@ def _finetune(
         evaluate=functools.partial(
             held_out.look_and_shuffle,
             samples=test,
-            shuffled=shuffled,
+            shuffled=others,
             key=jax.random.key(seed),
+            size=sizes.prompts,  # what training plays at once
         ),
         checkpoint_every=sizes.checkpoint_every,
     )
 
-    say("3/5 which tokens look at the picture")
+    say("3/5 export")
+    policy, params = out / "policy", sharding.on_host(actor.params)
+    front_end = read.processor.front_end
+    if processes.leads():
+        hub.save(
+            policy,
+            front_end.spec,
+            params,
+            copy_from=folder,
+            pixel_bounds=front_end.pixel_bounds,
+        )
+    processes.wait()
+    say("4/5 which tokens look at the picture")
     shown = [sample for sample in test if sample.images][: sizes.examples]
     if shown:
         look(actor, shown, out, lambda tokens: [None] * len(tokens), seed=seed)
-    say("4/5 export")
-    policy, params = out / "policy", sharding.on_host(actor.params)
-    if processes.leads():
-        spec = read.processor.front_end.spec
-        hub.save(policy, spec, params, copy_from=folder)
     say("5/5 report")
     report = out / "report.html"
     if processes.leads():
         report = write_report(out)
+    processes.wait()
     outcome = Outcome(actor, read_lines(run_files(out).evaluations), report, policy)
     say(summary(outcome, time.monotonic() - start))
     return outcome
+
+
+def _devices(choices: Choices) -> str:
+    used, found = choices.data * choices.fsdp * choices.tensor, jax.device_count()
+    more = " (--data, --fsdp and --tensor use more)" if used < found else ""
+    return f"{used} of {found} devices{more}"
 
 
 def read_rows(
@@ -227,6 +258,7 @@ def read_rows(
         folder,
         *(asked(samples, rows.instruction) for samples in (training, test)),
         prompts_per_step=sizes.prompts,
+        prompts_per_pack=sizes.prompts_per_pack,
         longest_prompt=sizes.longest_prompt,
         min_pixels=sizes.min_pixels,
         max_pixels=sizes.max_pixels,
@@ -259,17 +291,22 @@ def _tell(out: Path, read: Read, reports: Sequence[DataReport]) -> None:
     for which, report, fit in zip(("train", "test"), reports, read.fits, strict=True):
         used[which] = {
             "used": len(fit.samples),
-            "dropped": {**report.dropped, "too large": fit.dropped},
+            "dropped": {**report.dropped, "not used": fit.dropped},
         }
-        say(_too_large(which, fit))
+        say(_left_out(which, fit))
     say(read.budgets.summary())
+    room = read.budgets.room
+    longest, patches = room.prompt_tokens[-1], room.block * room.blocks[-1]
+    patches //= room.prompts_per_pack
+    say(f"sizes for a plan: --prompt-tokens {longest} --patches {patches}")
     write_json(out / "data_report.json", used)
 
 
-def _too_large(which: str, fit: Fitting) -> str:
+def _left_out(which: str, fit: Fitting) -> str:
     count = len(fit.dropped)
-    lines = [f"{which}: {len(fit.samples)} rows, {count} too large"]
-    lines += ["(--longest-prompt and --max-pixels let more in)"] if count else []
+    lines = [f"{which}: {len(fit.samples)} rows, {count} cannot be used"]
+    if count:
+        lines += ["(--longest-prompt and --max-pixels bound what is too large)"]
     return "\n  ".join([*lines, *fit.dropped[:3]])
 
 
@@ -289,17 +326,20 @@ def _shown(read: Read, samples: Sequence[Sample]) -> str:
 
 def summary(outcome: Outcome, seconds: float) -> str:
     """What was learned, and where the files are."""
-    first, *_, last = outcome.evaluations
+    first, last = outcome.evaluations[0], outcome.evaluations[-1]
     names = {
         "reward": "val/reward_score",
         "accuracy": "val/accuracy",
         "with shuffled images": "val/accuracy_shuffled_images",
         "responses cut off": "val/response_length/clip_ratio",
     }
+
+    def shown(value: float | None) -> str:
+        return "-" if value is None else f"{value:.3f}"  # nothing was scored
+
     rows = "\n".join(
-        f"{title:21} {first[key]:.3f} before, {last[key]:.3f} after"
+        f"{title:21} {shown(first[key])} before, {shown(last[key])} after"
         for title, key in names.items()
-        if not math.isnan(last[key])
     )
     return f"""
 on {last["val/count"]} held-out rows

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import math
 
 import jax
 import numpy as np
@@ -110,7 +109,7 @@ def test_summary_by_hand():
     found = benchmark.summary(rows)
     assert (found["questions"], found["responses"], found["unscored"]) == (3, 12, 1)
     assert found["accuracy"] == found["mean@4"] == pytest.approx((0.5 + 0.25 + 1) / 3)
-    assert found["unparsed"] == found["cut_off"] == pytest.approx(1 / 12)
+    assert found["no_box"] == found["cut_off"] == pytest.approx(1 / 12)
     # Of one and two alone, for a response of three was not scored.
     assert found["pass@1"] == pytest.approx((0.5 + 0.25) / 2)
     assert found["pass@2"] == pytest.approx((1 - 1 / 6 + 1 - 3 / 6) / 2)
@@ -123,7 +122,21 @@ def test_summary_by_hand():
 
 def test_nothing_scored_is_not_a_number():
     found = benchmark.summary([line("one", None)])
-    assert math.isnan(found["accuracy"]) and found["unscored"] == 1
+    assert found["accuracy"] is None and found["unscored"] == 1
+    assert "NaN" not in json.dumps(found)
+
+
+def test_pass_and_majority_of_any_number():
+    right = 0.7 + 0.2 + 0.1  # not quite 1
+    rows = [line("one", c, p) for c, p in [(0, None), (0, None), (right, "4")]]
+    found = benchmark.summary(rows)
+    assert [name for name in found if "@" in name] == [
+        *("mean@3", "pass@1", "pass@2", "pass@3", "maj@3")
+    ]
+    assert found["pass@1"] == pytest.approx(1 / 3) and found["pass@3"] == 1
+    assert found["maj@3"] == pytest.approx(1)  # what could not be read has no vote
+    nothing = [line("one", c, None) for c in (1, 0)]
+    assert benchmark.summary(nothing)["maj@2"] == 0.5
 
 
 def test_intervals_narrow_with_questions_and_hold_the_mean():

@@ -1,6 +1,7 @@
 """Accuracy counts every sample once; the controls are by hand."""
 
 import dataclasses
+import math
 
 import jax
 import pytest
@@ -50,13 +51,24 @@ def test_accuracy_is_greedy_unless_told():
     assert found(0, **sampled) == found(0, **sampled) != found(1, **sampled)
 
 
-def test_shuffle_images_gives_every_question_as_many_of_another_s_pictures():
-    """SAMPLES have 1, 2, 0, 1 and 1 pictures: the first, fourth and fifth trade."""
+def test_shuffle_images_gives_questions_as_many_of_another_s_pictures():
+    """SAMPLES have 1, 2, 0, 1 and 1 pictures; the fifth shows what the first shows."""
     assert [len(sample.images) for sample in SAMPLES] == [1, 2, 0, 1, 1]
+    assert SAMPLES[0].images == SAMPLES[4].images != SAMPLES[3].images
     shuffled = held_out.shuffle_images(SAMPLES)
-    for place, other in enumerate([3, 1, 2, 4, 0]):
-        images = SAMPLES[other].images
-        assert shuffled[place] == dataclasses.replace(SAMPLES[place], images=images)
+    assert shuffled == [
+        dataclasses.replace(SAMPLES[place], images=SAMPLES[other].images)
+        for place, other in [(0, 3), (3, 4), (4, 3)]
+    ]
+    assert held_out.shuffle_images(SAMPLES[:3]) == []
+
+
+def test_without_other_pictures_nothing_is_said_of_them():
+    found = held_out.look_and_shuffle(
+        actor(lambda episodes: [1.0]), SAMPLES[1:3], jax.random.key(0)
+    )
+    assert found["val/accuracy"] == 1
+    assert math.isnan(found["val/accuracy_shuffled_images"])
 
 
 def test_chance_by_hand():

@@ -118,3 +118,12 @@ def test_put_spreads_rows_and_on_host_brings_them_back():
     jax.tree.map(np.testing.assert_array_equal, back, table)
     alone = sharding.put(table)
     assert {len(x.devices()) for x in alone.values()} == {1}
+
+
+@pytest.mark.parametrize("at_most", [1, 24, 32, 10**6])
+def test_what_others_hold_comes_in_parts(at_most):
+    """64 bytes in rows of 8: one row, three (the last part is shorter), four, all."""
+    rows = np.arange(16.0, dtype=np.float32).reshape(8, 2)
+    with jax.set_mesh(sharding.make_mesh(data=4, fsdp=2)):
+        lies = sharding.put(rows)
+        np.testing.assert_array_equal(sharding._in_parts(lies, at_most), rows)

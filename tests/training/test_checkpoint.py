@@ -12,7 +12,7 @@ import optax
 import pytest
 
 from vrl_jax.recipes.grpo import grpo
-from vrl_jax.training import checkpoint, files
+from vrl_jax.training import checkpoint, files, loop
 from vrl_jax.training.loop import Stage, train
 from vrl_jax.training.preemption import Preempted
 
@@ -104,6 +104,42 @@ def test_damaged_newest_gives_way_to_the_one_before(tmp_path, whole, damage, cap
     assert "after step 2" in told
     assert (tmp_path / "damaged" / "global_step_3").is_dir()
     same(tmp_path, actor, whole)
+
+
+def test_a_device_without_memory_is_no_damage(tmp_path, monkeypatch):
+    """What is whole stays where it is: a larger machine goes on from it."""
+    checkpoints = halted(tmp_path)
+    before = sorted(path.name for path in checkpoints.iterdir())
+
+    def full(*arguments):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
+
+    monkeypatch.setattr(checkpoint, "_read", full)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="out of memory"):
+        run(tmp_path)
+    assert sorted(path.name for path in checkpoints.iterdir()) == before
+    assert not (tmp_path / "damaged").exists()
+
+
+def test_what_a_resumed_learner_began_with_is_let_go(tmp_path, monkeypatch):
+    """A device may have no room for two: the first is gone when the second is read."""
+    halted(tmp_path)
+    started = []
+    make, arrays = loop.make_learner, checkpoint._fingerprint
+
+    def made(*given, **named):
+        started.append(make(*given, **named))
+        return started[-1]
+
+    def read(found):
+        gone.extend(leaf.is_deleted() for leaf in jax.tree.leaves(started[0].trained))
+        return arrays(found)
+
+    gone = []
+    monkeypatch.setattr(loop, "make_learner", made)
+    monkeypatch.setattr(checkpoint, "_fingerprint", read)
+    run(tmp_path)
+    assert gone and all(gone)
 
 
 def test_all_damaged_starts_over(tmp_path, whole, capsys):

@@ -14,7 +14,7 @@ import json
 from collections.abc import Callable, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -102,17 +102,21 @@ def load_front_end(
 
 
 def _bounds(folder: Path) -> dict[str, int]:
-    """What the folder's processor says, under its newer or its older names."""
-    file = folder / "preprocessor_config.json"
-    if not file.is_file():
-        return {}
-    settings = json.loads(file.read_text())
+    """What the folder's processor says, in its newer or older files and names."""
+    settings = _json(folder / "preprocessor_config.json")
+    if not settings:  # transformers 5 keeps all of a processor in one file
+        settings = _json(folder / "processor_config.json").get("image_processor") or {}
     size = settings.get("size") or {}
     said = {
         "min_pixels": settings.get("min_pixels") or size.get("shortest_edge"),
         "max_pixels": settings.get("max_pixels") or size.get("longest_edge"),
     }
     return {name: value for name, value in said.items() if value}
+
+
+def _json(file: Path) -> dict[str, Any]:
+    """The settings of a file; none where there is no such file."""
+    return json.loads(file.read_text()) if file.is_file() else {}
 
 
 def load_processor(
@@ -167,10 +171,14 @@ def load_actor(
 
 
 def stop_ids(folder: str | Path, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Which tokens end a response: the generation settings' and the tokenizer's."""
-    file = Path(folder) / hub.GENERATION
-    named = json.loads(file.read_text()).get("eos_token_id") if file.is_file() else None
-    found = {*(named if isinstance(named, list) else [named]), tokenizer.eos_token_id}
+    """Which tokens end a response.
+
+    Those of the generation settings, of the model's configuration, and the tokenizer's.
+    """
+    found = {tokenizer.eos_token_id}
+    for name in (hub.GENERATION, "config.json"):
+        named = _json(Path(folder) / name).get("eos_token_id")
+        found |= {*named} if isinstance(named, list) else {named}
     if ends := sorted(found - {None}):
         return ends
     raise ValueError(

@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,8 +51,11 @@ def predict(
     manifest: Mapping[str, Any],
     each: int,
     greedy: bool,
+    size: int | None = None,
 ) -> list[Row]:
     """The rows of `each` response to every sample, as `predictions.jsonl` holds them.
+
+    `size` samples are asked at a time, and written down before the next are.
 
     Raises `ValueError` where the folder holds an evaluation with another manifest.
     """
@@ -64,8 +67,8 @@ def predict(
     known = {row["id"] for row in rows}
     left = [sample for sample in samples if sample.id not in known]
     with progress_bar("evaluation", len(samples), len(samples) - len(left)) as show:
-        passes = in_passes(actor, left, key, greedy=greedy, each=each) if left else ()
-        for groups in passes:
+        how = {"greedy": greedy, "each": each, "size": size}
+        for groups in in_passes(actor, left, key, **how) if left else ():
             new = [row(one, number) for g in groups for number, one in enumerate(g)]
             for line in new:
                 append_line(places.predictions, line)
@@ -151,11 +154,12 @@ def summary(rows: Sequence[Row]) -> dict[str, Any]:
     """What the rows come to, in all and for each benchmark where there are several.
 
     `accuracy` is the mean of what was scored, [low, high] its 95 % bootstrap interval
-    over questions. Of k responses each: `mean@k` the same number; `pass@n`, for n = 1,
-    2, 4, ... k, the chance that one of n is fully right, unbiased, equation 1 of
+    over questions. Of k responses each: `mean@k` the same number; `pass@n`, for powers
+    of 2 and k, the chance that one of n is fully right, unbiased, equation 1 of
     https://arxiv.org/abs/2107.03374; `maj@k` whether the most frequent prediction, the
-    first of several, is right. `unparsed` responses have no prediction, `cut_off` ones
-    reached no end.
+    first of several, is right. `no_box` is the share without a box or answer tag, and
+    so without a prediction, which some rewards do not ask for; `cut_off` that which
+    reached no end. What cannot be told is None.
     """
     groups: dict[str, list[Row]] = {}
     for line in rows:
@@ -181,44 +185,44 @@ def _summary(rows: Sequence[Row]) -> dict[str, Any]:
     found = {
         "questions": len(questions),
         "responses": len(rows),
-        "accuracy": float(means.mean()) if len(means) else math.nan,
+        "accuracy": float(means.mean()) if len(means) else None,
         "low": low,
         "high": high,
         "unscored": sum(line["correct"] is None for line in rows),
-        "unparsed": _share(line["prediction"] is None for line in rows),
+        "no_box": _share(line["prediction"] is None for line in rows),
         "cut_off": _share(not line["finished"] for line in rows),
         "tokens": float(np.mean([line["meta"]["tokens"] for line in rows])),
     }
     for name in dict.fromkeys(name for line in rows for name in line["meta"]["scores"]):
         values = [line["meta"]["scores"].get(name) for line in rows]
         told = [value for value in values if value is not None]
-        found[f"score/{name}"] = float(np.mean(told)) if told else math.nan
+        found[f"score/{name}"] = float(np.mean(told)) if told else None
     if each > 1 and scored:
         found[f"mean@{each}"] = found["accuracy"]
         whole = [group for group in scored if len(group) == each]
-        for n in (2**i for i in range(each.bit_length()) if whole):
-            found[f"pass@{n}"] = float(np.mean([pass_at(n, group) for group in whole]))
-        found[f"maj@{each}"] = float(np.mean([majority(group) for group in scored]))
+        for n in sorted({each, *(2**i for i in range(each.bit_length()))}):
+            found[f"pass@{n}"] = _mean(pass_at(n, group) for group in whole)
+        found[f"maj@{each}"] = _mean(majority(group) for group in scored)
     return found
 
 
 def pass_at(n: int, group: Sequence[Row]) -> float:
     """1 - C(wrong, n) / C(all, n): the chance that one of n of them is fully right."""
-    wrong = sum(line["correct"] < 1 for line in group)
+    wrong = sum(line["correct"] < 1 - 1e-6 for line in group)
     return 1 - math.comb(wrong, n) / math.comb(len(group), n)
 
 
 def majority(group: Sequence[Row]) -> float:
-    """How right those are that give the most frequent prediction."""
-    counts = Counter(line["prediction"] for line in group)
-    chosen, _ = counts.most_common(1)[0]
+    """How right those are that give the most frequent prediction; all if none does."""
+    given = [line["prediction"] for line in group if line["prediction"] is not None]
+    chosen = Counter(given).most_common(1)[0][0] if given else None
     return mean([line for line in group if line["prediction"] == chosen], "correct")
 
 
-def interval(values: Float[np.ndarray, " N"]) -> tuple[float, float]:
+def interval(values: Float[np.ndarray, " N"]) -> tuple[float | None, float | None]:
     """95 % of the means of `RESAMPLES` draws with replacement; the same each time."""
     if not len(values):
-        return math.nan, math.nan
+        return None, None
     random = np.random.default_rng(0)
     drawn = [
         values[random.integers(len(values), size=len(values))].mean()
@@ -234,5 +238,10 @@ def mean(rows: Sequence[Row], name: str) -> float:
     return float(np.mean(known)) if known else math.nan
 
 
-def _share(told: Any) -> float:
+def _share(told: Iterable[bool]) -> float:
     return float(np.mean([*told]))
+
+
+def _mean(values: Iterable[float]) -> float | None:
+    found = [*values]
+    return float(np.mean(found)) if found else None

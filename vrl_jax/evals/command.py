@@ -1,9 +1,9 @@
 """`vrl-jax eval`: a model's folder on a file of rows, every answer written down."""
 
 import dataclasses
+import hashlib
 import importlib.metadata
 import json as json_text
-import math
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,9 @@ def evaluate(
     data: Path,
     reward: str,
     out: Path,
+    style: str | None = None,
+    frame: str | None = None,
+    gold_frame: str = "original",
     instruction: str = "",
     images: Path | None = None,
     rows: int | None = None,
@@ -44,8 +47,9 @@ def evaluate(
     shuffled: bool = False,
     dtype: str = "bfloat16",
     mesh: str = "",
+    prompts: int = 256,
     per_pass: int = 64,
-    slots: int = 64,
+    slots: int = 256,
     seed: int = 0,
     json: bool = False,
 ) -> int:
@@ -60,6 +64,10 @@ def evaluate(
         reward: a name that `vrl-jax data check` knows, or path.py:function; its part
             "accuracy", if it has one, is what counts.
         out: folder of this evaluation.
+        style: whose signature a function of your own has, as in `vrl-jax data check`.
+        frame: what numbers of boxes in responses count, for iou, detection and click:
+            original or resized (pixels), norm1000 or norm1.
+        gold_frame: the same of the rows' answers.
         instruction: what is said under each question.
         images: folder at which relative picture paths start; by default the file's.
         rows: how many to use, evenly spread; by default all.
@@ -78,20 +86,30 @@ def evaluate(
             seen.
         dtype: of the weights: bfloat16 or float32.
         mesh: devices along each axis, data=2,fsdp=2,tensor=2.
+        prompts: questions that are asked at a time; their answers are written down
+            before the next are asked.
         per_pass: questions that are read at a time.
         slots: responses that are written at a time.
         seed: of every draw.
         json: print one JSON object.
     """
+    processes.start()
     _check(each, temperature, dtype)
     folder = hub.local(model)
     samples, report = read_samples(data, image_root=images)
     samples = asked(evenly(samples, rows), instruction)
-    with named_reward(reward) as function, jax.set_mesh(parse_mesh(mesh)):
+    frames = {"frame": frame, "gold_frame": gold_frame}
+    with (
+        named_reward(reward, style=style, **frames) as function,
+        jax.set_mesh(parse_mesh(mesh)),
+    ):
+        if processes.leads() and not json:
+            print(report.summary(), flush=True)
+            print("every picture is read once, to know the sizes", flush=True)
         read = load_processor(
             folder,
             samples,
-            prompts_per_step=min(per_pass, len(samples)),
+            prompts_per_step=min(prompts, len(samples)),
             longest_prompt=longest_prompt,
             min_pixels=min_pixels,
             max_pixels=max_pixels,
@@ -99,7 +117,12 @@ def evaluate(
         (fit,) = read.fits
         samples, dropped = fit.samples, list(fit.dropped)
         if shuffled:
-            fit = fitting(read.processor, shuffle_images(samples))
+            others = shuffle_images(samples)
+            alone = {sample.id for sample in samples} - {s.id for s in others}
+            dropped += [
+                f"{name}: there are no other pictures" for name in sorted(alone)
+            ]
+            fit = fitting(read.processor, others)
             samples = fit.samples
             dropped += fit.dropped
         actor = load_actor(
@@ -119,10 +142,16 @@ def evaluate(
         )
         manifest = {
             "harness": f"vrl-jax {importlib.metadata.version('vrl-jax')}",
-            "model": str(folder),
+            "model": model,
+            "weights": _stamps(folder, "*.safetensors"),
             "data": str(data),
+            "data_files": _digests(data),
+            "images": str(images),
             "rows": rows,
             "reward": reward,
+            "reward_file": _digests(Path(reward.partition(":")[0])),
+            "style": style,
+            **frames,
             "instruction": instruction,
             "each": each,
             "temperature": temperature,
@@ -143,19 +172,39 @@ def evaluate(
             manifest=manifest,
             each=each,
             greedy=temperature == 0,
+            size=prompts,
         )
     found = {
         **summary(predictions),
-        "not_asked": len(dropped) + sum(map(len, report.dropped.values())),
+        "not_asked": len(dropped),
+        "bad_rows": sum(map(len, report.dropped.values())),
     }
     if processes.leads():
         write_json(out / "summary.json", found)
         if json:
             print(json_text.dumps(found))
         else:
-            print(report.summary())
-            print("\n".join(dropped[:3]) + "\n" * bool(dropped) + page(found, out))
+            print("\n".join([*dropped[:3], page(found, out)]))
     return 0
+
+
+def _digests(path: Path) -> dict[str, str]:
+    """SHA-256 of a file, or of the data files of a folder; nothing of no file."""
+    if path.is_dir():
+        files = sorted([*path.glob("*.parquet"), *path.glob("*.jsonl")])
+    else:
+        files = [path] if path.is_file() else []
+    found = {}
+    for file in files:
+        with file.open("rb") as content:
+            found[file.name] = hashlib.file_digest(content, "sha256").hexdigest()
+    return found
+
+
+def _stamps(folder: Path, pattern: str) -> dict[str, list[int]]:
+    """Size and time of files that are too large to be read for it."""
+    files = sorted(folder.glob(pattern))
+    return {f.name: [f.stat().st_size, f.stat().st_mtime_ns] for f in files}
 
 
 def _check(each: int, temperature: float, dtype: str) -> None:
@@ -177,18 +226,22 @@ def page(found: dict[str, Any], out: Path) -> str:
     lines = []
     for name, part in {"all": found, **found.get("benchmarks", {})}.items():
         lines.append(
-            f"{name:20} accuracy {part['accuracy']:.3f} [{part['low']:.3f}, "
-            f"{part['high']:.3f}] of {part['questions']} questions"
+            f"{name:20} accuracy {_shown(part['accuracy'])} [{_shown(part['low'])}, "
+            f"{_shown(part['high'])}] of {part['questions']} questions"
         )
         several = [key for key in part if "@" in key]
-        lines += [f"{'':20} {key:8} {part[key]:.3f}" for key in several]
+        lines += [f"{'':20} {key:8} {_shown(part[key])}" for key in several]
     lines += [
-        f"{found['cut_off']:.1%} cut off, {found['unparsed']:.1%} without an answer "
-        f"that could be read, {found['unscored']} unscored, {found['not_asked']} rows "
-        "not asked",
+        f"{found['cut_off']:.1%} cut off, {found['no_box']:.1%} without a box or "
+        f"answer tag, {found['unscored']} unscored; {found['not_asked']} rows not "
+        f"asked, {found['bad_rows']} of the file unusable",
         f"{found['tokens']:.0f} tokens a response",
         f"predictions          {files(out).predictions}",
     ]
-    if math.isnan(found["accuracy"]):
+    if found["accuracy"] is None:
         lines.append("no response was scored: look for the reward's error above")
     return "\n".join(lines)
+
+
+def _shown(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"

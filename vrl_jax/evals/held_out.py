@@ -30,9 +30,10 @@ def answers(
     *,
     greedy: bool = True,
     each: int = 1,
+    size: int | None = None,
 ) -> list[list[Answered]]:
-    """`each` responses to every sample, in the order of the samples."""
-    passes = in_passes(actor, samples, key, greedy=greedy, each=each)
+    """`each` responses to every sample, in their order; see `in_passes`."""
+    passes = in_passes(actor, samples, key, greedy=greedy, each=each, size=size)
     return [group for groups in passes for group in groups]
 
 
@@ -43,10 +44,14 @@ def in_passes(
     *,
     greedy: bool = True,
     each: int = 1,
+    size: int | None = None,
 ) -> Iterator[list[list[Answered]]]:
-    """The same, `prompts_per_pass` samples at a time."""
+    """The same, `size` samples at a time, by default `prompts_per_pass`.
+
+    A pass ends when its longest response does: more at a time idle fewer slots.
+    """
     actor = dataclasses.replace(actor, top_k=1) if greedy else actor
-    size = min(actor.prompts_per_pass, len(samples))
+    size = min(size or actor.prompts_per_pass, len(samples))
     for start in range(0, len(samples), size):
         found: list[list[Answered]] = []
 
@@ -124,19 +129,22 @@ def _mean(answered: Sequence[Sequence[Answered]], name: str) -> float:
 
 
 def shuffle_images(samples: Sequence[Sample]) -> list[Sample]:
-    """Each question with the pictures of the next sample that has as many.
+    """Questions with the pictures of the next sample that has as many, but others.
 
     A policy that looks then answers another question, and is right by chance only.
+    Left out are questions for which there are no such pictures, those without any too.
     """
     alike: dict[int, list[int]] = {}
     for place, sample in enumerate(samples):
         alike.setdefault(len(sample.images), []).append(place)
-    shown = list(samples)
+    shown: dict[int, Sample] = {}
     for places in alike.values():
-        for place, other in zip(places, [*places[1:], places[0]], strict=True):
-            images = samples[other].images
-            shown[place] = dataclasses.replace(samples[place], images=images)
-    return shown
+        for turn, place in enumerate(places):
+            own = samples[place].images
+            after = (samples[i].images for i in [*places[turn:], *places[:turn]])
+            if other := next((images for images in after if images != own), None):
+                shown[place] = dataclasses.replace(samples[place], images=other)
+    return [shown[place] for place in sorted(shown)]
 
 
 def chance(samples: Sequence[Sample]) -> float:
@@ -151,14 +159,17 @@ def look_and_shuffle(
     key: Key[Array, ""],
     *,
     shuffled: Sequence[Sample] | None = None,
+    size: int | None = None,
 ) -> dict[str, float]:
     """Measurements with the right pictures; accuracy with those of other questions.
 
-    `shuffled` are such questions, `shuffle_images(samples)` if they are not given.
+    `shuffled` are such questions, `shuffle_images(samples)` if they are not given; NaN
+    where there are none.
     """
     others = shuffle_images(samples) if shuffled is None else shuffled
-    blind = measurements(answers(actor, others, key))
+    blind = answers(actor, others, key, size=size) if others else []
+    accuracy = measurements(blind)["val/accuracy"] if blind else math.nan
     return {
-        **measurements(answers(actor, samples, key)),
-        "val/accuracy_shuffled_images": blind["val/accuracy"],
+        **measurements(answers(actor, samples, key, size=size)),
+        "val/accuracy_shuffled_images": accuracy,
     }

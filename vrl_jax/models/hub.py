@@ -3,12 +3,14 @@
 Only safetensors and JSON are touched; nothing from a folder is ever executed.
 """
 
+import contextlib
 import json
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+import httpx
 import jax.numpy as jnp
 import numpy as np
 from huggingface_hub import snapshot_download
@@ -40,6 +42,9 @@ COMPANIONS = (
     "video_preprocessor_config.json",
     "vocab.json",
 )
+BOUNDS = ("min_pixels", "max_pixels", "size")
+"""What of a processor's settings bounds the area of pictures."""
+
 DOWNLOADED = ("*.safetensors", INDEX, *COMPANIONS, "config.json", GENERATION)
 
 
@@ -89,23 +94,37 @@ def read_spec(folder: str | Path) -> Spec:
 def local(model: str | Path) -> Path:
     """The folder of a model: itself, or where the hub's model of this name now lies.
 
-    `owner/name` is downloaded once, weights, JSON and templates alone: no code is. What
-    the hub's cache holds needs no network. `ValueError` where neither is to be had.
+    `owner/name` is taken from the hub's cache, whatever is newer, and downloaded if it
+    is not there: weights, JSON and templates, no code. `ValueError` where neither is to
+    be had.
     """
     if Path(model).is_dir():
         return Path(model)
     name = str(model)
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise ValueError(f"There is no model folder {name!r} (this is {Path.cwd()}).")
+    wanted = [*DOWNLOADED]
+    with contextlib.suppress(OSError, HFValidationError):
+        cached = snapshot_download(name, allow_patterns=wanted, local_files_only=True)
+        if _complete(Path(cached)):
+            return Path(cached)
     try:
-        return Path(snapshot_download(name, allow_patterns=[*DOWNLOADED]))
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
-        reason = str(error).strip().partition("\n")[0]
+        return Path(snapshot_download(name, allow_patterns=wanted))
+    except (HfHubHTTPError, HFValidationError, OSError, httpx.HTTPError) as error:
+        reason = " ".join(str(error).split())
         raise ValueError(
-            f"There is no folder {name!r} here, and the hub gave no model of that name "
-            f"({reason}). Give the path of a folder: hf download {name} --local-dir "
-            "FOLDER makes one where there is a network."
+            f"There is no folder {name!r} here, and the hub did not give it "
+            f"({type(error).__name__}: {reason[:300]}). Give the path of a folder: hf "
+            f"download {name} --local-dir FOLDER makes one where there is a network."
         ) from error
+
+
+def _complete(folder: Path) -> bool:
+    """Configuration and all weights are there."""
+    weights = {WEIGHTS}
+    if (folder / INDEX).is_file():
+        weights = {*_json(folder / INDEX)["weight_map"].values()}
+    return all((folder / name).is_file() for name in (*weights, "config.json"))
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -162,7 +181,8 @@ def save(
     Tokenizer, template and processor files come from `copy_from`, those of `tokenizer`
     over them. Sampling settings are neutral: the released ones (repetition penalty,
     nearly greedy) would hide the policy that was trained. Weights keep their dtype.
-    `pixel_bounds` bound a picture's area; the released ones if not given.
+    `pixel_bounds` bound a picture's area; those of `copy_from`, or the released ones,
+    if not given.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -175,8 +195,11 @@ def save(
         tokenizer.save_pretrained(str(folder))
     family = family_of(spec)
     for name, content in family.processor_settings(spec, pixel_bounds).items():
-        if not (copy_from and Path(copy_from, name).is_file()):
+        if not (folder / name).is_file() or not copy_from:
             _write_json(folder / name, content)
+        elif pixel_bounds:
+            kept = {key: content[key] for key in BOUNDS if key in content}
+            _write_json(folder / name, _json(folder / name) | kept)
     generation = _generation(tokenizer, copy_from)
     _write_json(folder / GENERATION, generation)
     config = family.config_from_spec(spec) | {

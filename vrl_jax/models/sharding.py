@@ -213,11 +213,35 @@ def put(tables: Tree) -> Tree:
     return jax.tree.map(one, tables)
 
 
-def on_host(tree: Tree) -> Tree:
-    """All of it as numpy arrays, in every process, wherever it lies."""
-    if not jax.sharding.get_mesh().empty:
-        tree = _everywhere(tree)
-    return jax.device_get(tree)
+def on_host(tree: Tree, *, at_most: int = 2**30) -> Tree:
+    """All of it as numpy arrays, in every process, wherever it lies.
+
+    What other processes hold passes through the devices, of a large array `at_most`
+    bytes at a time.
+    """
+    leaves, structure = jax.tree.flatten(tree)
+    far = [
+        place
+        for place, leaf in enumerate(leaves)
+        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable
+    ]
+    small = [place for place in far if leaves[place].nbytes <= at_most]
+    together = _everywhere([leaves[i] for i in small]) if small else []
+    for place, leaf in zip(small, together, strict=True):
+        leaves[place] = leaf
+    for place in sorted({*far} - {*small}):
+        leaves[place] = _in_parts(leaves[place], at_most)
+    return structure.unflatten(jax.device_get(leaves))
+
+
+def _in_parts(x: Array, at_most: int) -> np.ndarray:
+    """Some rows of the first axis at a time."""
+    rows = max(len(x) * at_most // x.nbytes, 1)
+    parts = []
+    for start in range(0, len(x), rows):
+        (part,) = _everywhere([x[start : start + rows]])
+        parts.append(jax.device_get(part))
+    return np.concatenate(parts)
 
 
 @jax.jit

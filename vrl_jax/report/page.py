@@ -108,7 +108,7 @@ def _learning_curve(run: Run) -> str:
             row["step"] + offsets.get(row["phase"], 0.0),
             row[_ACCURACY],
             *plots.wilson_interval(row[_ACCURACY], row.get("val/count", 0)),
-            row.get(_SHUFFLED, math.nan),
+            math.nan if row.get(_SHUFFLED) is None else row[_SHUFFLED],
         )
         for row in run.evaluations
         if row.get(_ACCURACY) is not None

@@ -66,12 +66,14 @@ class Point(NamedTuple):
 
 
 def wilson_interval(share: float, count: float) -> tuple[float, float]:
-    """95 % interval of a share observed on `count` trials; the share for count 0.
+    """95 % interval of a share observed on `count` trials; itself for count 0.
+
+    A mean outside of [0, 1], a reward's, is no share and has none.
 
     (p + z^2/2n -+ z sqrt(p (1-p) / n + z^2/4n^2)) / (1 + z^2/n), z = 1.96.
     Wilson 1927, https://www.jstor.org/stable/2276774.
     """
-    if not count:
+    if not count or not 0 <= share <= 1:
         return share, share
     z = 1.96
     centre = share + z**2 / (2 * count)

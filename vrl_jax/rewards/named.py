@@ -20,12 +20,20 @@ from vrl_jax.rewards.grounding import (
     box_reward,
     click_reward,
     original,
+    resized,
     thousandths,
     unit,
 )
 from vrl_jax.rewards.math_verifier import MathVerifier
 
-FRAMES = {"original": original, "norm1000": thousandths, "norm1": unit}
+FRAMES = {
+    "original": original,
+    "resized": resized,
+    "norm1000": thousandths,
+    "norm1": unit,
+}
+"""What numbers of boxes and points count: pixels of the picture as it came, or as the
+model saw it; thousandths or ones of its sides."""
 LIBRARY: Mapping[str, Reward] = {
     "exact": boxed_exact,
     "mcq": multiple_choice,
@@ -60,9 +68,17 @@ STYLES: Mapping[str, Callable[[str], Reward]] = {
 
 @contextlib.contextmanager
 def named_reward(
-    name: str, *, style: str | None = None, frame: str = "original"
+    name: str,
+    *,
+    style: str | None = None,
+    frame: str | None = None,
+    gold_frame: str = "original",
 ) -> Iterator[Reward]:
-    """The reward of a name or of path.py:function; its processes end with the block."""
+    """The reward of a name or of path.py:function; its processes end with the block.
+
+    Rewards of boxes ask for the `frame` of the responses' numbers; `gold_frame` is that
+    of the rows' answers. `ValueError` for a name, style or frame that there is not.
+    """
     if ":" in name:
         yield _own_reward(name, style)
         return
@@ -71,10 +87,13 @@ def named_reward(
     if name in LIBRARY:
         yield LIBRARY[name]
     elif name in OF_BOXES:
-        if frame not in FRAMES:
-            raise ValueError(f"frames are {', '.join(FRAMES)}, got {frame!r}.")
-        # Right answers are those of the file, in whatever frame it has.
-        yield OF_BOXES[name](frame=FRAMES[frame], gold_frame=FRAMES[frame])
+        for given in (frame, gold_frame):
+            if given not in FRAMES:
+                raise ValueError(
+                    f"{name} needs --frame, what the numbers of a box count: frames "
+                    f"are {', '.join(FRAMES)}, got {given!r}."
+                )
+        yield OF_BOXES[name](frame=FRAMES[frame], gold_frame=FRAMES[gold_frame])
     elif name in OF_MATHEMATICS:
         with MathVerifier() as verifier:
             yield OF_MATHEMATICS[name](verifier)

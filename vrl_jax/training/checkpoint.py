@@ -125,8 +125,8 @@ def resume(
         read, reason = None, ""
         try:
             read = _read(manager, folder, step, start)
-        except Mismatch:
-            raise
+        except (Mismatch, jax.errors.JaxRuntimeError):
+            raise  # no fault of the files: a device's memory, or a process is gone
         except Exception as error:  # whatever a reader makes of broken files
             reason = str(error).splitlines()[0] if str(error) else repr(error)
         if not processes.any_of(bool(reason)):
@@ -152,6 +152,8 @@ def _read(
     like = jax.tree.map(ocp.utils.to_shape_dtype_struct, _arrays(learner))
     stored = manager.item_metadata(step)["learner"]
     _check_shapes(f"{manager.directory}, step {step}", stored, like)
+    for leaf in _arrays(learner).values():
+        leaf.delete()  # a device may have no room for two
     args = ocp.args.Composite(learner=ocp.args.StandardRestore(like))
     arrays = manager.restore(step, args=args)["learner"]
     found = _fingerprint(arrays)

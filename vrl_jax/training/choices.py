@@ -25,7 +25,7 @@ from vrl_jax.training.sampler import sampling_gathered
 
 
 class Choices(NamedTuple):
-    """Each by its name. Nothing but the last four changes what is computed."""
+    """Each by its name. Those of `KEPT` change what is computed, the others do not."""
 
     data: int = 1
     """devices that split the batch"""
@@ -52,8 +52,11 @@ class Choices(NamedTuple):
     moments: str = "float32"
     """dtype of Adam's first moment: float32 or bfloat16"""
     tower: str = "trained"
-    """the vision tower is trained or frozen"""
+    """the vision tower, with its projector, is trained or frozen"""
 
+
+KEPT = ("minibatches", "reference", "precision", "moments", "tower")
+"""Choices that a run must keep when it resumes."""
 
 NAMES: Mapping[str, tuple[str, ...]] = {
     "remat": tuple(REMATS),

@@ -29,6 +29,9 @@ from vrl_jax.types import Sample
 Evaluate = Callable[[Actor], Mapping[str, float]]
 
 MAX_SKIPPED_IN_A_ROW = 5
+PREPARED = 64
+"""Samples whose pictures are decoded ahead: a large one takes tens of MB."""
+
 ROLLOUT_GROUPS = 4
 """How many groups of a step are written down for people to read."""
 
@@ -141,7 +144,7 @@ def train(
             ahead = Ahead(
                 sample_stream(stage.samples, seed=seed),
                 actor.processor,
-                stage.prompts_per_step,
+                min(stage.prompts_per_step, PREPARED),
             )
             stream = held.enter_context(contextlib.closing(ahead))
             done, before = 0, sum(earlier.steps for earlier in stages[:number])
