@@ -44,6 +44,7 @@ from vrl_jax.training.iteration import Recipe
 from vrl_jax.training.learner import adamw
 from vrl_jax.training.loop import Stage, run_files, train
 from vrl_jax.training.preemption import Preempted
+from vrl_jax.training.trackers import tensorboard
 from vrl_jax.types import Sample
 from vrl_jax.worlds import digits, tiny
 from vrl_jax.worlds.writing import write_parquet
@@ -172,6 +173,7 @@ def _tiny_digits(
         evaluate=functools.partial(
             held_out.look_and_shuffle, samples=test, key=jax.random.key(seed)
         ),
+        log=tensorboard(out / "tensorboard"),
     )
 
     say("3/5 which tokens look at the picture")

@@ -29,6 +29,7 @@ from vrl_jax.training.data import DataReport, evenly, read_samples
 from vrl_jax.training.files import read_lines, write_json
 from vrl_jax.training.iteration import Recipe
 from vrl_jax.training.loop import Stage, run_files, train
+from vrl_jax.training.trackers import tensorboard
 from vrl_jax.types import Sample
 
 
@@ -213,6 +214,7 @@ def _finetune(
             size=sizes.prompts,  # what training plays at once
         ),
         checkpoint_every=sizes.checkpoint_every,
+        log=tensorboard(out / "tensorboard"),
     )
 
     say("3/5 export")

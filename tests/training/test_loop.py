@@ -135,6 +135,26 @@ def test_a_stage_that_is_measured_first(tmp_path):
         assert (killed / name).read_bytes() == unbroken.read_bytes()
 
 
+def test_the_log_is_told_of_every_step_of_all_stages(tmp_path):
+    told = []
+    actor = small.chain_actor()
+    train(
+        [stage("sft", 2), stage("grpo", 2, evaluate_first=True)],
+        actor,
+        folder=tmp_path,
+        seed=0,
+        evaluate=checksum,
+        log=lambda step, row: told.append((step, row)),
+    )
+    assert [step for step, _ in told] == [1, 2, 2, 3, 4]
+    (_, second), (_, first), (_, third) = told[1:4]
+    assert second["val/accuracy"] == first["val/accuracy"]  # one stage's end, the next
+    assert "critic/score/mean" in third and "timing_s/step" in third
+    assert "val/accuracy" not in third
+    lines = files.read_lines(run_files(tmp_path).metrics)
+    assert told[-1][1]["actor/pg_loss"] == lines[-1]["actor/pg_loss"]
+
+
 def test_the_params_that_training_began_with_are_let_go(tmp_path):
     """The learner has its own; on a device there is no room for both."""
     params = jax.tree.map(jnp.copy, small.chain_actor().params)

@@ -24,6 +24,7 @@ from vrl_jax.training.metrics import as_floats, by_source
 from vrl_jax.training.preemption import Preempted, sigterm
 from vrl_jax.training.progress import progress_bar
 from vrl_jax.training.rollouts import Group, write_rollouts
+from vrl_jax.training.trackers import Log, nowhere
 from vrl_jax.types import Sample
 
 Evaluate = Callable[[Actor], Mapping[str, float]]
@@ -101,6 +102,7 @@ def train(
     checkpoint_every: int = 50,
     best: Callable[[Mapping[str, float]], float | None] = held_out_accuracy,
     ended: Callable[[Stage, Learner], None] = ignore,
+    log: Log = nowhere,
 ) -> Actor:
     """Runs the stages in order and returns the actor with the trained parameters.
 
@@ -111,7 +113,7 @@ def train(
     and the one whose measurements `best` scores highest; a damaged one is set aside.
     SIGTERM saves and raises `Preempted`.
     `ended` is told of each stage's learner, for what the actor does not keep: adapters
-    alone, say.
+    alone, say; `log` of each step's numbers, counted over the stages.
     """
     lines = dataclasses.astuple(run_files(folder))
 
@@ -161,7 +163,16 @@ def train(
             plays = dataclasses.replace(actor, processor=stream.processor)
             key = jax.random.fold_in(jax.random.key(seed), number)
             steps = run_stage(
-                stage, plays, learner, stream, key, done, suspects, folder, evaluate
+                stage,
+                plays,
+                learner,
+                stream,
+                key,
+                done,
+                suspects,
+                folder,
+                evaluate,
+                lambda step, row, before=before: log(before + step, row),
             )
             for step, learner, measured, suspects in steps:
                 leaving = processes.any_of(asked()) and before + step < total_steps
@@ -210,6 +221,7 @@ def run_stage(
     suspects: list[list[str]],
     folder: Path,
     evaluate: Evaluate,
+    log: Log = nowhere,
 ) -> Iterator[Taken]:
     """Yields what was taken after each step from `done` on, once it is logged.
 
@@ -240,6 +252,7 @@ def run_stage(
     shown: dict[str, float] = {}
     if stage.evaluate_first and not done:
         shown |= measure(0, learner)
+        log(0, shown)
     with progress_bar(stage.name, stage.steps, done) as show:
         for step in range(done, stage.steps):
             seconds: dict[str, float] = {}
@@ -277,6 +290,7 @@ def run_stage(
                 write_rollouts(folder, stage.name, step + 1, played[:ROLLOUT_GROUPS])
                 measured = measure(step + 1, learner)
                 shown |= measured
+            log(step + 1, {**row, **seconds, **measured})
             show(step + 1, headline({**row, **shown}))
             played.clear()
             tokens.clear()
