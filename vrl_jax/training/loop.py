@@ -252,7 +252,7 @@ def run_stage(
     shown: dict[str, float] = {}
     if stage.evaluate_first and not done:
         shown |= measure(0, learner)
-        log(0, shown)
+        log(0, dict(shown))
     with progress_bar(stage.name, stage.steps, done) as show:
         for step in range(done, stage.steps):
             seconds: dict[str, float] = {}
