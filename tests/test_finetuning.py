@@ -1,5 +1,7 @@
 """A model's folder and rows of one's own, as the scripts for them use both."""
 
+import base64
+import csv
 import dataclasses
 import inspect
 import json
@@ -224,6 +226,29 @@ def test_eval_of_the_export_finds_what_the_run_measured(
     assert manifest["harness"].startswith("vrl-jax ")
 
 
+def test_eval_of_a_benchmark_s_table_gives_it_back_answered(model, tmp_path, capsys):
+    picture = base64.b64encode(small.samples()[0].images[0]).decode()
+    cells = [f"{i}\t{picture}\tWhat is it?\tone\ttwo\tB" for i in (3, 5)]
+    file = tmp_path / "MMStar.tsv"
+    file.write_text("\n".join(["index\timage\tquestion\tA\tB\tanswer", *cells]))
+    command = [
+        *("eval", "--model", model, "--data", file, "--reward", "mcq"),
+        *("--out", tmp_path / "out", "--response-tokens", 4, "--dtype", "float32"),
+        *("--table", tmp_path / "answered.tsv"),
+    ]
+    with pytest.raises(SystemExit) as ended:
+        cli.main([*map(str, command)])
+    assert ended.value.code == 0
+    said = capsys.readouterr().out
+    assert "MMStar.tsv: 2 of 2 rows can be used." in said
+    assert "accuracy 0.000 [0.000, 0.000] of 2 questions" in said
+    with (tmp_path / "answered.tsv").open(newline="") as lines:
+        rows = [*csv.DictReader(lines, delimiter="\t")]
+    responses = read_lines(tmp_path / "out" / "predictions.jsonl")
+    assert [row["index"] for row in rows] == ["3", "5"]
+    assert [row["prediction"] for row in rows] == [r["response"] for r in responses]
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
@@ -234,6 +259,7 @@ def test_eval_of_the_export_finds_what_the_run_measured(
         (["--rows", "-1"], "at least one row is needed, got -1"),
         (["--model", "./nowhere"], "There is no model folder './nowhere'"),
         (["--reward", "nice"], "there is no reward 'nice'"),
+        (["--table", "t.tsv"], "--table is for a benchmark's TSV, and --data is"),
         (["--reward", "iou"], "iou needs --frame, what the numbers of a box count"),
     ],
 )

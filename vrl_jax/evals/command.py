@@ -20,6 +20,7 @@ from vrl_jax.rewards.named import named_reward
 from vrl_jax.training import processes
 from vrl_jax.training.data import evenly, read_samples
 from vrl_jax.training.files import write_json
+from vrl_jax.training.tsv import write_predictions
 
 DTYPES = ("bfloat16", "float32")
 
@@ -51,6 +52,7 @@ def evaluate(
     per_pass: int = 64,
     slots: int = 256,
     seed: int = 0,
+    table: Path | None = None,
     json: bool = False,
 ) -> int:
     """Answers every row, and says how many answers are right.
@@ -60,7 +62,8 @@ def evaluate(
 
     Args:
         model: a Hugging Face folder, or owner/name of the hub.
-        data: parquet or JSONL with the columns of EasyR1, TRL, R1-V or verl.
+        data: parquet or JSONL with the columns of EasyR1, TRL, R1-V or verl, or a
+            benchmark of VLMEvalKit as TSV.
         reward: a name that `vrl-jax data check` knows, or path.py:function; its part
             "accuracy", if it has one, is what counts.
         out: folder of this evaluation.
@@ -91,10 +94,14 @@ def evaluate(
         per_pass: questions that are read at a time.
         slots: responses that are written at a time.
         seed: of every draw.
+        table: of a TSV: a file for the rows with what the model said, as VLMEvalKit's
+            scorers read it.
         json: print one JSON object.
     """
     processes.start()
     _check(each, temperature, dtype)
+    if table is not None and data.suffix != ".tsv":
+        raise ValueError(f"--table is for a benchmark's TSV, and --data is {data}.")
     folder = hub.local(model)
     samples, report = read_samples(data, image_root=images)
     samples = asked(evenly(samples, rows), instruction)
@@ -181,6 +188,8 @@ def evaluate(
     }
     if processes.leads():
         write_json(out / "summary.json", found)
+        if table is not None:
+            write_predictions(table, data, predictions)
         if json:
             print(json_text.dumps(found))
         else:

@@ -1,9 +1,9 @@
-"""Rows of a parquet or JSONL file as samples, and the order in which they come.
+"""Rows of a file as samples, and the order in which they come.
 
-Read as they are: rows of EasyR1 (`problem`, `images`, `answer`), of TRL and R1-V
-(`image`, `solution`), and of verl (`prompt` as messages with one user turn,
-`reward_model.ground_truth`). A row that cannot be used is counted by reason, and the
-rest train.
+Read as they are, from parquet and JSONL: rows of EasyR1 (`problem`, `images`,
+`answer`), of TRL and R1-V (`image`, `solution`), and of verl (`prompt` as messages with
+one user turn, `reward_model.ground_truth`); from TSV, VLMEvalKit's benchmarks. A row
+that cannot be used is counted by reason, and the rest train.
 """
 
 import base64
@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from vrl_jax.rewards.parse import answer_tag
+from vrl_jax.training import tsv
 from vrl_jax.types import PLACEHOLDER, ImageRef, Sample, text_pieces
 
 _QUESTIONS = ("problem", "prompt", "question")
@@ -61,7 +62,7 @@ class _Unusable(Exception):
 def read_samples(
     path: str | Path, *, image_root: str | Path | None = None
 ) -> tuple[list[Sample], DataReport]:
-    """The usable rows of a parquet or JSONL file, or of a folder of them.
+    """The usable rows of a parquet, JSONL or TSV file, or of a folder of the first two.
 
     Relative picture paths start at `image_root`, by default the file's folder. A JSON
     object in a column `annotations`, and every other column that is not read here,
@@ -133,12 +134,12 @@ def _files(path: Path) -> list[Path]:
         return files
     if not path.exists():
         raise FileNotFoundError(
-            f"there is no data file {path}; give the path of a .parquet or .jsonl "
-            f"file, or of a folder of them (this is {Path.cwd()})."
+            f"there is no data file {path}; give the path of a .parquet, .jsonl or "
+            f".tsv file, or of a folder (this is {Path.cwd()})."
         )
-    if path.suffix not in (".parquet", ".jsonl"):
+    if path.suffix not in (".parquet", ".jsonl", ".tsv"):
         raise ValueError(
-            f"data files end in .parquet or .jsonl, got {path}; convert it."
+            f"data files end in .parquet, .jsonl or .tsv, got {path}; convert it."
         )
     return [path]
 
@@ -153,6 +154,9 @@ def _rows(file: Path) -> Iterator[dict[str, Any]]:
             raise ValueError(
                 f"{file} cannot be read as parquet ({error}); write or copy it again."
             ) from error
+        return
+    if file.suffix == ".tsv":
+        yield from tsv.read_rows(file)
         return
     with file.open(encoding="utf-8") as lines:
         for line in filter(str.strip, lines):
