@@ -28,28 +28,9 @@ from vrl_jax.types import Episode, Turn
 
 from ..fixtures import small
 from ..fixtures.compilations import compilations
+from ..fixtures.talk import said, talk
 
 SAMPLE = small.samples()[0]
-
-
-def said(text, *tokens):
-    return Turn(text, tokens or tuple(map(ord, text)))
-
-
-def talk(program, replies):
-    """What the program yields in turn, and what it returns."""
-    asked, replies = [], iter(replies)
-    step = lambda: next(program)
-    while True:
-        try:
-            asked.append(step())
-        except StopIteration as end:
-            return asked, end.value
-        reply = next(replies)
-        if isinstance(reply, Exception):
-            step = functools.partial(program.throw, reply)
-        else:
-            step = functools.partial(program.send, reply)
 
 
 def words(ask):

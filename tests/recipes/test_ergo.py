@@ -21,9 +21,10 @@ from vrl_jax.recipes.ergo import (
     shrunk,
     zoom_box,
 )
-from vrl_jax.types import Episode, Sample, Turn
+from vrl_jax.types import Episode, Sample
 
 from ..fixtures import small
+from ..fixtures.talk import said, told
 
 LARGE = small.png(0, 1500, 2000)
 SAMPLE = Sample(
@@ -35,21 +36,6 @@ SAMPLE = Sample(
     {"options": ["A hat", "A cat"]},
 )
 POINTED = "<think>on top</think><zoom>[200, 150, 500, 400]</zoom>"
-
-
-def said(text):
-    return Turn(text, (1,))
-
-
-def ended(program, *replies):
-    """(asks, outcome) of a program that is told the replies."""
-    asks = [next(program)]
-    try:
-        for reply in replies:
-            asks.append(program.send(said(reply)))
-    except StopIteration as end:
-        return asks, end.value
-    raise AssertionError("it asks on")
 
 
 def size(png):
@@ -113,7 +99,7 @@ def test_boxes_are_cut_off_at_the_edge():
 
 
 def test_the_reader_sees_the_crop_and_the_question_alone():
-    asks, outcome = ended(
+    asks, outcome = told(
         coarse_to_fine(SAMPLE), POINTED, "<answer>B</answer>", "<answer>A</answer>"
     )
     first, second, third = asks
@@ -131,7 +117,7 @@ def test_the_reader_sees_the_crop_and_the_question_alone():
 
 
 def test_a_box_that_cannot_be_read_leaves_the_answer_alone():
-    asks, outcome = ended(coarse_to_fine(SAMPLE), "there", "<answer>B</answer>")
+    asks, outcome = told(coarse_to_fine(SAMPLE), "there", "<answer>B</answer>")
     assert size(asks[1].context[2].images[0]) == (812, 616)
     facts = {"region": 0, "box": 0, "accuracy": 1, "format": 0, "zoom/share": 1}
     assert outcome.facts == facts
@@ -140,10 +126,10 @@ def test_a_box_that_cannot_be_read_leaves_the_answer_alone():
 def test_the_whole_picture_is_too_large_a_region():
     whole = "<think>all</think><zoom>[0, 0, 812, 616]</zoom>"
     answers = ["<answer>B</answer>"] * 2
-    _, outcome = ended(coarse_to_fine(SAMPLE), whole, *answers)
+    _, outcome = told(coarse_to_fine(SAMPLE), whole, *answers)
     assert (outcome.facts["region"], outcome.facts["box"]) == (1, 0)
     torn = "<zoom>[0, 0, 81, 61]</zoom><think>all</think>"
-    _, outcome = ended(coarse_to_fine(SAMPLE), torn, *answers)
+    _, outcome = told(coarse_to_fine(SAMPLE), torn, *answers)
     assert (outcome.facts["box"], outcome.facts["format"]) == (1, 0)
 
 

@@ -11,36 +11,22 @@ from vrl_jax.recipes.racro import (
     racro,
     solved,
 )
-from vrl_jax.types import Episode, Turn
+from vrl_jax.types import Episode
 
 from ..fixtures import small
+from ..fixtures.talk import said, told
 
 SAMPLE = small.samples()[3]  # its answer is 3
 
 
-def said(text):
-    return Turn(text, (1,))
-
-
-def ended(program, *replies):
-    """(asks, outcome) of a program that is told the replies."""
-    asks = [next(program)]
-    try:
-        for reply in replies:
-            asks.append(program.send(said(reply)))
-    except StopIteration as end:
-        return asks, end.value
-    raise AssertionError("it asks on")
-
-
 def test_the_reasoner_sees_caption_and_question_alone():
-    (first, second), outcome = ended(captioned(SAMPLE), "three dots", r"\boxed{3}")
+    (first, second), outcome = told(captioned(SAMPLE), "three dots", r"\boxed{3}")
     assert first.model == "policy" and first.context[0].images == SAMPLE.images
     assert "Do not answer" in first.context[0].text
     assert second.model == "reasoner" and second.context[0].images == ()
     assert "so:\n\nthree dots\n\nIs it one of them?" in second.context[0].text
     assert outcome.facts["solved"] == 1
-    _, outcome = ended(captioned(SAMPLE), "three dots", "it is 3")  # no box
+    _, outcome = told(captioned(SAMPLE), "three dots", "it is 3")  # no box
     assert outcome.facts["solved"] == 0
 
 
@@ -48,7 +34,7 @@ def test_the_policy_says_whether_its_text_is_a_caption():
     replies = {"Yes.": 1, "no, it solves": 0, "**No**": 0, "Notable": 1, "": 1}
     for reply, caption in replies.items():
         program = checked_caption(SAMPLE)
-        asks, outcome = ended(program, "3 <image>", r"\boxed{3}", reply)
+        asks, outcome = told(program, "3 <image>", r"\boxed{3}", reply)
         assert asks[2].model == "policy" and not asks[2].trained
         assert asks[2].context[0].text.startswith("3 \\<image>\n\nDoes this")
         assert outcome.facts == {"solved": 1, "caption": caption}
