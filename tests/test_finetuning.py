@@ -156,6 +156,25 @@ def test_a_run_goes_on_with_more_steps_and_other_choices_of_memory(
     )
 
 
+def test_a_checkpoint_is_exported_as_the_run_did(trained, tmp_path, capsys):
+    outcome, out, _ = trained
+    for number, which in enumerate([[], ["--best"], ["--step", "2"]]):
+        made = tmp_path / str(number)
+        with pytest.raises(SystemExit) as ended:
+            cli.main(["export", str(out), "--out", str(made), *which])
+        assert ended.value.code == 0
+        assert "after step 2" in capsys.readouterr().out
+        for name in ("model.safetensors", "config.json", "preprocessor_config.json"):
+            assert (made / name).read_bytes() == (outcome.policy / name).read_bytes()
+    for folder, said in (
+        ([str(out), "--step", "7"], "has no checkpoint of step 7; it has those of 2."),
+        ([str(tmp_path)], "is not the run of a script that trains a released model"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            cli.main(["export", *folder, "--out", str(tmp_path / "none")])
+        assert ended.value.code == 2 and said in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [

@@ -31,9 +31,10 @@ LAYERS = (
     {"models", "engine", "worlds", "training"},
     {"programs", "evals"},
     {"recipes"},
-    {"report", "planning", "cli"},
+    {"report", "planning"},
     {"experiment"},
     {"finetuning"},
+    {"cli"},
     {"experiments"},
 )
 PLAIN = {"jax", "numpy", "jaxtyping"}

@@ -2,6 +2,7 @@
 
     vrl-jax data check FILE --reward NAME     does the reward pay right answers?
     vrl-jax eval --model M --data FILE ...    how many answers of a model are right?
+    vrl-jax export RUN --out FOLDER           a checkpoint as a Hugging Face folder
     vrl-jax report RUN                        the page of a run folder, written again
     vrl-jax plan --model M --topology T       does a step fit, how long at least?
 
@@ -20,6 +21,7 @@ import tyro
 
 from vrl_jax.evals.command import evaluate
 from vrl_jax.evals.reward_check import check_reward
+from vrl_jax.finetuning import export
 from vrl_jax.planning.command import plan
 from vrl_jax.report.page import write_report
 from vrl_jax.rewards.named import named_reward
@@ -89,6 +91,7 @@ def report(run: tyro.conf.Positional[Path], /) -> int:
 COMMANDS: Mapping[str, Any] = {
     "data": {"check": data_check},
     "eval": evaluate,
+    "export": export,
     "report": report,
     "plan": plan,
 }

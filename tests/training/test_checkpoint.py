@@ -114,7 +114,7 @@ def test_a_device_without_memory_is_no_damage(tmp_path, monkeypatch):
     def full(*arguments):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
 
-    monkeypatch.setattr(checkpoint, "_read", full)
+    monkeypatch.setattr(checkpoint, "read", full)
     with pytest.raises(jax.errors.JaxRuntimeError, match="out of memory"):
         run(tmp_path)
     assert sorted(path.name for path in checkpoints.iterdir()) == before

@@ -122,15 +122,15 @@ def resume(
     none. Raises `Mismatch` for a checkpoint of another model or optimiser.
     """
     for step in sorted(manager.all_steps(), reverse=True):
-        read, reason = None, ""
+        found, reason = None, ""
         try:
-            read = _read(manager, folder, step, start)
+            found = read(manager, folder, step, start)
         except (Mismatch, jax.errors.JaxRuntimeError):
             raise  # no fault of the files: a device's memory, or a process is gone
         except Exception as error:  # whatever a reader makes of broken files
             reason = str(error).splitlines()[0] if str(error) else repr(error)
         if not processes.any_of(bool(reason)):
-            return read
+            return found
         kept = _set_aside(manager, folder, step)
         print(
             f"checkpoint {step} is damaged ({reason[:200]}); it is now in {kept}, "
@@ -140,12 +140,17 @@ def resume(
     return None
 
 
-def _read(
+def read(
     manager: ocp.CheckpointManager,
     folder: Path,
     step: int,
     start: Callable[[int], Learner],
 ) -> Resumed:
+    """The checkpoint of this step, in the learner that `start(stage)` makes.
+
+    Raises `Mismatch` for one of another model or optimiser, and whatever a reader makes
+    of files that are broken.
+    """
     args = ocp.args.Composite(host=ocp.args.JsonRestore())
     host = manager.restore(step, args=args)["host"]
     learner = restore_fixed(folder, host["stage"], start(host["stage"]))
