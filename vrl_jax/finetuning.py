@@ -86,7 +86,7 @@ PACE = ("steps", "evaluate_every", "checkpoint_every", "examples")
 """Sizes that may differ when a run goes on."""
 
 BYTES = 5 * 12
-"""Of disk for a trained parameter: it and both moments in float32, in the newest three
+"""Of disk for a parameter, at most: it and both moments in float32, in the newest three
 checkpoints, the best, and the one that is being written."""
 
 
@@ -134,6 +134,7 @@ def finetune(
         "kl_weight": kl_weight,
         **{name: x for name, x in sizes._asdict().items() if name not in PACE},
         **{name: getattr(choices, name) for name in chosen.KEPT},
+        "with_reference": choices.reference != "none",
         **settings,
     }
     with jax.set_mesh(chosen.mesh(choices)):
@@ -196,7 +197,8 @@ def _finetune(
     leaves = jax.tree.leaves(begun[0].params)
     count = sum(leaf.size for leaf in leaves)
     say(f"{count / 1e6:,.1f} M parameters, {leaves[0].dtype}; {_devices(choices)}")
-    room_for(out, BYTES * count)
+    written = (file.stat().st_size for file in out.glob("checkpoints/**/*"))
+    room_for(out, max(BYTES * count - sum(written), 0))
     anchor = chosen.anchor(choices, begun[0].params, weight=kl_weight)
     del leaves
     stage = Stage(

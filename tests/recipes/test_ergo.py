@@ -59,6 +59,7 @@ def test_sizes_are_whole_tokens_and_small_pictures_grow_to_four():
     assert fitted(560, 56, tokens=640) == (560, 56)
     assert fitted(10, 10, tokens=640) == (56, 56)
     assert fitted(5, 500, tokens=640) == (28, 560)  # its shorter side is one token
+    assert fitted(30, 64, tokens=640) == (56, 84)  # and never less
     assert fitted(42, 98, tokens=640) == (56, 112)  # 1.5 and 3.5: halves to even
     assert fitted(70, 70, tokens=640) == (56, 56)
 
@@ -109,11 +110,29 @@ def test_the_reader_sees_the_crop_and_the_question_alone():
     assert second.context[:2] == (opening, said(POINTED)) and second.model == "policy"
     crop = second.context[2]
     assert size(crop.images[0]) == (728, 616)
-    assert "Which letter is on the roof?\nA. A hat\nB. A cat" in crop.text
+    asked = "Which letter is on the roof?\nA. A hat\nB. A cat\nAnswer with the letter"
+    assert asked in crop.text
     assert crop.text.count("<image>") == 1
     assert (third.model, third.context) == ("reader", (crop,))
     facts = {"region": 0, "box": 1, "accuracy": 1, "format": 1}
     assert outcome.facts == {**facts, "zoom/share": pytest.approx(0.150017, abs=1e-6)}
+
+
+def test_options_keep_their_letters_and_a_row_says_how_to_answer():
+    annotations = {"options": ["A: hat", "(B) cat", "Boat"], "postfix": "A letter!"}
+    row = dataclasses.replace(SAMPLE, annotations=annotations)
+    (_, second, _), _ = told(coarse_to_fine(row), POINTED, "B", "B")
+    lines = second.context[2].text.splitlines()
+    assert lines[3:7] == ["A: hat", "(B) cat", "C. Boat", "A letter!"]
+    torn = dataclasses.replace(SAMPLE, annotations={"options": "A. hat"})
+    with pytest.raises(ValueError, match="one: `options` must be a list"):
+        told(coarse_to_fine(torn), POINTED, "B", "B")
+
+
+def test_a_sliver_is_no_region():
+    wide = small.png(0, 28, 7000)
+    look = closer(wide, "<zoom>[0, 0, 9999, 4]</zoom>", 640, 28)
+    assert not look.found and look.share == 1
 
 
 def test_a_box_that_cannot_be_read_leaves_the_answer_alone():
@@ -137,6 +156,8 @@ def test_letters_and_words_are_right_by_different_rules():
     words = dataclasses.replace(SAMPLE, answer="red")
     assert right_answer(SAMPLE, said("<answer>(b)</answer>"))
     assert not right_answer(SAMPLE, said("<answer>B. A cat</answer>"))  # as released
+    assert not right_answer(SAMPLE, said("<answer>A</answer><answer>B</answer>"))
+    assert right_answer(SAMPLE, said("so <answer>B"))
     assert right_answer(words, said("<answer>red</answer>"))
     assert not right_answer(words, said("<answer>dark red</answer>"))
 
@@ -159,21 +180,24 @@ def test_the_worked_group():
     np.testing.assert_allclose(advantages, wanted, atol=1e-5)
 
 
-def test_both_turns_are_trained_and_the_crop_between_is_not():
-    """Played for real; what is pointed at is not a box, so all of it is shown again."""
-    limits = Limits(row_tokens=64, blocks=3)
+@pytest.mark.parametrize("box", [None, (0, 0, 40, 40)])
+def test_both_turns_are_trained_and_the_crop_between_is_not(monkeypatch, box):
+    """Played for real; what the policy points at is told, for it cannot point yet."""
+    monkeypatch.setattr("vrl_jax.recipes.ergo.zoom_box", lambda text: box)
+    even = lambda sample, turn: len(turn.tokens) % 2 == 0
     recipe = ergo(
         reader=small.actor(params=small.params(1)),
         group_size=2,
         tokens=4,
         find="{question}",
         zoomed="<image>{question}",
-        right=lambda sample, turn: len(turn.tokens) % 2 == 0,
-        limits=limits,
+        right=even,
+        limits=Limits(row_tokens=64, blocks=3),
     )
-    seen = []
+    seen, scores = [], []
     actor: Actor = small.actor(
-        reward=ergo_reward(), observe=lambda episodes, scores: seen.extend(episodes)
+        reward=ergo_reward(),
+        observe=lambda episodes, given: (seen.extend(episodes), scores.extend(given)),
     )
     samples = [small.samples()[0], small.samples()[3]]
     played = recipe.act(actor, iter([samples]), jax.random.key(0))
@@ -183,8 +207,11 @@ def test_both_turns_are_trained_and_the_crop_between_is_not():
         assert tuple(tokens[row][mask[row]]) == pointed.tokens + answered.tokens
         first, last = len(pointed.tokens), np.flatnonzero(mask[row])[-1]
         assert not mask[row, first] and last + 1 > first + len(answered.tokens)
+        assert scores[row]["accuracy"] == even(None, answered)
+        assert scores[row]["box"] == (box is not None)
+    # Of a whole picture nobody asks the reader; of a crop it is right now and then.
+    assert any(score["region"] for score in scores) == (box is not None)
     again = actor.likelihood(played).logprobs
     np.testing.assert_allclose(again[mask], played.old_logprobs[mask], atol=1e-5)
-    assert np.asarray(played.rewards).tolist() == [
-        float(len(episode.turns[1].tokens) % 2 == 0) for episode in seen
-    ]
+    wanted = [s["region"] + 0.5 * s["box"] + s["accuracy"] for s in scores]
+    assert np.asarray(played.rewards).tolist() == wanted

@@ -121,8 +121,22 @@ def test_answers_behind_a_closed_gate_teach_nothing():
     slope = jax.grad(lambda x: loss(x).total)(jnp.zeros(batch.mask.shape))
     np.testing.assert_array_equal(slope[7], 0)
     assert np.abs(slope[2]).max() > 0  # what it was asked to see, still
-    open_rows = np.array([5, 6, 8, 9])
-    assert loss(jnp.zeros(batch.mask.shape)).weight == batch.mask[open_rows].sum()
+    # On-policy each branch's term is minus the mean advantage of its tokens.
+    mask, given = np.asarray(batch.mask), np.asarray(batch.advantages)
+    opened = mask[[5, 6, 8, 9]]
+    wanted = -given[[5, 6, 8, 9]][opened].mean() - 0.1 * given[:5][mask[:5]].mean()
+    mean = loss(jnp.zeros(batch.mask.shape))
+    assert float(mean.total / mean.weight) == pytest.approx(wanted, rel=1e-5)
+
+
+def test_perception_is_trained_where_every_gate_is_shut():
+    recipe = pearl()
+    batch, _ = recipe.credit(group(gate=0.0))
+    zero = jnp.zeros(batch.mask.shape)
+    mean, _ = recipe.loss(lambda _: Likelihood(zero, zero), batch)
+    mask, given = np.asarray(batch.mask), np.asarray(batch.advantages)
+    wanted = -0.1 * given[:5][mask[:5]].mean()
+    assert wanted and float(mean.total / mean.weight) == pytest.approx(wanted, rel=1e-5)
 
 
 def test_both_are_asked_at_once_and_the_checklist_comes_first():
@@ -154,6 +168,20 @@ def test_both_are_asked_at_once_and_the_checklist_comes_first():
 )
 def test_a_missing_answer_is_a_wrong_one(text, share):
     assert perceived_share(text, ["3", "Red", "the box"]) == pytest.approx(share)
+
+
+def test_rows_in_the_released_form():
+    """Its own placeholders, and answers in one text."""
+    row = dataclasses.replace(
+        SAMPLE,
+        annotations={
+            "probe_problem": "<image>\n<q1>How many?</q1><q2>Which colour?</q2>",
+            "probe_answer": "<a1>3</a1><a2>red</a2>",
+        },
+    )
+    assert checklist(row)[1] == ["3", "red"]
+    first, _ = next(both_branches(row))
+    assert first.context[0].text.count("<image>") == 1
 
 
 def test_one_question_is_answered_in_a_box():

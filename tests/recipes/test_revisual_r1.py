@@ -65,6 +65,46 @@ def test_what_is_not_drawn_teaches_nothing_and_counts_nothing():
     np.testing.assert_allclose(again.advantages, batch.advantages, rtol=1e-4)
 
 
+def loss_of(recipe, new, advantage=1.0):
+    """Of two drawn responses of one token each, at log-prob `new`, before at 0."""
+    rollout = dataclasses.replace(
+        small.scored([0.0, 0.0]), reward_parts={KEPT: jnp.ones(2)}
+    )
+    batch, _ = recipe.credit(rollout)
+    batch = dataclasses.replace(batch, advantages=jnp.full((2, 1), advantage))
+    shown = jnp.full((2, 1), new)
+    mean, _ = recipe.loss(lambda _: Likelihood(shown, 0 * shown), batch)
+    return float(mean.total / mean.weight)
+
+
+def test_clips_and_entropy_by_hand():
+    """Ratios 1.3 and 0.7 against the bounds 0.2 and 0.25, and -0.1 H."""
+    plain = revisual_r1(group_size=2)
+    assert loss_of(plain, np.log(1.3)) == pytest.approx(-1.25, rel=1e-5)
+    assert loss_of(plain, np.log(0.7), -1.0) == pytest.approx(0.8, rel=1e-5)
+    assert loss_of(plain, np.log(5.0), -1.0) == pytest.approx(3.0, rel=1e-5)  # dual
+    exploring = revisual_r1(group_size=2, entropy_weight=0.1)
+    new = np.log(0.9)  # the sampled token says -log 0.9 of the entropy
+    wanted = -0.9 - 0.1 * -new
+    assert loss_of(exploring, new) == pytest.approx(wanted, rel=1e-5)
+
+
+@pytest.mark.parametrize(("step", "tau"), [(0, 1.0), (5, 0.65), (10, 0.3), (11, 0.3)])
+def test_the_temperature_falls_over_training(monkeypatch, step, tau):
+    seen = []
+
+    def noting(key, advantages, *, tau, **bounds):
+        seen.append(tau)
+        return jnp.ones(len(advantages), bool)
+
+    monkeypatch.setattr("vrl_jax.recipes.revisual_r1.distilled", noting)
+    actor = small.actor(step=step, total_steps=11)
+    revisual_r1(group_size=small.GROUP).act(
+        actor, iter([small.samples()]), jax.random.key(0)
+    )
+    assert seen == [pytest.approx(tau)]
+
+
 @pytest.mark.parametrize(("count", "worth"), [(2100, 0), (1950, 0.75), (1900, 1)])
 def test_length_is_paid_right_or_wrong(count, worth):
     """The sheet's lengths at alpha 0.005, delta 0.5, budget 2000."""

@@ -122,22 +122,22 @@ def test_a_device_without_memory_is_no_damage(tmp_path, monkeypatch):
 
 
 def test_what_a_resumed_learner_began_with_is_let_go(tmp_path, monkeypatch):
-    """A device may have no room for two: the first is gone when the second is read."""
+    """A device may have no room for two: one is gone before the other is read."""
     halted(tmp_path)
-    started = []
-    make, arrays = loop.make_learner, checkpoint._fingerprint
+    started, gone = [], []
+    make, restore = loop.make_learner, checkpoint.ocp.args.StandardRestore
 
     def made(*given, **named):
         started.append(make(*given, **named))
         return started[-1]
 
-    def read(found):
-        gone.extend(leaf.is_deleted() for leaf in jax.tree.leaves(started[0].trained))
-        return arrays(found)
+    def asked(like):
+        leaves = jax.tree.leaves((started[0].trained, started[0].opt_state))
+        gone.extend(leaf.is_deleted() for leaf in leaves)
+        return restore(like)
 
-    gone = []
     monkeypatch.setattr(loop, "make_learner", made)
-    monkeypatch.setattr(checkpoint, "_fingerprint", read)
+    monkeypatch.setattr(checkpoint.ocp.args, "StandardRestore", asked)
     run(tmp_path)
     assert gone and all(gone)
 

@@ -43,18 +43,19 @@ def test_a_choice_is_asked_with_its_options(tmp_path):
     assert (first.id, first.source, first.answer) == ("7", "MMStar", "B")
     assert first.images == (ONE,)
     assert first.question == (
-        '<image>Question: What is "it",\nand where?\nOptions:\nA. a box\nB. 3'
+        '<image>Question: What is "it",\nand where?\nOptions:\nA. a box\nB. 3\n'
+        + tsv.SELECT
     )
     assert first.annotations["options"] == ["a box", "3"]
     assert first.annotations["category"] == "what"
     assert second.question.startswith("<image>Hint: Look.\nQuestion: What")
-    assert second.question.endswith("B. 3\nC. none")
+    assert second.question.endswith(f"B. 3\nC. none\n{tsv.SELECT}")
 
 
 def test_an_open_question_has_no_options(tmp_path):
     row = {"index": "a", "image": CODED[0], "question": "How many?", "answer": "12"}
     [sample], _ = read_samples(write(tmp_path / "open.tsv", row))
-    assert sample.question == "<image>Question: How many?"
+    assert sample.question == "<image>How many?"
     assert (sample.answer, sample.annotations["options"]) == ("12", [])
 
 
@@ -97,6 +98,13 @@ def test_a_table_that_is_none_is_named(tmp_path):
     (tmp_path / "rows.tsv").write_text("index\tquestion\n1\t2\t3\n")
     with pytest.raises(ValueError, match=r"rows\.tsv cannot be read as a table"):
         read_samples(tmp_path / "rows.tsv")
+
+
+@pytest.mark.parametrize("index", [7, ""])
+def test_rows_that_could_not_be_found_again_are_refused(tmp_path, index):
+    file = write(tmp_path / "rows.tsv", ROW, {**ROW, "index": index})
+    with pytest.raises(ValueError, match="a column `index` with another number"):
+        read_samples(file)
 
 
 def test_predictions_go_back_in_the_same_form(tmp_path):

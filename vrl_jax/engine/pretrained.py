@@ -103,9 +103,8 @@ def load_front_end(
 
 def _bounds(folder: Path) -> dict[str, int]:
     """What the folder's processor says, in its newer or older files and names."""
-    settings = _json(folder / "preprocessor_config.json")
-    if not settings:  # transformers 5 keeps all of a processor in one file
-        settings = _json(folder / "processor_config.json").get("image_processor") or {}
+    settings = _json(folder / hub.PROCESSOR).get("image_processor")
+    settings = settings or _json(folder / "preprocessor_config.json")
     size = settings.get("size") or {}
     said = {
         "min_pixels": settings.get("min_pixels") or size.get("shortest_edge"),

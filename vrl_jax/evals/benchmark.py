@@ -61,7 +61,6 @@ def predict(
     """
     places = files(folder)
     _open(places, manifest)
-    processes.wait()  # all have looked before one writes
     rows = _whole(places.predictions, each)
     processes.wait()
     known = {row["id"] for row in rows}
@@ -82,7 +81,9 @@ def predict(
 
 def _open(places: Files, manifest: Mapping[str, Any]) -> None:
     places.manifest.parent.mkdir(parents=True, exist_ok=True)
-    if places.manifest.exists():
+    changed: list[str] = []
+    # The first process alone: times of files are those of its own disk.
+    if processes.leads() and places.manifest.exists():
         before = json.loads(places.manifest.read_text())
         now = json.loads(json.dumps(manifest))
         changed = [
@@ -90,13 +91,12 @@ def _open(places: Files, manifest: Mapping[str, Any]) -> None:
             for name in {**before, **now}
             if before.get(name) != now.get(name)
         ]
-        if changed:
-            raise ValueError(
-                f"{places.manifest.parent} holds another evaluation "
-                f"({'; '.join(changed)}). Choose another --out, or delete the folder."
-            )
-    else:
-        write_json(places.manifest, manifest)
+    if processes.any_of(bool(changed)):
+        raise ValueError(
+            f"{places.manifest.parent} holds another evaluation "
+            f"({'; '.join(changed)}). Choose another --out, or delete the folder."
+        )
+    write_json(places.manifest, manifest)
 
 
 def _whole(file: Path, each: int) -> list[Row]:

@@ -18,7 +18,7 @@ from vrl_jax.models import hub
 from vrl_jax.models.sharding import parse_mesh
 from vrl_jax.rewards.named import named_reward
 from vrl_jax.training import processes
-from vrl_jax.training.data import evenly, read_samples
+from vrl_jax.training.data import evenly, files_of, read_samples
 from vrl_jax.training.files import write_json
 from vrl_jax.training.tsv import write_predictions
 
@@ -129,6 +129,11 @@ def evaluate(
             dropped += [
                 f"{name}: there are no other pictures" for name in sorted(alone)
             ]
+            if not others:
+                raise ValueError(
+                    f"--shuffled needs rows with as many pictures, but other ones: "
+                    f"{data} has none such."
+                )
             fit = fitting(read.processor, others)
             samples = fit.samples
             dropped += fit.dropped
@@ -199,12 +204,8 @@ def evaluate(
 
 def _digests(path: Path) -> dict[str, str]:
     """SHA-256 of a file, or of the data files of a folder; nothing of no file."""
-    if path.is_dir():
-        files = sorted([*path.glob("*.parquet"), *path.glob("*.jsonl")])
-    else:
-        files = [path] if path.is_file() else []
     found = {}
-    for file in files:
+    for file in files_of(path) if path.is_dir() else [path] * path.is_file():
         with file.open("rb") as content:
             found[file.name] = hashlib.file_digest(content, "sha256").hexdigest()
     return found

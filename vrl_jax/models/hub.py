@@ -45,6 +45,9 @@ COMPANIONS = (
 BOUNDS = ("min_pixels", "max_pixels", "size")
 """What of a processor's settings bounds the area of pictures."""
 
+PROCESSOR = "processor_config.json"
+"""Where transformers 5 keeps them, under `image_processor`, and looks first."""
+
 DOWNLOADED = ("*.safetensors", INDEX, *COMPANIONS, "config.json", GENERATION)
 
 
@@ -120,11 +123,12 @@ def local(model: str | Path) -> Path:
 
 
 def _complete(folder: Path) -> bool:
-    """Configuration and all weights are there."""
+    """Configuration, tokenizer and all weights are there."""
     weights = {WEIGHTS}
     if (folder / INDEX).is_file():
-        weights = {*_json(folder / INDEX)["weight_map"].values()}
-    return all((folder / name).is_file() for name in (*weights, "config.json"))
+        weights = {*_json(folder / INDEX).get("weight_map", {"": WEIGHTS}).values()}
+    needed = (*weights, "config.json", "tokenizer_config.json")
+    return all((folder / name).is_file() for name in needed)
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -198,8 +202,12 @@ def save(
         if not (folder / name).is_file() or not copy_from:
             _write_json(folder / name, content)
         elif pixel_bounds:
-            kept = {key: content[key] for key in BOUNDS if key in content}
-            _write_json(folder / name, _json(folder / name) | kept)
+            _write_json(folder / name, _json(folder / name) | _bounds(content))
+        newer = folder / PROCESSOR
+        if pixel_bounds and newer.is_file() and "image_processor" in _json(newer):
+            whole = _json(newer)
+            whole["image_processor"] |= _bounds(content)
+            _write_json(newer, whole)
     generation = _generation(tokenizer, copy_from)
     _write_json(folder / GENERATION, generation)
     config = family.config_from_spec(spec) | {
@@ -209,6 +217,10 @@ def save(
     _write_json(folder / "config.json", config)
     tensors = to_checkpoint(params, family.parameter_table(spec))
     _write_weights(folder, tensors, shard_bytes)
+
+
+def _bounds(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: settings[key] for key in BOUNDS if key in settings}
 
 
 def _generation(

@@ -216,21 +216,27 @@ def put(tables: Tree) -> Tree:
 def on_host(tree: Tree, *, at_most: int = 2**30) -> Tree:
     """All of it as numpy arrays, in every process, wherever it lies.
 
-    What other processes hold passes through the devices, of a large array `at_most`
-    bytes at a time.
+    What other processes hold passes through the devices, `at_most` bytes at a time.
     """
     leaves, structure = jax.tree.flatten(tree)
-    far = [
-        place
-        for place, leaf in enumerate(leaves)
-        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable
-    ]
-    small = [place for place in far if leaves[place].nbytes <= at_most]
-    together = _everywhere([leaves[i] for i in small]) if small else []
-    for place, leaf in zip(small, together, strict=True):
-        leaves[place] = leaf
-    for place in sorted({*far} - {*small}):
-        leaves[place] = _in_parts(leaves[place], at_most)
+    together: list[int] = []
+
+    def bring() -> None:
+        found = _everywhere([leaves[place] for place in together]) if together else []
+        for place, leaf in zip(together, jax.device_get(found), strict=True):
+            leaves[place] = leaf
+        together.clear()
+
+    for place, leaf in enumerate(leaves):
+        if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable:
+            continue
+        if leaf.nbytes > at_most:
+            leaves[place] = _in_parts(leaf, at_most)
+            continue
+        if sum(leaves[i].nbytes for i in together) + leaf.nbytes > at_most:
+            bring()
+        together.append(place)
+    bring()
     return structure.unflatten(jax.device_get(leaves))
 
 

@@ -16,9 +16,11 @@ inference alone, so rewards and weights are the paper's as others report them.
             response, then over responses
 
 A box that cannot be read pays neither region, box nor format; the whole picture stands
-for the crop, and the answer still counts. Ours where nothing is published: prompts, G,
-the anchor, and that N is one number, where the paper may draw it from 640 and 1280.
-Of several pictures the first is cropped; a row without one has no box.
+for the crop, and the answer still counts. The words of the prompts are ours, after
+those of the code; G, the anchor, and that N is one number are ours too: the paper may
+draw it from 640 and 1280. Of several pictures the first is cropped; a row without one
+has no box. A column `options` (a list) comes with the crop alone, as does `postfix`,
+how to answer.
 """
 
 import functools
@@ -60,6 +62,9 @@ Write the answer in <answer> and </answer>."""
 
 _FOUR = re.compile(r"\[\s*" + r"\s*,\s*".join([r"(\d{1,9})"] * 4) + r"\s*\]")
 
+LONGEST = 200
+"""How many times as long as wide a crop may be: what Qwen-VL takes."""
+
 Box = tuple[int, int, int, int]
 
 
@@ -73,10 +78,14 @@ class Look(NamedTuple):
 
 
 def right_answer(sample: Sample, turn: Turn) -> bool:
-    """A letter where the row's answer is one, else the same text, in answer tags."""
-    if re.fullmatch("[A-Za-z]", sample.answer.strip()):
+    """A letter where the row's answer is one, else the same text in answer tags."""
+    if _is_letter(sample.answer):
         return letter_ergo(turn.text, sample.answer)
     return exact(answer_or_rest(turn.text), sample.answer)
+
+
+def _is_letter(answer: str) -> bool:
+    return re.fullmatch("[A-Za-z]", answer.strip()) is not None
 
 
 def coarse_to_fine(
@@ -91,9 +100,8 @@ def coarse_to_fine(
 ) -> Steps:
     """Two turns with a crop between them; the facts region, box, accuracy and format.
 
-    The column `options` of a row stands under the question in the second turn alone.
-    `tokens` bound each picture that is shown, `side` pixels each way a token. A region
-    for which there is no room earns nothing.
+    `tokens` bound each picture that is shown, `side` pixels each way a token: see
+    `fitted`. A region for which there is no room earns nothing.
     """
     coarse = [shrunk(image, tokens, side) for image in sample.images]
     opening = user(find.format(question=sample.question), coarse)
@@ -125,15 +133,22 @@ def ergo_reward(*, region: float = 1.0, box: float = 0.5) -> Reward:
 
 
 def fitted(width: int, height: int, *, tokens: int, side: int = 28) -> tuple[int, int]:
-    """Width and height in whole tokens, of 4 to `tokens` of them as far as they divide.
+    """Width and height in whole tokens, at least 4 and about `tokens` of them at most.
 
-    The area is scaled by its square root, then each side rounded to a multiple of
-    `side`, halves to even.
+    A large picture is made smaller by the square root of its area, then each side is
+    rounded to a multiple of `side`, halves to even, which may give a twentieth more
+    than `tokens`. A small one grows, each side rounded up.
     """
     area, most, least = width * height, tokens * side**2, 4 * side**2
-    scale = math.sqrt(max(area / most, 1) * min(area / least, 1))
-    across, down = (max(round(x / scale / side), 1) * side for x in (width, height))
+    scale, whole = math.sqrt(max(area / most, 1)), round
+    if area < least:
+        scale, whole = math.sqrt(area / least), _upwards
+    across, down = (max(whole(x / scale / side), 1) * side for x in (width, height))
     return across, down
+
+
+def _upwards(x: float) -> int:
+    return math.ceil(x - 1e-9)  # what is whole but for rounding stays
 
 
 @functools.lru_cache(maxsize=16)  # a group looks at one picture
@@ -151,7 +166,9 @@ def closer(image: ImageRef, text: str, tokens: int, side: int) -> Look:
     if box is not None:
         shown = fitted(picture.width, picture.height, tokens=tokens, side=side)
         cut = in_original(box, shown, picture.size)
-        if cut[0] < cut[2] and cut[1] < cut[3]:
+        width, height = cut[2] - cut[0], cut[3] - cut[1]
+        # Models refuse pictures that are much longer than wide.
+        if min(width, height) * LONGEST >= max(width, height) > 0 < min(width, height):
             part = picture.crop(cut)
             share = part.width * part.height / (picture.width * picture.height)
             return Look(_png(part, tokens, side), share, True)
@@ -184,18 +201,33 @@ def _opened(image: ImageRef) -> Image.Image:
 
 def _png(picture: Image.Image, tokens: int, side: int) -> bytes:
     size = fitted(picture.width, picture.height, tokens=tokens, side=side)
-    return as_png(picture.resize(size, Image.Resampling.BICUBIC))
+    return as_png(picture.resize(size, Image.Resampling.LANCZOS))
 
 
 def _closer(sample: Sample, look: Look | None, zoomed: str) -> Message:
-    """The crop, and the question without its pictures, with its options under it."""
+    """The crop, and the question without its pictures, options and postfix under it.
+
+    `ValueError` where options are no list.
+    """
     words = sample.question.replace(PLACEHOLDER, "").strip()
-    options = sample.annotations.get("options") or ()
-    lettered = (f"{chr(65 + i)}. {option}" for i, option in enumerate(options))
-    asked = zoomed.format(question="\n".join([words, *lettered]))
+    options = sample.annotations.get("options") or []
+    if isinstance(options, str):
+        raise ValueError(f"{sample.id}: `options` must be a list, got {options!r}.")
+    usual = "Answer with the letter alone." if _is_letter(sample.answer) else ""
+    postfix = sample.annotations.get("postfix") or usual
+    lines = [words, *map(_lettered, enumerate(map(str, options))), postfix]
+    asked = zoomed.format(question="\n".join(filter(None, lines)))
     if look is None:
         return user(asked.replace(PLACEHOLDER, ""))
     return user(asked, [look.picture])
+
+
+def _lettered(numbered: tuple[int, str]) -> str:
+    """An option behind its letter, which it may have already."""
+    number, option = numbered
+    letter = chr(ord("A") + number)
+    has = re.match(rf"\(?{letter}[.:)]", option)
+    return option if has else f"{letter}. {option}"
 
 
 def _laid_out(pointed: str, said: str) -> bool:
@@ -212,6 +244,8 @@ def ergo(
     group_size: int = 8,
     right: Check = right_answer,
     tokens: int = 640,
+    side: int = 28,
+    share: float = 0.6,
     find: str = FIND,
     zoomed: str = ZOOMED,
     anchor: Anchor = free,
@@ -220,10 +254,19 @@ def ergo(
 ) -> Recipe:
     """`reader` is frozen: the paper's has 72B. The actor's reward is `ergo_reward()`.
 
-    Both turns and the crop between them must fit the row_tokens of the `limits`. The
-    processor's pixel bounds must let through what has `tokens` tokens.
+    Both turns and the crop between them must fit `row_tokens` of the `limits`, their
+    pictures its `blocks`: `play/ended/crop did not fit` counts what does not. The
+    processor's bounds must let through what `fitted` gives, from 4 tokens to 1.05 times
+    `tokens`, or boxes are read on another scale; `side` is 32 for Qwen3-VL.
     """
-    asks = {"right": right, "tokens": tokens, "find": find, "zoomed": zoomed}
+    asks = {
+        "right": right,
+        "tokens": tokens,
+        "side": side,
+        "share": share,
+        "find": find,
+        "zoomed": zoomed,
+    }
     act = functools.partial(
         play,
         program=functools.partial(coarse_to_fine, **asks),

@@ -16,13 +16,16 @@ its training loop stood before commit 13fe69d.
 
 A whole batch passes the gate with probability `bypass`, 0.3 in the code alone, and
 where no group passes, all do. Both branches are asked at once, where theirs asks the
-second behind the gate: the same is trained, and a closed group costs its sampling. A
-note of the paper prints min(mean(P), 0.5) instead: weigh=filters.capped_gate. The
-code's default lambda is 0.
+second behind the gate: a closed group costs its sampling, and its checklist is trained
+where it is mixed. A note of the paper prints min(mean(P), 0.5) instead:
+weigh=filters.capped_gate. The code's default lambda is 0, its run has clip_high 0.28.
+The means are those of the whole batch, also where it is cut into minibatches.
 
 Rows have the columns `probe_problem`, one question or several in tags <q1>...</q1>,
-<q2>..., and `probe_answer`, a text or a list of them. How answers are compared is not
-published.
+<q2>..., and `probe_answer`, a text, or several as a list or in tags <a1>...</a1>,
+<a2>.... The code compares them by mathruler's grade, and divides by how many were
+given; here they are compared as texts (`match`), and what is missing is wrong. A reward
+sees both turns: one that counts tokens counts those of the checklist too.
 """
 
 import dataclasses
@@ -49,7 +52,7 @@ from vrl_jax.rewards.columns import column
 from vrl_jax.rewards.parse import first_tag, last_boxed
 from vrl_jax.training.iteration import Recipe, as_batch
 from vrl_jax.training.metrics import once, policy_metrics
-from vrl_jax.types import PLACEHOLDER, Mean, Rollout, Sample
+from vrl_jax.types import PLACEHOLDER, Rollout, Sample
 
 SEVERAL = "Answer each in its own tag: <a1>...</a1>, <a2>...</a2> and so on."
 ONE = r"Write the answer in \boxed{}."
@@ -67,7 +70,7 @@ def same_text(given: str, gold: str) -> bool:
 def both_branches(sample: Sample, *, match: Match = same_text) -> Steps:
     """The checklist and the question, each alone; the fact `perception`."""
     probe, golds = checklist(sample)
-    shown = PLACEHOLDER * len(sample.images)
+    shown = "" if PLACEHOLDER in probe else PLACEHOLDER * len(sample.images)
     asked = user(shown + probe, sample.images)
     perceived, reasoned = yield [Ask((asked,)), Ask(question(sample))]
     share = perceived_share(perceived.text, golds, match=match)
@@ -82,8 +85,9 @@ def checklist(sample: Sample) -> tuple[str, list[str]]:
     probe = column(sample, "probe_problem", str, "what is asked of the pictures")
     kinds = (str, list, tuple, int, float)
     answers = column(sample, "probe_answer", kinds, "the answers to probe_problem")
+    tagged = re.findall(r"<a\d+>(.*?)</a\d+>", str(answers), re.DOTALL)
     many = isinstance(answers, list | tuple)
-    golds = [str(answer) for answer in (answers if many else [answers])]
+    golds = tagged or [str(answer) for answer in (answers if many else [answers])]
     count = len(re.findall(r"<q\d+>", probe))
     if max(count, 1) != len(golds):
         raise ValueError(
@@ -166,9 +170,13 @@ def pearl(
         sees = (rollout.place == 0)[:, None] & rollout.mask
         passed = rollout.reward_parts[GATE][rollout.episode] > 0
         reasons = (rollout.place == 1)[:, None] & rollout.mask & passed[:, None]
-        # Each branch has a mean of its own; the learner divides by the answers' tokens.
-        ratio = reasons.sum() / jnp.maximum(sees.sum(), 1)
-        scale = jnp.where(sees, perception_weight * ratio, reasons)
+        # Each branch has a mean of its own; the learner divides by all tokens.
+        every = rollout.mask.sum()
+        scale = jnp.where(
+            sees,
+            perception_weight * every / jnp.maximum(sees.sum(), 1),
+            reasons * every / jnp.maximum(reasons.sum(), 1),
+        )
         extra = {**rollout.extra_logprobs, "scale": scale, "reasons": reasons}
         metrics = {"actor/kl_coef": once(anchor.weight)}
         return as_batch(rollout, given[:, None], extra), metrics
@@ -179,16 +187,10 @@ def pearl(
             new.logprobs, batch.old_logprobs, batch.advantages, **clips
         )
         distance = anchor.distance(new.logprobs, batch.extra)
-        reasons = batch.extra["reasons"]
-
-        def both(per_token):
-            scaled = per_token * batch.extra["scale"]
-            total = reductions.token_mean(scaled, batch.mask).total
-            return Mean(total, reductions.token_mean(scaled, reasons).weight)
-
+        reasons, scale = batch.extra["reasons"], batch.extra["scale"]
         per_token = surrogate + jnp.where(reasons, anchor.weight * distance, 0)
-        pg_loss = both(surrogate)
-        return both(per_token), {
+        pg_loss = reductions.token_mean(surrogate * scale, batch.mask)
+        return reductions.token_mean(per_token * scale, batch.mask), {
             **policy_metrics(new, batch, pg_loss, **clips),
             "actor/kl_loss": reductions.token_mean(distance, reasons),
         }

@@ -20,9 +20,10 @@ there is no upper bound here. `share` is not printed. Where E is empty nothing i
 and all stay, as in the code.
 
 A staged method: supervised steps on text; this recipe on pictures, without an anchor;
-then on text with the tower frozen, near(reference, weight=0.002), and an entropy weight
-(`schedules.late_decay`). The reward is accuracy and `efficient`; what the code adds
-for words of criticism is not described well enough to be built.
+then on text with the tower frozen, near(reference, weight=0.002), and an entropy
+weight, which falls by the update in the paper and is constant here. The reward is
+accuracy and `efficient`; what the code adds for words of criticism, for looking again
+and against repetition is left out.
 """
 
 import dataclasses
@@ -131,7 +132,8 @@ def efficient(
     """accuracy + weight clip(alpha (budget - L) + delta, 0, 1), L in tokens.
 
     Equations 5 and 6; whether right or wrong. The paper does not print the weight: 0.05
-    is its code's, where alpha is 0.001, delta 0.95 and the budget 8192.
+    is its code's, where alpha is 0.001, delta 0.95 and the budget 8192, and whose
+    released scripts switch the term off.
     """
     rule = functools.partial(
         length.efficient_length, budget=budget, alpha=alpha, delta=delta

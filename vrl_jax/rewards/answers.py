@@ -8,7 +8,7 @@ import math
 import re
 from collections.abc import Sequence
 
-from vrl_jax.rewards.parse import answer_tag, last_boxed
+from vrl_jax.rewards.parse import answer_or_rest, last_boxed
 
 # Macros and what \text{...} holds are not words: math-verify knows units and such.
 _MACRO = re.compile(r"\\(text|mathrm|textbf)\s*\{[^{}]*\}|\\[A-Za-z]+")
@@ -93,10 +93,10 @@ _STOPS = (".", ",", "!", "?", ":", ";")
 def letter_ergo(text: str, gold: str) -> bool:
     """All latin letters of the answer, joined, are the gold letter: "B. cat" is not B.
 
+    The answer is what the first answer tag holds, closed or not, or else the text.
     https://github.com/nota-github/ERGO
     """
-    tagged = answer_tag(text)
-    answer = text if tagged is None else tagged
+    answer = answer_or_rest(text) if "<answer>" in text else text
     letters = "".join(re.findall("[A-Za-z]", answer)).lower()
     return letters != "" and letters == gold.strip().lower()
 

@@ -261,8 +261,12 @@ def _arrays(learner: Learner, *, fixed: bool = False) -> dict[str, Array]:
 def _with_arrays(learner: Learner, arrays: Mapping[str, Array]) -> Learner:
     def placed(path: Any, leaf: Array) -> Array:
         read = arrays.get(_name(path), leaf)
+        if leaf.committed or read is leaf:
+            return read
         # Orbax commits to a device, which jit takes for another program.
-        return read if leaf.committed else jnp.asarray(np.asarray(read))
+        held = np.array(read)
+        read.delete()  # the device may have no room for two
+        return jnp.asarray(held)
 
     return jax.tree_util.tree_map_with_path(placed, learner)
 

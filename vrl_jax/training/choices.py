@@ -25,7 +25,11 @@ from vrl_jax.training.sampler import sampling_gathered
 
 
 class Choices(NamedTuple):
-    """Each by its name. Those of `KEPT` change what is computed, the others do not."""
+    """Each by its name.
+
+    Those of `KEPT` change what is computed, as does whether there is a reference; the
+    others do not.
+    """
 
     data: int = 1
     """devices that split the batch"""
@@ -55,7 +59,7 @@ class Choices(NamedTuple):
     """the vision tower, with its projector, is trained or frozen"""
 
 
-KEPT = ("minibatches", "reference", "precision", "moments", "tower")
+KEPT = ("minibatches", "precision", "moments", "tower")
 """Choices that a run must keep when it resumes."""
 
 NAMES: Mapping[str, tuple[str, ...]] = {

@@ -72,7 +72,7 @@ def read_samples(
     dropped: dict[str, list[str]] = {}
     prepended = 0
     seen: set[str] = set()
-    for file in _files(Path(path)):
+    for file in files_of(Path(path)):
         rows = list(_rows(file))
         _check_columns(file, rows)
         for number, row in enumerate(rows):
@@ -123,7 +123,8 @@ def sample_stream(samples: Sequence[Sample], *, seed: int) -> grain.DatasetItera
     )
 
 
-def _files(path: Path) -> list[Path]:
+def files_of(path: Path) -> list[Path]:
+    """The data file, or those of a folder in the order of their names."""
     if path.is_dir():
         files = sorted([*path.glob("*.parquet"), *path.glob("*.jsonl")])
         if not files:

@@ -20,6 +20,7 @@ import pyarrow.csv as table
 
 from vrl_jax.types import PLACEHOLDER
 
+SELECT = "Please select the correct answer from the options above."
 _MENTION = re.compile(r"<image[ _](\d+)>")
 _SHORTEST = 64
 """Characters of a picture; fewer are the index of another row."""
@@ -28,11 +29,11 @@ _SHORTEST = 64
 def read_rows(file: Path) -> Iterator[dict[str, Any]]:
     """Rows as `training.data` reads them: `id`, `problem`, `images`, `answer`, others.
 
-    The problem is hint, question and options, each with its name, as that project asks.
-    Pictures stand where `<image 1>` mentions them, others come first. `options` are
-    those of the row, in order.
+    A choice is asked as that project does it by default, with hint, question and
+    options under their names; an open question is itself. Pictures stand where
+    `<image 1>` mentions them, others come first. `options` are the row's, in order.
     """
-    rows = [*_table(file)]
+    rows = _table(file)
     held = {row.get("index"): row.get("image") or "" for row in rows}
     for row in rows:
         cell = row.get("image") or ""
@@ -61,7 +62,14 @@ def _table(file: Path) -> list[dict[str, str]]:
             f"{file} cannot be read as a table with tabs between its columns "
             f"({reason}); write or copy it again."
         ) from error
-    return read.to_pylist()
+    rows = read.to_pylist()
+    indices = [row.get("index") for row in rows]
+    if not all(indices) or len({*indices}) < len(indices):
+        raise ValueError(
+            f"{file} must have a column `index` with another number in each row: by it "
+            "predictions find their rows again."
+        )
+    return rows
 
 
 def _pictures(cell: str) -> list[str]:
@@ -77,15 +85,12 @@ def _pictures(cell: str) -> list[str]:
 
 def _row(row: Mapping[str, str | None], pictures: Sequence[str]) -> dict[str, Any]:
     letters = [c for c in string.ascii_uppercase if row.get(c) not in (None, "")]
-    hint = row.get("hint")
-    text = "\n".join(
-        [
-            *([f"Hint: {hint}"] if hint else []),
-            f"Question: {row.get('question') or ''}",
-            *(["Options:"] if letters else []),
-            *(f"{letter}. {row[letter]}" for letter in letters),
-        ]
-    )
+    text, hint = row.get("question") or "", row.get("hint")
+    if letters:
+        asked = [f"Hint: {hint}"] if hint else []
+        asked += [f"Question: {text}", "Options:"]
+        asked += [f"{letter}. {row[letter]}" for letter in letters]
+        text = "\n".join([*asked, SELECT])
     mentioned = [int(number) - 1 for number in _MENTION.findall(text)]
     known = all(place in range(len(pictures)) for place in mentioned)
     if not known:
@@ -125,8 +130,9 @@ def write_predictions(
     said: dict[str, str] = {}
     for line in predictions:
         said.setdefault(line["id"], line["response"])
-    kept = [row for row in _table(source) if row["index"] in said]
-    names = [name for name in kept[0] if name not in ("image", "image_path")]
+    rows = _table(source)
+    kept = [row for row in rows if row["index"] in said]
+    names = [name for name in rows[0] if name not in ("image", "image_path")]
     out = io.StringIO()
     writer = csv.writer(out, delimiter="\t", lineterminator="\n")
     writer.writerow([*names, "prediction"])
