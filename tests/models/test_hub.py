@@ -114,3 +114,23 @@ def test_load_names_a_checkpoint_of_another_shape(folder):
         hub.load(folder)
     with pytest.raises(ValueError, match="no model folder 'nowhere'"):
         hub.load("nowhere")
+
+
+def test_bounds_reach_a_processor_that_transformers_5_saved(tmp_path):
+    """It keeps all of a processor in one file, and that one is read first."""
+    source = tmp_path / "source"
+    source.mkdir()
+    old = {"image_processor": {"size": {"longest_edge": 9}, "patch_size": 14}, "x": 1}
+    (source / hub.PROCESSOR).write_text(json.dumps(old))
+    hub.save(
+        tmp_path / "out",
+        small_spec(),
+        random_params(small_spec(), 0),
+        copy_from=source,
+        pixel_bounds=(784, 7840),
+    )
+    found = json.loads((tmp_path / "out" / hub.PROCESSOR).read_text())
+    assert found["x"] == 1 and found["image_processor"]["patch_size"] == 14
+    size = {"shortest_edge": 784, "longest_edge": 7840}
+    assert found["image_processor"]["size"] == size
+    assert json.loads((source / hub.PROCESSOR).read_text()) == old
