@@ -299,7 +299,7 @@ def export(
     """
     file = run / "config.json"
     settings = json.loads(file.read_text()) if file.is_file() else {}
-    if "model" not in settings:
+    if not {"model", *chosen.KEPT} <= settings.keys():
         raise ValueError(
             f"{run} is not the run of a script that trains a released model: there is "
             "no config.json that names one."

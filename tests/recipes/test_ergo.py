@@ -130,8 +130,11 @@ def test_options_keep_their_letters_and_a_row_says_how_to_answer():
 
 
 def test_a_sliver_is_no_region():
-    wide = small.png(0, 28, 7000)
-    look = closer(wide, "<zoom>[0, 0, 9999, 4]</zoom>", 640, 28)
+    """Fitted it would have 1 x 286 tokens, which models refuse."""
+    wide = small.png(0, 80, 8000)
+    assert fitted(8000, 40, tokens=640) == (8008, 28)
+    shown = fitted(8000, 80, tokens=640)[1]
+    look = closer(wide, f"<zoom>[0, 0, 9999, {shown // 2}]</zoom>", 640, 28)
     assert not look.found and look.share == 1
 
 

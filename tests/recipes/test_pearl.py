@@ -180,6 +180,10 @@ def test_rows_in_the_released_form():
         },
     )
     assert checklist(row)[1] == ["3", "red"]
+    listed = {**row.annotations, "probe_answer": [r"<a1>\frac12</a1>", "red"]}
+    assert checklist(dataclasses.replace(row, annotations=listed))[1] == [
+        *(r"\frac12", "red")
+    ]
     first, _ = next(both_branches(row))
     assert first.context[0].text.count("<image>") == 1
 

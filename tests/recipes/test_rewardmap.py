@@ -129,6 +129,13 @@ def test_the_weights(city, transfers, weight):
         ("Counting2", "12", r"\boxed{1} or \boxed{12}", 1),
         ("Counting3", "12", "The answer is 12 stops", 0),
         ("Counting3", "12", "", 0),
+        ("Counting3", "12.0", r"\boxed{12}", 1),
+        ("Counting3", "many", r"\boxed{12}", 0),
+        ("Counting1", "2.0", r"\boxed{c}", 1),
+        ("TorF1", "1.0", r"\boxed{yes}", 1),
+        ("TorF1", "false", r"\boxed{no}", 1),
+        ("TorF1", "1", "The answer is: **yes**.", 1),
+        ("Counting2", "12", "**Answer:** 12", 1),
     ],
 )
 def test_short_answers(kind, answer, text, right):
@@ -138,12 +145,25 @@ def test_short_answers(kind, answer, text, right):
 
 def test_sections_are_read_with_marks_and_other_spellings():
     text = (
-        "<think>...</think>\n**Route Name**: Line-1\nDeparture Stop: North (Metro)\n"
+        f"<think>{written(PERFECT)}</think>\n**Route Name**: Line  1\n"
+        "Departure Stop: North (Metro)\n"
         "Arrival Stop: Old Town Station\n---\nRoute Name: Line 2\nno stops"
     )
-    assert route_sections(text) == [Section("line1", "north", "oldtown")]
+    assert route_sections(text) == [Section("line 1", "north", "oldtown")]
     assert plain("King's Cross, St. Pancras") == "kingscrossst.pancras"
     assert last_answer("nothing") == ""
+
+
+def test_lines_of_other_maps_and_of_branches():
+    """As a struct of parquet has them, and two that differ in brackets alone."""
+    lines = {**LINES, "Line 1 (Branch)": ["Old Town", "East"], "Red": None}
+    row = route(transfers=0.0, ends=("North", "South"), json=lines)
+    right, branch = scores(
+        row,
+        written([("Line 1", "North", "South")]),
+        written([("Line 1 (Branch)", "North", "South")]),
+    )
+    assert (right["accuracy"], branch["accuracy"]) == (1, 0)
 
 
 def test_stages_go_from_easy_to_hard():
@@ -159,7 +179,8 @@ def test_stages_go_from_easy_to_hard():
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        (asked("Maze", "1"), "row needs type, one of TorF1"),
+        (asked("Maze", "1"), "row needs a type, one of TorF1.*planning"),
+        (route(transfers="some"), "'some' is no number of transfers"),
         (asked("TorF1", "1", city="huge"), "row needs difficulty_city, one of easy"),
         (route(json="{"), "row needs the column 'json'"),
         (route(station_1=None), "row needs the column 'station_1'"),

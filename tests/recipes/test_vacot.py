@@ -6,10 +6,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vrl_jax.recipes.vacot import augmentation_reward, necessary, vacot
+from vrl_jax.engine.desk import OutOfRoom
+from vrl_jax.programs.tool_turns import tool_turns
+from vrl_jax.recipes.vacot import (
+    augmentation_reward,
+    brief,
+    necessary,
+    vacot,
+    whenever_right,
+)
 from vrl_jax.types import Episode, Turn
 
 from ..fixtures import small
+from ..fixtures.talk import said, talk
 
 SAMPLE = small.samples()[0]
 # (right, pictures from tools, tokens)
@@ -28,9 +37,9 @@ def read(episodes):
     return [float(e.text) for e in episodes]
 
 
-def paid(group, **how):
+def paid(group):
     episodes = [episode(*one) for one in group]
-    return [s["overall"] for s in augmentation_reward(read, **how)(episodes)]
+    return [score["overall"] for score in augmentation_reward(read)(episodes)]
 
 
 @pytest.mark.parametrize(
@@ -69,6 +78,44 @@ def test_the_unscored_take_no_part_in_the_group():
     unscored, _, helped = augmentation_reward(read)(episodes)
     assert math.isnan(unscored["overall"])
     assert helped["overall"] == pytest.approx(1.6)
+
+
+def test_an_episode_that_broke_off_is_unscored():
+    torn = Episode(SAMPLE, "?", (Turn("1", (1,)),), True)
+    broken, plain = augmentation_reward(read)([torn, episode(1, 0, 10)])
+    assert math.isnan(broken["overall"]) and plain["overall"] == pytest.approx(1.1)
+
+
+@pytest.mark.parametrize(
+    ("rule", "wanted"),
+    [(whenever_right, [0, 0.5 - 0.1, 0]), (brief, [0, -0.1, -0.2])],
+)
+def test_simpler_rules(rule, wanted):
+    correct, calls = jnp.array([True, True, False]), jnp.array([0, 1, 2])
+    found = rule(correct, calls, jnp.array([100.0, 640.0, 2000.0]))
+    np.testing.assert_allclose(found, wanted, atol=1e-6)
+
+
+CALL = '<tool_call>{"name": "rotate", "arguments": {"angle": 90}}</tool_call>'
+
+
+def test_a_picture_counts_once_it_was_looked_at():
+    """Of the program itself: a call, then an answer; a call with the last words."""
+    for replies, pictures, overall in (
+        ([CALL, "1"], 1, 1.6),
+        (["1"], 0, 1.1),
+        ([CALL, f"1{CALL}"], 1, 1.6),
+        ([f"1{CALL}"], 0, 1.1),
+        ([f"1{CALL}", OutOfRoom()], 0, 1.1),
+    ):
+        texts = [said(r) if isinstance(r, str) else r for r in replies]
+        turns = sum(isinstance(r, str) for r in replies)
+        program = tool_turns(SAMPLE, turns=turns + (turns < len(replies)))
+        _, outcome = talk(program, texts)
+        assert outcome.facts["images"] == pictures
+        done = Episode(SAMPLE, "?", tuple(outcome.turns), True, facts=outcome.facts)
+        (score,) = augmentation_reward(lambda episodes: [1.0])([done])
+        assert score["overall"] == pytest.approx(overall), replies
 
 
 def test_groups_are_apart():

@@ -152,6 +152,7 @@ def evaluate(
             prompts_per_pass=per_pass,
             slots=slots,
         )
+        own = ":" in reward
         manifest = {
             "harness": f"vrl-jax {importlib.metadata.version('vrl-jax')}",
             "model": model,
@@ -161,7 +162,7 @@ def evaluate(
             "images": str(images),
             "rows": rows,
             "reward": reward,
-            "reward_file": _digests(Path(reward.partition(":")[0])),
+            "reward_file": _digests(Path(reward.partition(":")[0])) if own else {},
             "style": style,
             **frames,
             "instruction": instruction,

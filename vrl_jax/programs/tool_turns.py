@@ -32,30 +32,33 @@ def tool_turns(
 
     Of a turn, the first `calls_a_turn` calls are run. At most `images` pictures come
     back, and of a text its first `characters`. A call that is wrong in any way is
-    answered with what is wrong, counted under its kind, and the episode goes on.
+    answered with what is wrong, counted under its kind, and the episode goes on. The
+    fact `images` counts pictures that the policy wrote something after.
     """
     context, shown = question(sample), list(sample.images)
     said: list[Turn] = []
     counts = {"calls": 0, "calls/valid": 0, "images": 0}
+    made = 0
     for _ in range(turns):
         try:
             said.append((yield Ask(context, stops=(tools.CALL_END,))))
         except OutOfRoom:
             counts["ended/observation did not fit"] = 1
             break
+        counts["images"] = made
         asked = tools.calls(said[-1].text)[:calls_a_turn]
         if not asked:
             break
         texts, pictures = [], []
         for call in asked:
             seen = tools.run(call, available, shown, seconds=seconds)
-            if counts["images"] + len(seen.images) > images:
+            if made + len(seen.images) > images:
                 text = f"Error: no more than {images} pictures can be shown."
                 seen = tools.Observation(text, error="images")
             kind = f"calls/{seen.error or 'valid'}"
             counts[kind] = counts.get(kind, 0) + 1
             counts["calls"] += 1
-            counts["images"] += len(seen.images)
+            made += len(seen.images)
             text = seen.text if seen.images else literal(seen.text)[:characters]
             texts.append(RESPONSE.format(text))
             pictures += seen.images

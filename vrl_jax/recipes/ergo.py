@@ -166,13 +166,19 @@ def closer(image: ImageRef, text: str, tokens: int, side: int) -> Look:
     if box is not None:
         shown = fitted(picture.width, picture.height, tokens=tokens, side=side)
         cut = in_original(box, shown, picture.size)
-        width, height = cut[2] - cut[0], cut[3] - cut[1]
-        # Models refuse pictures that are much longer than wide.
-        if min(width, height) * LONGEST >= max(width, height) > 0 < min(width, height):
+        if _shows(cut[2] - cut[0], cut[3] - cut[1], tokens, side):
             part = picture.crop(cut)
             share = part.width * part.height / (picture.width * picture.height)
             return Look(_png(part, tokens, side), share, True)
     return Look(shrunk(image, tokens, side), 1.0, False)
+
+
+def _shows(width: int, height: int, tokens: int, side: int) -> bool:
+    """It has an area, and no model refuses it for being much longer than wide."""
+    if min(width, height) < 1:
+        return False
+    shown = fitted(width, height, tokens=tokens, side=side)
+    return max(shown) <= LONGEST * min(shown)
 
 
 def zoom_box(text: str) -> Box | None:

@@ -56,6 +56,7 @@ from vrl_jax.types import PLACEHOLDER, Rollout, Sample
 
 SEVERAL = "Answer each in its own tag: <a1>...</a1>, <a2>...</a2> and so on."
 ONE = r"Write the answer in \boxed{}."
+_TAGGED = re.compile(r"<a\d+>(.*?)</a\d+>", re.DOTALL)
 PERCEPTION, GATE = "perception", "gate"
 """Parts of the rewards: P_i, and 1 where the group passed."""
 
@@ -85,9 +86,11 @@ def checklist(sample: Sample) -> tuple[str, list[str]]:
     probe = column(sample, "probe_problem", str, "what is asked of the pictures")
     kinds = (str, list, tuple, int, float)
     answers = column(sample, "probe_answer", kinds, "the answers to probe_problem")
-    tagged = re.findall(r"<a\d+>(.*?)</a\d+>", str(answers), re.DOTALL)
+    if isinstance(answers, str):
+        answers = _TAGGED.findall(answers) or answers
     many = isinstance(answers, list | tuple)
-    golds = tagged or [str(answer) for answer in (answers if many else [answers])]
+    golds = [str(answer) for answer in (answers if many else [answers])]
+    golds = [(_TAGGED.findall(gold) or [gold])[0] for gold in golds]
     count = len(re.findall(r"<q\d+>", probe))
     if max(count, 1) != len(golds):
         raise ValueError(

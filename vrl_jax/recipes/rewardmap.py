@@ -45,7 +45,7 @@ from vrl_jax.types import Episode, Sample
 CITIES = {"easy": 1.0, "middle": 1.2, "hard": 1.5}
 STAGES = (("TorF1", "TorF2"), ("Counting2", "Counting3"), ("Counting1",), ("planning",))
 
-_PHRASE = re.compile(r"(?:the answer is|answer:)\s*([^.!?\n]*)", re.IGNORECASE)
+_PHRASE = re.compile(r"answer(?: is|:)[\s:*]*([^.!?\n*]*)", re.IGNORECASE)
 _PARTS = tuple(
     re.compile(rf"{name}\W*:\W*([^\n]+)", re.IGNORECASE)
     for name in ("Route Name", "Departure Stop", "Arrival Stop")
@@ -65,9 +65,7 @@ def stages(samples: Sequence[Sample]) -> list[list[Sample]]:
     """The rows of each stage, easy ones first; a stage without rows is left out."""
     kinds: dict[str, list[Sample]] = {}
     for sample in samples:
-        name = column(sample, "type", str, "what is asked")
-        known = {kind: kind for stage in STAGES for kind in stage}
-        kinds.setdefault(chosen(sample, "a type", name, known), []).append(sample)
+        kinds.setdefault(_kind(sample), []).append(sample)
     found = [[s for kind in stage for s in kinds.get(kind, [])] for stage in STAGES]
     return [stage for stage in found if stage]
 
@@ -76,20 +74,24 @@ def map_reward(*, alpha: float = 0.5, beyond: int = 0) -> Reward:
     """W (10 correct + alpha detail); parts `accuracy` and `detail`.
 
     Rows have the columns `type`, `difficulty_city` and, for routes, `station_1`,
-    `station_2`, `question_transfer_count` and `json`, {line: its stops in order}. Only
-    routes have details: see `detail`. A row that lacks something is a ValueError.
+    `station_2`, `question_transfer_count` and `json`, {line: its stops in order}; an
+    `answer` must be there for routes too, which is not read, and the map in `images`.
+    Only routes have details: see `detail`. A row that lacks something is a ValueError.
     """
 
     def score(episode: Episode) -> dict[str, float]:
         sample = episode.sample
-        kind = column(sample, "type", str, "what is asked")
+        kind = _kind(sample)
         city = column(sample, "difficulty_city", str, "how hard its map is")
         weight = chosen(sample, "difficulty_city", city, CITIES)
         if kind != "planning":
-            rule = chosen(sample, "type", kind, RULES)
+            rule = RULES[_kind(sample)]
             right = float(rule(last_answer(episode.text), sample.answer))
             return {"overall": 10 * weight * right, "accuracy": right, "detail": 0.0}
-        transfers = int(column(sample, "question_transfer_count", int, "transfers"))
+        count = column(sample, "question_transfer_count", (int, float, str), "changes")
+        transfers = whole_number(count)
+        if transfers is None:
+            raise ValueError(f"{sample.id}: {count!r} is no number of transfers.")
         weight += 0.5 * (transfers > 0)
         trip, lines = _trip(sample)
         sections = route_sections(episode.text)
@@ -99,6 +101,17 @@ def map_reward(*, alpha: float = 0.5, beyond: int = 0) -> Reward:
         return {"overall": overall, "accuracy": right, "detail": partly}
 
     return per_response(score)
+
+
+def _kind(sample: Sample) -> str:
+    known = {kind: kind for stage in STAGES for kind in stage}
+    return chosen(sample, "a type", sample.annotations.get("type"), known)
+
+
+def whole_number(given: object) -> int | None:
+    """Of a number or its text, 12.0 too: tables store whole numbers so."""
+    found = re.fullmatch(r"\s*([+-]?\d{1,9})(?:\.0*)?\s*", str(given))
+    return int(found.group(1)) if found else None
 
 
 def last_answer(text: str) -> str:
@@ -111,22 +124,23 @@ def last_answer(text: str) -> str:
 
 
 def yes_or_no(given: str, answer: str) -> bool:
-    """The row says 1 or 0, or the word."""
-    wanted = {"1": "yes", "0": "no"}.get(answer.strip(), answer.strip().lower())
-    return given == wanted
+    """The row says 1 or 0, true or false, or the word."""
+    said = answer.strip().lower()
+    number = {"true": 1, "false": 0}.get(said, whole_number(said))
+    return given == {1: "yes", 0: "no"}.get(number, said)
 
 
 def one_of_four(given: str, answer: str) -> bool:
     """Letters a to d are 0 to 3."""
-    places = {letter: str(number) for number, letter in enumerate("abcd")}
+    places = {letter: number for number, letter in enumerate("abcd")}
     wanted = answer.strip().lower()
-    return places.get(given) == places.get(wanted, wanted)
+    return given in places and places[given] == places.get(wanted, whole_number(wanted))
 
 
 def same_count(given: str, answer: str) -> bool:
     """The same whole number."""
-    whole = re.fullmatch(r"[+-]?\d{1,9}", given)
-    return whole is not None and int(given) == int(answer)
+    found = whole_number(given)
+    return found is not None and found == whole_number(answer)
 
 
 RULES: Mapping[str, Callable[[str, str], bool]] = {
@@ -139,17 +153,23 @@ RULES: Mapping[str, Callable[[str, str], bool]] = {
 
 
 def route_sections(text: str) -> list[Section]:
-    """The sections that can be read, in order."""
+    """The sections that can be read, in order, of what follows the thoughts."""
     found = []
-    for part in re.split(r"-{2,}", text):
+    for part in re.split(r"-{2,}", text.rpartition("</think>")[2]):
         lines = [pattern.search(part) for pattern in _PARTS]
         if all(lines):
-            found.append(Section(*(plain(line.group(1)) for line in lines)))
+            name, start, end = (line.group(1) for line in lines)
+            found.append(Section(line_name(name), plain(start), plain(end)))
     return found
 
 
+def line_name(name: str) -> str:
+    """A line as it is compared: in small letters, whatever is bracketed."""
+    return " ".join(name.lower().strip("*`.: ").split())
+
+
 def plain(name: str) -> str:
-    """A stop or line as it is compared."""
+    """A stop as it is compared."""
     return _NOISE.sub("", name.lower()).strip("*`.:")
 
 
@@ -166,7 +186,9 @@ def _trip(sample: Sample) -> tuple[tuple[str, str], dict[str, list[str]]]:
             f"{sample.id} needs the column 'json', the stops of each line; got "
             f"{str(given)[:80]!r}."
         )
-    lines = {plain(name): [plain(str(stop)) for stop in given[name]] for name in given}
+    # A struct of parquet has every row's lines, empty where they are another map's.
+    known = {name: stops for name, stops in given.items() if stops}
+    lines = {line_name(n): [plain(str(s)) for s in known[n]] for n in known}
     return ends, lines
 
 

@@ -8,10 +8,9 @@ reading of it, with weights of our own.
     act     y_1..y_G ~ pi_old(. | image, q), with calls of tools that give another
             picture;  R_i = c_i + 0.1 f_i + 0.5 c_i [n_i >= 1] (1 - p0)
                             - 0.2 c_i clip((L_i - 256) / (1024 - 256), 0, 1)
-              c   right       n   calls that gave a picture
+              c   right       n   pictures from calls that were looked at
               f   all calls could be run       L   tokens that the policy wrote
-              p0  share of right answers among those of the group without a call, 0
-                  where there are none
+              p0  share of right answers among those of the group with n = 0, or 0
     score   log pi_ref(y_i), with an anchor
     credit  A_it = (R_i - mean(R)) / (std(R) + 1e-6), on what the policy wrote in all
             turns
@@ -19,12 +18,14 @@ reading of it, with weights of our own.
             tokens
 
 So a call pays where the picture as it was is not enough, and words are charged where
-they were not needed: a wrong answer is not taught to be short. Three stages in the
-paper: supervised on traces of calls, then degraded pictures, then these and clean ones.
+they were not needed: a wrong answer is not taught to be short. Simpler rules stand
+beside it: `whenever_right` and `brief`. Three stages in the paper: supervised on traces
+of calls, then degraded pictures, then these and clean ones. Which augmentations it has
+is not said; here they are the engine's tools, and any function of one's own.
 """
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax.numpy as jnp
 import numpy as np
@@ -49,50 +50,79 @@ def necessary(
     *,
     bonus: float = 0.5,
     cost: float = 0.2,
-    free_tokens: float = 256,
-    most_tokens: float = 1024,
 ) -> Float[Array, "*P G"]:
-    """bonus c [n >= 1] (1 - p0) - cost c clip((L - free) / (most - free), 0, 1)."""
-    plain = calls == 0
-    enough = masked.mean(correct.astype(jnp.float32), plain, -1)[..., None]
+    """bonus c [n >= 1] (1 - p0) - cost c `too_long`."""
+    enough = masked.mean(correct.astype(jnp.float32), calls == 0, -1)[..., None]
     helped = bonus * (calls > 0) * (1 - enough)
-    over = (lengths - free_tokens) / (most_tokens - free_tokens)
-    return correct * (helped - cost * jnp.clip(over, 0, 1))
+    return correct * (helped - cost * too_long(lengths))
+
+
+def whenever_right(
+    correct: Bool[Array, "*P G"],
+    calls: Int[Array, "*P G"],
+    lengths: Float[Array, "*P G"],
+    *,
+    bonus: float = 0.5,
+    cost: float = 0.2,
+) -> Float[Array, "*P G"]:
+    """bonus c [n >= 1] - cost c `too_long`: whether it was necessary or not."""
+    return correct * (bonus * (calls > 0) - cost * too_long(lengths))
+
+
+def brief(
+    correct: Bool[Array, "*P G"],
+    calls: Int[Array, "*P G"],
+    lengths: Float[Array, "*P G"],
+    *,
+    cost: float = 0.2,
+) -> Float[Array, "*P G"]:
+    """-cost `too_long`, right or wrong: nothing for a call."""
+    del correct, calls
+    return -cost * too_long(lengths)
+
+
+def too_long(
+    lengths: Float[Array, "*P G"], *, free_tokens: float = 256, most: float = 1024
+) -> Float[Array, "*P G"]:
+    """clip((L - free) / (most - free), 0, 1)."""
+    return jnp.clip((lengths - free_tokens) / (most - free_tokens), 0, 1)
 
 
 def augmentation_reward(
-    answer: Reward, *, format_weight: float = 0.1, **weights: float
+    answer: Reward,
+    *,
+    rule: Callable[..., Float[Array, " G"]] = necessary,
+    format_weight: float = 0.1,
 ) -> Reward:
-    """`answer` right, calls in order, and what is `necessary`, of one group.
+    """`answer` right, calls in order, and what the `rule` says of one group.
 
-    Parts: `accuracy` (more than 0.5 of `answer` is right), `format`, `necessary`.
-    Where `answer` cannot be had, the response is unscored. `weights` are those of
-    `necessary`. After `tool_turns`.
+    Parts: `accuracy` (more than 0.5 of `answer` is right), `format`, `augmented`. After
+    `tool_turns`; where it broke off, or `answer` cannot be had, the response is
+    unscored and no part of its group.
     """
 
     def reward(episodes: Sequence[Episode]) -> list[dict[str, float]]:
-        given = np.array([as_parts(s)["overall"] for s in answer(episodes)])
-        known = ~np.isnan(given)
         facts = [episode.facts for episode in episodes]
+        given = np.array([as_parts(s)["overall"] for s in answer(episodes)])
+        known = ~np.isnan(given) & ["calls" in told for told in facts]
         pictures = np.array([told.get("images", 0) for told in facts])
         tidy = np.array(
-            [told.get("calls", -1) == told.get("calls/valid", 0) for told in facts]
+            [told.get("calls") == told.get("calls/valid") for told in facts]
         )
         lengths = np.array([response_length(e) for e in episodes], np.float32)
-        more = np.full(len(episodes), np.nan)
+        right, extra = np.full((2, len(episodes)), np.nan)
         if known.any():
+            right[known] = given[known] > 0.5
             of_known = (given[known] > 0.5, pictures[known], lengths[known])
-            more[known] = necessary(*map(jnp.asarray, of_known), **weights)
+            extra[known] = rule(*map(jnp.asarray, of_known))
         return [
             {
-                "overall": float(right) + format_weight * float(well) + float(extra),
-                "accuracy": float(right),
+                "overall": float(one + format_weight * well + more),
+                "accuracy": float(one),
                 "format": float(well),
-                "necessary": float(extra),
+                "augmented": float(more),
             }
-            for right, well, extra in zip(
-                np.where(known, given > 0.5, np.nan), tidy, more, strict=True
-            )
+            for one, well, more in zip(right, tidy, extra, strict=True)
         ]
 
     return reward
