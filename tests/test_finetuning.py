@@ -17,7 +17,7 @@ from transformers import AutoTokenizer
 
 from vrl_jax import cli, finetuning
 from vrl_jax.engine import pretrained
-from vrl_jax.engine.processing import encode
+from vrl_jax.engine.processing import encode, encode_one
 from vrl_jax.models import hub
 from vrl_jax.models.families import family_of
 from vrl_jax.planning.command import _verdict
@@ -28,7 +28,7 @@ from vrl_jax.training.choices import Choices
 from vrl_jax.training.files import read_lines
 from vrl_jax.worlds.writing import write_parquet
 
-from .fixtures import gemma, plans, small
+from .fixtures import actors, gemma, plans, small
 
 BOUNDS = {"min_pixels": 28 * 28, "max_pixels": 20 * 28 * 28}
 SIZES = finetuning.Sizes(
@@ -355,6 +355,35 @@ def test_a_reference_lies_where_it_was_chosen():
         np.testing.assert_array_equal(scored.extra_logprobs["reference"], wanted)
     nobody = chosen.anchor(Choices(), params, weight=0.5)
     assert nobody.weight == 0 and nobody.score(None, rollout) is rollout
+
+
+@pytest.mark.parametrize("name", actors.OTHERS)
+def test_every_family_is_read_from_its_folder(tmp_path, name):
+    """The same ids, pictures and weights as of the actor that wrote it."""
+    wanted = actors.of_family(name)
+    front_end = wanted.processor.front_end
+    hub.save(
+        tmp_path,
+        front_end.spec,
+        wanted.params,
+        tokenizer=wanted.processor.tokenizer,
+        pixel_bounds=front_end.pixel_bounds,
+    )
+    read = pretrained.load_processor(tmp_path, small.samples(), prompts_per_step=4)
+    for sample in read.fits[0].samples:
+        mine, other = (
+            encode_one(processor, sample)
+            for processor in (read.processor, wanted.processor)
+        )
+        assert mine.text == other.text and mine.image_sizes == other.image_sizes
+        np.testing.assert_array_equal(mine.unpadded.tokens, other.unpadded.tokens)
+    assert len(read.fits[0].samples) == len(small.samples())
+    found = pretrained.load_actor(
+        tmp_path, read.processor, small.even_reward, max_new_tokens=small.BUDGET
+    )
+    jax.tree.map(np.testing.assert_array_equal, found.params, wanted.params)
+    np.testing.assert_array_equal(found.allowed, wanted.allowed)
+    assert wanted.processor.tokenizer.eos_token_id in found.stop_ids.tolist()
 
 
 def test_stops_are_those_of_the_generation_settings_and_the_tokenizer(model, tmp_path):
