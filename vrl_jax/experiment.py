@@ -359,7 +359,8 @@ policy                {outcome.policy} (a Hugging Face folder)
 {seconds:.0f} s, peak memory {memory:.1f} GB
 
 Try next: open the report; compare with the other scripts in experiments/; change the
-question, the reward or the method in colab/quickstart.ipynb."""
+question, the reward or the method in colab/quickstart.ipynb; go on from this policy, or
+from a released model on rows of your own, with experiments/grpo_qwen_geometry3k.py."""
 
 
 def command_line(main: Callable[..., Any]) -> None:
