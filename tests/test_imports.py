@@ -33,7 +33,7 @@ LAYERS = (
     {"recipes"},
     {"report", "planning"},
     {"experiment"},
-    {"finetuning"},
+    {"finetuning", "exporting"},
     {"cli"},
     {"experiments"},
 )

@@ -21,7 +21,7 @@ import tyro
 
 from vrl_jax.evals.command import evaluate
 from vrl_jax.evals.reward_check import check_reward
-from vrl_jax.finetuning import export
+from vrl_jax.exporting import export
 from vrl_jax.planning.command import plan
 from vrl_jax.report.page import write_report
 from vrl_jax.rewards.named import named_reward

@@ -5,22 +5,18 @@ A script adds the method, its claim, and the sizes that its paper used.
 
 import dataclasses
 import functools
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
-import tyro
 
 from vrl_jax.engine.actor import Actor
 from vrl_jax.engine.pretrained import (
     Read,
     asked,
     load_actor,
-    load_front_end,
     load_processor,
 )
 from vrl_jax.engine.processing import Fitting, encode_one, fitting
@@ -28,17 +24,15 @@ from vrl_jax.engine.reference import Anchor
 from vrl_jax.evals import held_out
 from vrl_jax.experiment import look, open_run, room_for, say
 from vrl_jax.models import hub, sharding
-from vrl_jax.models.families import family_of
 from vrl_jax.models.remat import REMATS
 from vrl_jax.report.page import write_report
 from vrl_jax.rewards.combine import Reward
-from vrl_jax.training import checkpoint, processes
 from vrl_jax.training import choices as chosen
+from vrl_jax.training import processes
 from vrl_jax.training.choices import Choices
 from vrl_jax.training.data import DataReport, evenly, read_samples
 from vrl_jax.training.files import read_lines, write_json
 from vrl_jax.training.iteration import Recipe
-from vrl_jax.training.learner import Learner, make_learner
 from vrl_jax.training.loop import Stage, run_files, train
 from vrl_jax.training.trackers import tensorboard
 from vrl_jax.types import Sample
@@ -279,64 +273,6 @@ def read_rows(
         max_pixels=sizes.max_pixels,
     )
     return read, (of_training, of_test)
-
-
-def export(
-    run: tyro.conf.Positional[Path],
-    /,
-    *,
-    out: Path,
-    step: int | None = None,
-    best: bool = False,
-) -> int:
-    """Writes the policy of a checkpoint as a Hugging Face folder.
-
-    Args:
-        run: the folder of a run that trained a released model, ended or not.
-        out: the folder to write.
-        step: which checkpoint; by default the newest.
-        best: the one that measured best.
-    """
-    file = run / "config.json"
-    settings = json.loads(file.read_text()) if file.is_file() else {}
-    if not {"model", *chosen.KEPT} <= settings.keys():
-        raise ValueError(
-            f"{run} is not the run of a script that trains a released model: there is "
-            "no config.json that names one."
-        )
-    choices = Choices(**{name: settings[name] for name in chosen.KEPT})
-    folder = hub.local(settings["model"])
-    bounds = {name: settings[name] for name in ("min_pixels", "max_pixels")}
-    front_end = load_front_end(folder, **bounds)
-    spec = front_end.spec
-
-    def start(stage: int) -> Learner:
-        _, params = hub.load(folder, dtype=chosen.dtype(choices))
-        rate, key = settings["learning_rate"], jax.random.key(settings["seed"])
-        return make_learner(
-            family_of(spec).policy(spec),
-            params,
-            chosen.optimizer(choices, rate, key),
-            jnp.ones(spec.text.vocabulary, bool),
-            trains=chosen.trains(choices),
-            minibatches=choices.minibatches,
-        )
-
-    with checkpoint.open_manager(run) as manager:
-        known = sorted(manager.all_steps())
-        newest = known[-1] if known else None
-        wanted = manager.best_step() if best else newest if step is None else step
-        if wanted not in known:
-            raise ValueError(
-                f"{run} has no checkpoint of step {wanted}; it has those of "
-                f"{', '.join(map(str, known)) or 'no step'}."
-            )
-        learner = checkpoint.read(manager, run, wanted, start).learner
-    bounds = front_end.pixel_bounds
-    params = jax.device_get(learner.params)
-    hub.save(out, spec, params, copy_from=folder, pixel_bounds=bounds)
-    print(f"{out}: the policy after step {wanted}")
-    return 0
 
 
 def begin(

@@ -1,0 +1,74 @@
+"""`vrl-jax export`: a checkpoint of a run as a Hugging Face folder."""
+
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import tyro
+
+from vrl_jax.engine.pretrained import load_front_end
+from vrl_jax.models import hub
+from vrl_jax.models.families import family_of
+from vrl_jax.training import checkpoint
+from vrl_jax.training import choices as chosen
+from vrl_jax.training.choices import Choices
+from vrl_jax.training.learner import Learner, make_learner
+
+
+def export(
+    run: tyro.conf.Positional[Path],
+    /,
+    *,
+    out: Path,
+    step: int | None = None,
+    best: bool = False,
+) -> int:
+    """Writes the policy of a checkpoint as a Hugging Face folder.
+
+    Args:
+        run: the folder of a run that trained a released model, ended or not.
+        out: the folder to write.
+        step: which checkpoint; by default the newest.
+        best: the one that measured best.
+    """
+    file = run / "config.json"
+    settings = json.loads(file.read_text()) if file.is_file() else {}
+    if not {"model", *chosen.KEPT} <= settings.keys():
+        raise ValueError(
+            f"{run} is not the run of a script that trains a released model: there is "
+            "no config.json that names one."
+        )
+    choices = Choices(**{name: settings[name] for name in chosen.KEPT})
+    folder = hub.local(settings["model"])
+    bounds = {name: settings[name] for name in ("min_pixels", "max_pixels")}
+    front_end = load_front_end(folder, **bounds)
+    spec = front_end.spec
+
+    def start(stage: int) -> Learner:
+        _, params = hub.load(folder, dtype=chosen.dtype(choices))
+        rate, key = settings["learning_rate"], jax.random.key(settings["seed"])
+        return make_learner(
+            family_of(spec).policy(spec),
+            params,
+            chosen.optimizer(choices, rate, key),
+            jnp.ones(spec.text.vocabulary, bool),
+            trains=chosen.trains(choices),
+            minibatches=choices.minibatches,
+        )
+
+    with checkpoint.open_manager(run) as manager:
+        known = sorted(manager.all_steps())
+        newest = known[-1] if known else None
+        wanted = manager.best_step() if best else newest if step is None else step
+        if wanted not in known:
+            raise ValueError(
+                f"{run} has no checkpoint of step {wanted}; it has those of "
+                f"{', '.join(map(str, known)) or 'no step'}."
+            )
+        learner = checkpoint.read(manager, run, wanted, start).learner
+    bounds = front_end.pixel_bounds
+    params = jax.device_get(learner.params)
+    hub.save(out, spec, params, copy_from=folder, pixel_bounds=bounds)
+    print(f"{out}: the policy after step {wanted}")
+    return 0
