@@ -15,7 +15,6 @@ import jax
 from vrl_jax.engine.actor import Actor
 from vrl_jax.engine.pretrained import (
     Read,
-    asked,
     load_actor,
     load_processor,
 )
@@ -30,7 +29,7 @@ from vrl_jax.rewards.combine import Reward
 from vrl_jax.training import choices as chosen
 from vrl_jax.training import processes
 from vrl_jax.training.choices import Choices
-from vrl_jax.training.data import DataReport, evenly, read_samples
+from vrl_jax.training.data import DataReport, asked, evenly, read_samples
 from vrl_jax.training.files import read_lines, write_json
 from vrl_jax.training.iteration import Recipe
 from vrl_jax.training.loop import Stage, run_files, train

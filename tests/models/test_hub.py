@@ -2,6 +2,7 @@
 
 import json
 
+import huggingface_hub
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 from vrl_jax.models import hub
 
+from ..fixtures import folders
 from .cases import EVERY, random_params, small_spec
 
 
@@ -134,3 +136,21 @@ def test_bounds_reach_a_processor_that_transformers_5_saved(tmp_path):
     size = {"shortest_edge": 784, "longest_edge": 7840}
     assert found["image_processor"]["size"] == size
     assert json.loads((source / hub.PROCESSOR).read_text()) == old
+
+
+def test_a_model_of_the_hub_is_found_in_its_cache(tmp_path, monkeypatch):
+    model = folders.model(tmp_path / "model")
+    cached = tmp_path / "models--someone--small"
+    (cached / "refs").mkdir(parents=True)
+    (cached / "refs" / "main").write_text("0" * 40)
+    (cached / "snapshots").mkdir()
+    (cached / "snapshots" / ("0" * 40)).symlink_to(model)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    found = hub.local("someone/small")
+    assert (found / "config.json").read_text() == (model / "config.json").read_text()
+    assert hub.local(model) == model
+    with pytest.raises(ValueError, match="hf download someone/large --local-dir"):
+        hub.local("someone/large")
+    with pytest.raises(ValueError, match=r"There is no model folder '\./nowhere'"):
+        hub.local("./nowhere")

@@ -5,9 +5,11 @@ import pytest
 from tests.fixtures import small
 from tests.fixtures.plans import HERE, fake, request
 from vrl_jax.planning.chips import topology
+from vrl_jax.planning.command import _verdict
 from vrl_jax.planning.plan import plan
 from vrl_jax.planning.search import moves, search, usual
 from vrl_jax.planning.shapes import Sizes
+from vrl_jax.training import choices as chosen
 
 
 def test_search_changes_what_does_not_fit_until_it_does():
@@ -48,3 +50,11 @@ def test_usual_choices_use_every_device():
     assert asked[:3] == (1, 8, 2)
     with pytest.raises(ValueError, match="is not the 8 devices"):
         plan(request(fsdp=3))
+
+
+def test_a_plan_ends_with_flags_of_a_script():
+    *_, best = search(request(micro_batches=1), fake)
+    assert best.fits
+    *_, last = _verdict([best]).splitlines()
+    assert last == f"As flags of a script: {chosen.flags(best.request.choices)}"
+    assert "--micro-batches 2" in last and "--remat split" in last

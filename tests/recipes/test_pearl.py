@@ -145,7 +145,7 @@ def test_both_are_asked_at_once_and_the_checklist_comes_first():
     assert all(isinstance(ask, Ask) for ask in asks)
     first, second = asks
     assert first.context[0].text.startswith("<image><q1>How many?")
-    assert first.context[0].text.endswith("and so on.")
+    assert first.context[0].text.endswith("<a2>...</a2>.")
     assert second.context[0].text == SAMPLE.question
     assert [ask.context[0].images for ask in asks] == [SAMPLE.images] * 2
     seen = Turn("<a1>3</a1><a2> red</a2><a3>a box</a3>", (1,))

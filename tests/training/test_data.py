@@ -9,8 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from vrl_jax.training.data import read_samples, sample_stream
+from vrl_jax.training.data import asked, read_samples, sample_stream
 from vrl_jax.types import Sample
+
+from ..fixtures import small
 
 
 def png(side=4):
@@ -188,3 +190,10 @@ def test_sample_stream_continues_from_a_saved_state(consumed):
 def test_sample_stream_needs_samples():
     with pytest.raises(ValueError, match="at least one sample"):
         sample_stream([], seed=0)
+
+
+def test_instructions_stand_under_the_questions():
+    found = asked(small.samples(), "Box it: \\boxed{}.")
+    for sample, before in zip(found, small.samples(), strict=True):
+        assert sample.question == f"{before.question}\n\nBox it: \\boxed{{}}."
+    assert asked(small.samples(), "") == [*small.samples()]

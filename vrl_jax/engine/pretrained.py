@@ -184,13 +184,3 @@ def stop_ids(folder: str | Path, tokenizer: PreTrainedTokenizerBase) -> list[int
         f"{folder} does not say which token ends a response: name it as eos_token_id "
         f"in {hub.GENERATION}."
     )
-
-
-def asked(samples: Sequence[Sample], instruction: str) -> list[Sample]:
-    """The questions with the instruction under each."""
-    if not instruction:
-        return list(samples)
-    return [
-        dataclasses.replace(sample, question=f"{sample.question}\n\n{instruction}")
-        for sample in samples
-    ]

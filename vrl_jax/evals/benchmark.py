@@ -27,7 +27,8 @@ from vrl_jax.training.progress import progress_bar
 from vrl_jax.types import ImageRef, Sample
 
 Row = dict[str, Any]
-RESAMPLES = 2000
+AT_ONCE = 4_000_000
+"""Numbers that a bootstrap holds at a time."""
 
 
 class Files(NamedTuple):
@@ -219,16 +220,19 @@ def majority(group: Sequence[Row]) -> float:
     return mean([line for line in group if line["prediction"] == chosen], "correct")
 
 
-def interval(values: Float[np.ndarray, " N"]) -> tuple[float | None, float | None]:
-    """95 % of the means of `RESAMPLES` draws with replacement; the same each time."""
-    if not len(values):
+def interval(
+    values: Float[np.ndarray, " N"], *, draws: int = 2000
+) -> tuple[float | None, float | None]:
+    """95 % of the means of so many draws with replacement; the same each time."""
+    count = len(values)
+    if not count:
         return None, None
-    random = np.random.default_rng(0)
-    drawn = [
-        values[random.integers(len(values), size=len(values))].mean()
-        for _ in range(RESAMPLES)
-    ]
-    low, high = np.percentile(drawn, [2.5, 97.5])
+    random, means = np.random.default_rng(0), []
+    some = max(AT_ONCE // count, 1)
+    for start in range(0, draws, some):
+        rows = random.integers(0, count, (min(some, draws - start), count))
+        means.append(values[rows].mean(axis=1))
+    low, high = np.percentile(np.concatenate(means), [2.5, 97.5])
     return float(low), float(high)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from vrl_jax.engine.pretrained import asked, load_actor, load_processor
+from vrl_jax.engine.pretrained import load_actor, load_processor
 from vrl_jax.engine.processing import fitting
 from vrl_jax.evals.benchmark import files, predict, summary
 from vrl_jax.evals.held_out import shuffle_images
@@ -18,7 +18,7 @@ from vrl_jax.models import hub
 from vrl_jax.models.sharding import parse_mesh
 from vrl_jax.rewards.named import named_reward
 from vrl_jax.training import processes
-from vrl_jax.training.data import evenly, files_of, read_samples
+from vrl_jax.training.data import asked, evenly, files_of, read_samples
 from vrl_jax.training.files import write_json
 from vrl_jax.training.tsv import write_predictions
 

@@ -7,6 +7,8 @@ from vrl_jax.engine.play import Check, Outcome, Steps
 from vrl_jax.engine.processing import question
 from vrl_jax.types import PLACEHOLDER, Sample
 
+EACH = "Answer each in its tag: <a1>...</a1>, <a2>...</a2>."
+
 
 def checklist_branch(
     sample: Sample, *, passes: Check, probe: str = "checklist"
@@ -30,4 +32,4 @@ def checklist_branch(
 def checklist_of(questions: Sequence[str]) -> str:
     """Numbered questions in tags, with how to answer them."""
     asked = "\n".join(f"<q{i}>{q}</q{i}>" for i, q in enumerate(questions, start=1))
-    return f"{asked}\nAnswer each in its tag: <a1>...</a1>, <a2>...</a2>."
+    return f"{asked}\n{EACH}"

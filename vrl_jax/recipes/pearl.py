@@ -42,6 +42,7 @@ from vrl_jax.engine.play import Outcome, Steps
 from vrl_jax.engine.processing import question
 from vrl_jax.engine.reference import Anchor, free
 from vrl_jax.programs.acting import act as play
+from vrl_jax.programs.checklist import EACH
 from vrl_jax.programs.dynamic_sampling import (
     Keep,
     dynamic_sampling,
@@ -54,7 +55,6 @@ from vrl_jax.training.iteration import Recipe, as_batch
 from vrl_jax.training.metrics import once, policy_metrics
 from vrl_jax.types import PLACEHOLDER, Rollout, Sample
 
-SEVERAL = "Answer each in its own tag: <a1>...</a1>, <a2>...</a2> and so on."
 ONE = r"Write the answer in \boxed{}."
 _TAGGED = re.compile(r"<a\d+>(.*?)</a\d+>", re.DOTALL)
 PERCEPTION, GATE = "perception", "gate"
@@ -97,7 +97,7 @@ def checklist(sample: Sample) -> tuple[str, list[str]]:
             f"row {sample.id}: probe_problem has {max(count, 1)} questions, and "
             f"probe_answer {len(golds)} answers."
         )
-    return f"{probe}\n{SEVERAL if count else ONE}", golds
+    return f"{probe}\n{EACH if count else ONE}", golds
 
 
 def perceived_share(text: str, golds: list[str], *, match: Match = same_text) -> float:

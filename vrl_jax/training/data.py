@@ -109,6 +109,16 @@ def evenly(samples: Sequence[Sample], count: int | None) -> list[Sample]:
     return [samples[number * len(samples) // count] for number in range(count)]
 
 
+def asked(samples: Sequence[Sample], instruction: str) -> list[Sample]:
+    """The questions with the instruction under each."""
+    if not instruction:
+        return list(samples)
+    return [
+        dataclasses.replace(sample, question=f"{sample.question}\n\n{instruction}")
+        for sample in samples
+    ]
+
+
 def sample_stream(samples: Sequence[Sample], *, seed: int) -> grain.DatasetIterator:
     """The samples one at a time for ever, each epoch in a new order.
 

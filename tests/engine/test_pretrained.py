@@ -1,0 +1,102 @@
+"""A model's folder as an actor: what is read, and what is said of what is missing."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from vrl_jax.engine import pretrained
+from vrl_jax.engine.processing import encode_one
+from vrl_jax.models import hub
+from vrl_jax.models.families import family_of
+
+from ..fixtures import actors, folders, gemma, small
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return folders.model(tmp_path_factory.mktemp("hub") / "model")
+
+
+@pytest.mark.parametrize("name", actors.OTHERS)
+def test_every_family_is_read_from_its_folder(tmp_path, name):
+    """The same ids, pictures and weights as of the actor that wrote it."""
+    wanted = actors.of_family(name)
+    front_end = wanted.processor.front_end
+    hub.save(
+        tmp_path,
+        front_end.spec,
+        wanted.params,
+        tokenizer=wanted.processor.tokenizer,
+        pixel_bounds=front_end.pixel_bounds,
+    )
+    read = pretrained.load_processor(tmp_path, small.samples(), prompts_per_step=4)
+    for sample in read.fits[0].samples:
+        mine, other = (
+            encode_one(processor, sample)
+            for processor in (read.processor, wanted.processor)
+        )
+        assert mine.text == other.text and mine.image_sizes == other.image_sizes
+        np.testing.assert_array_equal(mine.unpadded.tokens, other.unpadded.tokens)
+    assert len(read.fits[0].samples) == len(small.samples())
+    found = pretrained.load_actor(
+        tmp_path, read.processor, small.even_reward, max_new_tokens=small.BUDGET
+    )
+    jax.tree.map(np.testing.assert_array_equal, found.params, wanted.params)
+    np.testing.assert_array_equal(found.allowed, wanted.allowed)
+    assert wanted.processor.tokenizer.eos_token_id in found.stop_ids.tolist()
+
+
+def test_stops_are_those_of_the_generation_settings_and_the_tokenizer(model, tmp_path):
+    tokenizer = small.tokenizer()
+    ends = tokenizer.convert_tokens_to_ids(["<|endoftext|>", "<|im_end|>"])
+    assert pretrained.stop_ids(model, tokenizer) == sorted(ends)
+    settings = tmp_path / hub.GENERATION
+    settings.write_text(json.dumps({"eos_token_id": 7}))
+    (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": [8, 9]}))
+    assert pretrained.stop_ids(tmp_path, tokenizer) == sorted({7, 8, 9, ends[1]})
+    settings.write_text("{}")
+    (tmp_path / "config.json").unlink()
+    silent = type("Silent", (), {"eos_token_id": None})
+    with pytest.raises(ValueError, match=r"name it as eos_token_id in generation_"):
+        pretrained.stop_ids(tmp_path, silent)
+
+
+def test_a_template_beside_the_tokenizer_is_found(model, tmp_path):
+    """Where processors of Qwen2-VL and Gemma 3 keep it: chat_template.json."""
+    folder = tmp_path / "model"
+    small.tokenizer().save_pretrained(folder)
+    template = (folder / "chat_template.jinja").read_text()
+    (folder / "chat_template.jinja").unlink()
+    with pytest.raises(ValueError, match=r"no chat template: copy chat_template\.json"):
+        pretrained.load_tokenizer(folder)
+    (folder / pretrained.TEMPLATE).write_text(json.dumps({"chat_template": template}))
+    assert pretrained.load_tokenizer(folder).chat_template == template
+    with pytest.raises(ValueError, match="no tokenizer that can be read"):
+        pretrained.load_tokenizer(tmp_path)
+
+
+def test_pixel_bounds_are_the_folder_s_unless_given(model, tmp_path):
+    found = pretrained.load_front_end(model, max_pixels=10**5)
+    assert found.pixel_bounds == (56 * 56, 10**5)  # the released least one
+    settings = json.loads((model / "preprocessor_config.json").read_text())
+    (tmp_path / "config.json").write_bytes((model / "config.json").read_bytes())
+    assert pretrained.load_front_end(tmp_path).pixel_bounds == (56 * 56, 1280 * 28 * 28)
+    del settings["min_pixels"], settings["max_pixels"]
+    settings["size"] = {"shortest_edge": 784, "longest_edge": 7840}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
+    assert pretrained.load_front_end(tmp_path).pixel_bounds == (784, 7840)
+    (tmp_path / "preprocessor_config.json").unlink()  # as transformers 5 saves it
+    newer = {"image_processor": settings | {"size": {"longest_edge": 8000}}}
+    (tmp_path / "processor_config.json").write_text(json.dumps(newer))
+    assert pretrained.load_front_end(tmp_path).pixel_bounds == (56 * 56, 8000)
+
+
+def test_pictures_of_one_size_have_no_bounds(tmp_path):
+    config = family_of(gemma.spec()).config_from_spec(gemma.spec())
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    size = gemma.spec().vision.image
+    assert pretrained.load_front_end(tmp_path).pixel_bounds == (size**2, size**2)
+    with pytest.raises(ValueError, match="gemma3 all have one size: leave max_pixels"):
+        pretrained.load_front_end(tmp_path, max_pixels=10**5)
