@@ -33,6 +33,7 @@ from vrl_jax.models.parameters import init_params
 from vrl_jax.models.qwen_vl.front_end import front_end
 from vrl_jax.models.qwen_vl.parameters import parameter_table
 from vrl_jax.models.qwen_vl.policy import policy as qwen_policy
+from vrl_jax.programs.demonstrations import demonstrated
 from vrl_jax.recipes.sft import sft
 from vrl_jax.report.page import write_report
 from vrl_jax.rewards.boxed import boxed_exact
@@ -261,14 +262,21 @@ def digits_data(
     return samples, test
 
 
-def tiny_actor(samples: Sequence[Sample], reward: Reward, *, seed: int) -> Actor:
-    """An untrained tiny policy whose tokenizer and budgets fit the samples."""
-    demonstrations = [sample.annotations["demonstration"] for sample in samples]
-    tokenizer = tiny.tokenizer([s.question for s in samples] + demonstrations)
+def tiny_actor(
+    samples: Sequence[Sample], reward: Reward, *, seed: int, texts: Sequence[str] = ()
+) -> Actor:
+    """An untrained tiny policy whose tokenizer and budgets fit the samples.
+
+    Their `demonstration` is one answer or, turn by turn, a list of them. `texts` are
+    what it will read besides.
+    """
+    demonstrations = [text for sample in samples for text in demonstrated(sample)]
+    questions = [sample.question for sample in samples]
+    tokenizer = tiny.tokenizer([*questions, *demonstrations, *texts])
     spec = tiny.spec(tokenizer)
     table = parameter_table(spec)
     pictures = front_end(spec, min_pixels=28 * 28)
-    room = Room(prompt_tokens=(1024,), block=16)
+    room = Room(prompt_tokens=(1024,), block=64)
     processor = Processor(tokenizer, pictures, room)
     # One picture a question, and questions nearly of one length: one size is enough.
     found = budgets(fitting(processor, samples), prompts_per_step=1, most=1)

@@ -1,12 +1,17 @@
 """Accuracy counts every sample once; the controls are by hand."""
 
 import dataclasses
+import functools
 import math
 
 import jax
 import pytest
 
+from vrl_jax.engine.conversation import Ask, user
+from vrl_jax.engine.processing import question
 from vrl_jax.evals import held_out
+from vrl_jax.programs import acting
+from vrl_jax.programs.single_turn import single_turn
 
 from ..fixtures import small
 
@@ -49,6 +54,27 @@ def test_accuracy_is_greedy_unless_told():
     assert found(0) == found(1)
     sampled = {"greedy": False}
     assert found(0, **sampled) == found(0, **sampled) != found(1, **sampled)
+
+
+def test_questions_may_be_answered_in_several_turns():
+    """By any program, as in training: every sample once, the filler uncounted."""
+
+    def twice(sample):
+        first = yield Ask(question(sample))
+        second = yield Ask((user("What?"), first, user("it")))
+        return first, second
+
+    def turns(episodes):
+        return [float(len(episodes[0].turns))]
+
+    two = functools.partial(acting.act, program=twice, rows=2)
+    for act, count in ((two, 2), (single_turn, 1)):
+        found = held_out.answers(actor(turns), SAMPLES, jax.random.key(0), act=act)
+        assert [one.scores["overall"] for (one,) in found] == [count] * 5
+    measured = held_out.look_and_shuffle(
+        actor(turns), SAMPLES, jax.random.key(0), act=two
+    )
+    assert measured["val/accuracy"] == measured["val/accuracy_shuffled_images"] == 2
 
 
 def test_shuffle_images_gives_questions_as_many_of_another_s_pictures():

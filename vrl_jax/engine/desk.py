@@ -1,7 +1,7 @@
 """Where asks wait for a model, and are answered: from conversations to requests."""
 
 from collections import deque
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,9 +14,12 @@ from vrl_jax.engine.conversation import (
     identity,
     one_token,
 )
-from vrl_jax.engine.decoding import Contexts, Request, Response, Rule, decode
+from vrl_jax.engine.decoding import Contexts, Model, Request, Response, Rule
 from vrl_jax.engine.packing import Room, Unpadded, blocks_of, first_fit, packed
 from vrl_jax.engine.processing import Transcript, unpadded
+
+Write = Callable[[Model, deque[Request], Callable[[], None]], Iterator[list[Response]]]
+"""How what is queued is answered: `decoding.decode`, or something like it."""
 
 BATCHES = (1, 4, 16, 64)
 """Numbers of contexts that are read together."""
@@ -57,7 +60,11 @@ class Desk:
     """Where the asks to one model wait, and are answered."""
 
     def __init__(
-        self, actor: Actor, limits: Limits, meanwhile: Callable[[], None]
+        self,
+        actor: Actor,
+        limits: Limits,
+        meanwhile: Callable[[], None],
+        write: Write,
     ) -> None:
         self.processor = actor.processor
         self.actor = actor
@@ -69,7 +76,7 @@ class Desk:
         self.fresh: dict[Hashable, tuple[Transcript, list[dict[str, Any]]]] = {}
         self.queue: deque[Request] = deque()
         model = actor.model()._replace(limit=self.row_tokens)
-        self.answers = decode(model, self.queue, meanwhile)
+        self.answers = write(model, self.queue, meanwhile)
 
     def conversation(self, context: Context) -> Transcript:
         """The context as ids and pictures."""

@@ -37,8 +37,8 @@ from vrl_jax.engine.conversation import (
     identity,
     ids_of,
 )
-from vrl_jax.engine.decoding import Response
-from vrl_jax.engine.desk import Desk, Limits, OutOfRoom, nothing
+from vrl_jax.engine.decoding import Response, decode
+from vrl_jax.engine.desk import Desk, Limits, OutOfRoom, Write, nothing
 from vrl_jax.engine.processing import Transcript
 from vrl_jax.engine.sampling import row_keys
 from vrl_jax.models.front_end import LaidOut
@@ -110,19 +110,23 @@ def play(
     limits: Limits | None = None,
     ended: Callable[[int, list[Played]], None] = ignore,
     meanwhile: Callable[[], None] = nothing,
+    write: Write = decode,
 ) -> list[list[Played]]:
     """Plays the program `group_size` times for each sample; a list for each sample.
 
     `models` are the others that it may ask, by name: each an actor with its own policy,
     tokenizer, budgets and slots. `ended` is told of each group as its last episode
     ends, with the sample's number; `meanwhile` is called while a device is at work.
+    `write` gives the answers.
     """
     limits = limits or Limits()
     numbers = np.array([zlib.crc32(s.id.encode()) for s in samples], np.uint32)
     keys = row_keys(key, jnp.asarray(numbers), group_size)
     keys = np.asarray(jax.random.key_data(keys))
     everyone = {**(models or {}), "policy": actor}
-    desks = {name: Desk(one, limits, meanwhile) for name, one in everyone.items()}
+    desks = {
+        name: Desk(one, limits, meanwhile, write) for name, one in everyone.items()
+    }
     groups = [
         [
             _Playing(

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -10,7 +10,10 @@ from jaxtyping import Array, Key
 
 from vrl_jax.engine.actor import Actor
 from vrl_jax.programs.single_turn import single_turn
-from vrl_jax.types import Episode, Sample
+from vrl_jax.types import Episode, Rollout, Sample
+
+GroupAct = Callable[..., Rollout]
+"""act(actor, batches, key, group_size=): how questions are answered, as in a recipe."""
 
 BOOKS = ("overall", "accuracy", "unscored", "errors")
 """Scores that have a name of their own in `measurements`."""
@@ -28,12 +31,15 @@ def answers(
     samples: Sequence[Sample],
     key: Key[Array, ""],
     *,
+    act: GroupAct = single_turn,
     greedy: bool = True,
     each: int = 1,
     size: int | None = None,
 ) -> list[list[Answered]]:
     """`each` responses to every sample, in their order; see `in_passes`."""
-    passes = in_passes(actor, samples, key, greedy=greedy, each=each, size=size)
+    passes = in_passes(
+        actor, samples, key, act=act, greedy=greedy, each=each, size=size
+    )
     return [group for groups in passes for group in groups]
 
 
@@ -42,13 +48,16 @@ def in_passes(
     samples: Sequence[Sample],
     key: Key[Array, ""],
     *,
+    act: GroupAct = single_turn,
     greedy: bool = True,
     each: int = 1,
     size: int | None = None,
 ) -> Iterator[list[list[Answered]]]:
     """The same, `size` samples at a time, by default `prompts_per_pass`.
 
-    A pass ends when its longest response does: more at a time idle fewer slots.
+    `act` plays one group a sample, as `programs.acting.act` does with any program; a
+    frozen model that it asks draws as its own actor says. A pass ends when its longest
+    episode does: more at a time idle fewer slots.
     """
     actor = dataclasses.replace(actor, top_k=1) if greedy else actor
     size = min(size or actor.prompts_per_pass, len(samples))
@@ -65,7 +74,7 @@ def in_passes(
         batch = samples[start : start + size]
         filler = samples[: size - len(batch)]  # keeps one shape; not counted
         noting = dataclasses.replace(actor, observe=note)
-        single_turn(noting, iter([[*batch, *filler]]), key, group_size=each)
+        act(noting, iter([[*batch, *filler]]), key, group_size=each)
         yield found[: len(batch)]
 
 
@@ -159,6 +168,7 @@ def look_and_shuffle(
     key: Key[Array, ""],
     *,
     shuffled: Sequence[Sample] | None = None,
+    act: GroupAct = single_turn,
     size: int | None = None,
 ) -> dict[str, float]:
     """Measurements with the right pictures; accuracy with those of other questions.
@@ -167,9 +177,9 @@ def look_and_shuffle(
     where there are none.
     """
     others = shuffle_images(samples) if shuffled is None else shuffled
-    blind = answers(actor, others, key, size=size) if others else []
+    blind = answers(actor, others, key, act=act, size=size) if others else []
     accuracy = measurements(blind)["val/accuracy"] if blind else math.nan
     return {
-        **measurements(answers(actor, samples, key, size=size)),
+        **measurements(answers(actor, samples, key, act=act, size=size)),
         "val/accuracy_shuffled_images": accuracy,
     }

@@ -1,6 +1,7 @@
 """Supervised fine-tuning on the data set's demonstrations: the cold start.
 
-act     y = the sample's demonstration
+act     y = the sample's demonstration; of several turns with
+        functools.partial(recited, program=...)
 score   nothing
 credit  A_it = 1
 loss    -log pi(y_it), mean over all tokens
@@ -10,11 +11,14 @@ import jax.numpy as jnp
 
 from vrl_jax import reductions
 from vrl_jax.programs.demonstrations import demonstrations
-from vrl_jax.training.iteration import Recipe, as_batch
+from vrl_jax.training.iteration import Act, Recipe, as_batch
 
 
-def sft() -> Recipe:
-    """Maximum likelihood; one response a prompt."""
+def sft(act: Act = demonstrations) -> Recipe:
+    """Maximum likelihood; one response a prompt.
+
+    `programs.demonstrations.recited` learns conversations.
+    """
 
     def score(actor, rollout, key):
         return rollout
@@ -28,4 +32,4 @@ def sft() -> Recipe:
         entropy = reductions.token_mean(new.entropy, batch.mask)
         return mean, {"sft/loss": mean, "actor/entropy": entropy}
 
-    return Recipe(demonstrations, score, credit, loss)
+    return Recipe(act, score, credit, loss)

@@ -59,9 +59,9 @@ def sums(
     """
     samples = []
     for index in range(count):
-        rng = _generator(seed, split, index, task=0)
+        rng = generator(seed, split, index, task=0)
         digits = [int(digit) for digit in rng.integers(0, 10, 2)]
-        chosen = _choose_scans(digits, split, rng)
+        chosen = choose_scans(digits, split, rng)
         answer = str(sum(digits))
         samples.append(
             Sample(
@@ -94,11 +94,11 @@ def largest(
     places = ("left", "middle", "right")
     samples = []
     for index in range(count):
-        rng = _generator(seed, split, index, task=1)
+        rng = generator(seed, split, index, task=1)
         digits = [int(digit) for digit in rng.integers(0, 10, 3)]
         while digits.count(max(digits)) > 1:
             digits = [int(digit) for digit in rng.integers(0, 10, 3)]
-        chosen = _choose_scans(digits, split, rng)
+        chosen = choose_scans(digits, split, rng)
         answer = f"{max(digits)} {places[digits.index(max(digits))]}"
         named = ", ".join(map(str, digits))
         samples.append(
@@ -117,16 +117,15 @@ def largest(
     return samples
 
 
-def _generator(
-    seed: int, split: Split, index: int, *, task: int
-) -> np.random.Generator:
-    # One generator a sample: the first n samples do not depend on how many follow.
+def generator(seed: int, split: Split, index: int, *, task: int) -> np.random.Generator:
+    """One a sample: the first n samples do not depend on how many follow."""
     return np.random.default_rng([seed, ("train", "test").index(split), task, index])
 
 
-def _choose_scans(
+def choose_scans(
     digits: Sequence[int], split: Split, rng: np.random.Generator
 ) -> list[int]:
+    """A scan of each digit, of those that the split may use."""
     allowed = scans().held_out == (split == "test")
     return [
         int(rng.choice(np.flatnonzero(allowed & (scans().digit == digit))))
@@ -137,7 +136,7 @@ def _choose_scans(
 def _drawn(
     chosen: Sequence[int], side: int, noise: float, rng: np.random.Generator
 ) -> bytes:
-    row = np.concatenate([_enlarged(side)[scan] for scan in chosen], axis=1)
+    row = np.concatenate([enlarged(side)[scan] for scan in chosen], axis=1)
     return png_bytes(add_noise(np.repeat(row[..., None], 3, axis=2), noise, rng))
 
 
@@ -158,7 +157,7 @@ def _facts(
 
 
 @functools.cache
-def _enlarged(side: int) -> UInt8[np.ndarray, "S side side"]:
+def enlarged(side: int) -> UInt8[np.ndarray, "S side side"]:
     """Every scan as dark ink on white paper, enlarged smoothly."""
     paper = (255 * (1 - scans().ink / 16)).astype(np.float32)
     enlarged = [

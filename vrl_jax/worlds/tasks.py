@@ -146,6 +146,24 @@ def open_answer(sample: Sample) -> Sample:
     )
 
 
+def label_in_region(sample: Sample, *, shown: int = 84, cells: int = 3) -> Sample:
+    """Where the label of `scenes.labels` lies, then what is on it, for `recipes.ergo`.
+
+    The demonstration is what is said in each turn, by the frozen reader too. The policy
+    sees the picture `shown` pixels wide and high; the region is one of cells x cells.
+    """
+    width, height = _picture(sample).size
+    ((left, top, _, _),) = sample.annotations["boxes"]
+    column, row = left * cells // width, top * cells // height
+    side = shown // cells
+    box = [column * side, row * side, (column + 1) * side, (row + 1) * side]
+    answer = f"<answer>{sample.answer}</answer>"
+    pointed = f"<think>row {row + 1}, column {column + 1}</think><zoom>{box}</zoom>"
+    demonstration = [pointed, answer, answer]
+    annotations = {**sample.annotations, "demonstration": demonstration}
+    return dataclasses.replace(sample, annotations=annotations)
+
+
 def facts_first(sample: Sample) -> Sample:
     """The facts that a response should state, for `recipes.perception_r1`."""
     facts = sample.annotations["facts"]

@@ -1,0 +1,86 @@
+"""Large pictures with one small thing to read: fields from above, and a label.
+
+Made small enough for a few tokens, such a picture still shows where the label lies and
+no longer what stands on it: who answers must look closer. On the label are scans of
+`worlds.digits`, with their split.
+"""
+
+import itertools
+
+import numpy as np
+from jaxtyping import UInt8
+
+from vrl_jax.types import Sample
+from vrl_jax.worlds.digits import Split, choose_scans, enlarged, generator
+from vrl_jax.worlds.writing import png_bytes
+
+NUMBER = "<image>Which number is on the label?"
+
+
+def labels(
+    count: int,
+    *,
+    split: Split,
+    seed: int,
+    cells: int = 3,
+    cell_pixels: int = 84,
+    digit_pixels: int = 14,
+) -> list[Sample]:
+    """Fields, and in the middle of one of cells x cells squares a label of two digits.
+
+    The answer is the number that they make, `07` for instance. The annotation `boxes`
+    holds the label's box in pixels, `digits` what it says.
+    """
+    pixels, across, down = cells * cell_pixels, 2 * digit_pixels, digit_pixels
+    samples = []
+    for index in range(count):
+        rng = generator(seed, split, index, task=2)
+        digits = [int(digit) for digit in rng.integers(0, 10, 2)]
+        chosen = choose_scans(digits, split, rng)
+        column, row = map(int, rng.integers(0, cells, 2))
+        left = column * cell_pixels + (cell_pixels - across) // 2
+        top = row * cell_pixels + (cell_pixels - down) // 2
+        picture = _land(pixels, rng)
+        label = np.hstack([enlarged(digit_pixels)[scan] for scan in chosen])
+        picture[top : top + down, left : left + across] = label[..., None]
+        samples.append(
+            Sample(
+                id=f"scenes-labels-{split}-{seed}-{index}",
+                source="scenes/labels",
+                question=NUMBER,
+                images=(png_bytes(picture),),
+                answer="".join(map(str, digits)),
+                annotations={
+                    "digits": digits,
+                    "scans": chosen,
+                    "boxes": [[left, top, left + across, top + down]],
+                },
+            )
+        )
+    return samples
+
+
+def _land(
+    pixels: int, rng: np.random.Generator
+) -> UInt8[np.ndarray, "pixels pixels 3"]:
+    """Fields whose colours change from left to right and from top to bottom.
+
+    So a colour tells a place: with rotary positions alone a tiny policy hardly learns
+    to say where in a picture something is.
+    """
+    down, across = np.mgrid[0:pixels, 0:pixels] / pixels
+    colour = np.stack([60 + 120 * across, 60 + 120 * down, 170 - 50 * (across + down)])
+    shade = np.empty((pixels, pixels))
+    for top, bottom in _cut(pixels, rng):
+        for left, right in _cut(pixels, rng):
+            shade[top:bottom, left:right] = rng.integers(-8, 9)
+    return (colour + shade).transpose(1, 2, 0).round().astype(np.uint8)
+
+
+def _cut(pixels: int, rng: np.random.Generator) -> list[tuple[int, int]]:
+    """A length in three to six parts, none under a tenth of it."""
+    least, parts = pixels // 10, int(rng.integers(3, 7))
+    spare = pixels - parts * least
+    cuts = np.sort(rng.integers(0, spare + 1, parts - 1)) + least * np.arange(1, parts)
+    ends = [0, *map(int, cuts), pixels]
+    return [*itertools.pairwise(ends)]
