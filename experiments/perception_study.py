@@ -103,7 +103,9 @@ class World(NamedTuple):
 
 def make_world(folder: Path, cold: Stage, *, seed: int, sizes: Sizes) -> World:
     """The cold start of a seed: made once, read back afterwards."""
-    samples, test = digits_data(folder / "data", sizes=sizes, seed=seed)
+    samples, test = digits_data(
+        folder / "data", train=sizes.train, test=sizes.test, seed=seed
+    )
     actor = tiny_actor(samples, weighted({"accuracy": (boxed_exact, 1.0)}), seed=seed)
     cold = dataclasses.replace(cold, samples=samples[: sizes.demonstrations])
     actor = train(

@@ -48,7 +48,9 @@ def train_small(folder: Path) -> None:
     from vrl_jax.training.loop import train
 
     sizes = SMOKE._replace(cold_start_steps=6, rl_steps=12, evaluate_every=4)
-    samples, test = digits_data(folder / "data", sizes=sizes, seed=0)
+    samples, test = digits_data(
+        folder / "data", train=sizes.train, test=sizes.test, seed=0
+    )
     actor = tiny_actor(samples, weighted({"accuracy": (boxed_exact, 1.0)}), seed=0)
     measure = functools.partial(held_out.accuracy, samples=test, key=jax.random.key(0))
     actor = train(

@@ -160,7 +160,7 @@ def _tiny_digits(
     open_run(out, {"recipe": name, "seed": seed, **sizes._asdict()}, claim)
     say("1/5 data: real handwritten digits, written as parquet and read back")
     samples, test = digits_data(
-        out / "data", sizes=sizes, seed=seed, make=world.samples
+        out / "data", train=sizes.train, test=sizes.test, seed=seed, make=world.samples
     )
     actor = tiny_actor(samples, world.reward, seed=seed)
 
@@ -179,8 +179,17 @@ def _tiny_digits(
 
     say("3/5 which tokens look at the picture")
     looked = look(actor, test[: sizes.examples], out, world.kinds, seed=seed)
-    say("4/5 export")
-    policy = out / "policy"
+    say("4/5 export, 5/5 report")
+    report, policy = leave(actor, out)
+    evaluations = read_lines(run_files(out).evaluations)
+    outcome = Outcome(actor, evaluations, looked, report, policy)
+    say(summary(outcome, world.chance(test), time.monotonic() - start))
+    return outcome
+
+
+def leave(actor: Actor, out: Path) -> tuple[Path, Path]:
+    """The report, and the policy as a Hugging Face folder."""
+    report, policy = out / "report.html", out / "policy"
     params = sharding.on_host(actor.params)
     if processes.leads():
         hub.save(
@@ -190,14 +199,8 @@ def _tiny_digits(
             tokenizer=actor.processor.tokenizer,
             pixel_bounds=actor.processor.front_end.pixel_bounds,
         )
-    say("5/5 report")
-    report = out / "report.html"
-    if processes.leads():
         report = write_report(out)
-    evaluations = read_lines(run_files(out).evaluations)
-    outcome = Outcome(actor, evaluations, looked, report, policy)
-    say(summary(outcome, world.chance(test), time.monotonic() - start))
-    return outcome
+    return report, policy
 
 
 def open_run(out: Path, settings: Mapping[str, Any], claim: str) -> None:
@@ -241,25 +244,30 @@ def room_for(out: Path, need: float) -> None:
 def digits_data(
     folder: Path,
     *,
-    sizes: Sizes,
+    train: int,
+    test: int,
     seed: int,
     make: Callable[..., list[Sample]] = digits.sums,
 ) -> tuple[list[Sample], list[Sample]]:
     """Training and held-out samples, through parquet and the reader of users' files."""
     folder.mkdir(parents=True, exist_ok=True)
-    files = {split: folder / f"{split}.parquet" for split in ("train", "test")}
+    counts = {"train": train, "test": test}
+    files = {split: folder / f"{split}.parquet" for split in counts}
     for split, file in files.items() if processes.leads() else ():
-        count = getattr(sizes, split)
-        write_parquet(make(count, split=split, seed=seed), file)
+        write_parquet(make(counts[split], split=split, seed=seed), file)
     processes.wait()
     samples, report = read_samples(files["train"])
-    test, _ = read_samples(files["test"])
+    held_back, _ = read_samples(files["test"])
     say(report.summary())
     write_json(
         folder.parent / "data_report.json",
-        {"used": report.used, "dropped": dict(report.dropped), "held_out": len(test)},
+        {
+            "used": report.used,
+            "dropped": dict(report.dropped),
+            "held_out": len(held_back),
+        },
     )
-    return samples, test
+    return samples, held_back
 
 
 def tiny_actor(
@@ -303,7 +311,7 @@ def tiny_stages(recipe: Recipe, samples: Sequence[Sample], sizes: Sizes) -> list
             samples=samples[: sizes.demonstrations],
             steps=sizes.cold_start_steps,
             prompts_per_step=sizes.prompts_per_step,
-            optimizer=_flat(adamw(1e-3)),
+            optimizer=flat(adamw(1e-3)),
         ),
         Stage(
             name="rl",
@@ -311,7 +319,7 @@ def tiny_stages(recipe: Recipe, samples: Sequence[Sample], sizes: Sizes) -> list
             samples=samples[: sizes.questions],
             steps=sizes.rl_steps,
             prompts_per_step=sizes.prompts_per_step,
-            optimizer=_flat(adamw(3e-4)),
+            optimizer=flat(adamw(3e-4)),
             minibatches=sizes.minibatches,
             micro_batches=sizes.micro_batches,
             evaluate_every=sizes.evaluate_every,
@@ -319,7 +327,7 @@ def tiny_stages(recipe: Recipe, samples: Sequence[Sample], sizes: Sizes) -> list
     ]
 
 
-def _flat(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+def flat(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
     """One array for all parameters: half the compilation, faster on a CPU.
 
     On a mesh each parameter's state lies where the parameter does.

@@ -71,7 +71,9 @@ def looked_at_twice(sample):
     opening = question(sample)
     seen = yield Ask(opening)
     yield Ask((user(seen.text),), model="judge")
-    said = yield Ask((*opening, seen, user("<image>What is it?", [small.png(3, 28, 56)])))
+    said = yield Ask(
+        (*opening, seen, user("<image>What is it?", [small.png(3, 28, 56)]))
+    )
     return seen, said
 
 

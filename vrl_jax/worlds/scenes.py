@@ -24,6 +24,7 @@ def labels(
     seed: int,
     cells: int = 3,
     cell_pixels: int = 84,
+    digits: int = 1,
     digit_pixels: int = 14,
 ) -> list[Sample]:
     """Fields, and in the middle of one of cells x cells squares a label of two digits.
@@ -31,12 +32,12 @@ def labels(
     The answer is the number that they make, `07` for instance. The annotation `boxes`
     holds the label's box in pixels, `digits` what it says.
     """
-    pixels, across, down = cells * cell_pixels, 2 * digit_pixels, digit_pixels
+    pixels, across, down = cells * cell_pixels, digits * digit_pixels, digit_pixels
     samples = []
     for index in range(count):
         rng = generator(seed, split, index, task=2)
-        digits = [int(digit) for digit in rng.integers(0, 10, 2)]
-        chosen = choose_scans(digits, split, rng)
+        shown = [int(digit) for digit in rng.integers(0, 10, digits)]
+        chosen = choose_scans(shown, split, rng)
         column, row = map(int, rng.integers(0, cells, 2))
         left = column * cell_pixels + (cell_pixels - across) // 2
         top = row * cell_pixels + (cell_pixels - down) // 2
@@ -49,9 +50,9 @@ def labels(
                 source="scenes/labels",
                 question=NUMBER,
                 images=(png_bytes(picture),),
-                answer="".join(map(str, digits)),
+                answer="".join(map(str, shown)),
                 annotations={
-                    "digits": digits,
+                    "digits": shown,
                     "scans": chosen,
                     "boxes": [[left, top, left + across, top + down]],
                 },

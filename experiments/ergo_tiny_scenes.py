@@ -1,0 +1,247 @@
+"""ERGO teaches a tiny Qwen2.5-VL where to look closely, and what it sees there.
+
+Claim     Of a large picture the policy is shown 9 tokens, in which a label can be made
+          out and the digit on it cannot. It names a region, is shown that one closely,
+          and answers. After 256 demonstrations ERGO, on 2048 questions with their
+          answers alone, lifts the held-out accuracy by more than 10 points; with the
+          pictures shuffled it is at chance, a tenth.
+Command   python experiments/ergo_tiny_scenes.py
+Hardware  2 CPU cores, 4 GB of memory
+Time      about 10 minutes; --smoke: under a minute
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+
+from vrl_jax.engine.actor import Actor
+from vrl_jax.engine.desk import Limits
+from vrl_jax.evals import held_out
+from vrl_jax.experiment import (
+    Outcome,
+    command_line,
+    digits_data,
+    flat,
+    leave,
+    open_run,
+    say,
+    tiny_actor,
+)
+from vrl_jax.programs.acting import act
+from vrl_jax.programs.demonstrations import recited
+from vrl_jax.recipes.ergo import (
+    closer,
+    coarse_to_fine,
+    ergo,
+    ergo_reward,
+    right_answer,
+    shrunk,
+)
+from vrl_jax.recipes.sft import sft
+from vrl_jax.rewards.combine import per_response
+from vrl_jax.training.files import read_lines
+from vrl_jax.training.iteration import Recipe
+from vrl_jax.training.learner import adamw
+from vrl_jax.training.loop import Stage, run_files, train
+from vrl_jax.training.trackers import tensorboard
+from vrl_jax.types import PLACEHOLDER, Episode, Sample
+from vrl_jax.worlds import scenes, tasks
+
+SEEN = {"tokens": 9, "side": 28}
+"""What the policy is shown of a picture, and of a region."""
+
+WORDS = {
+    "find": "{question} Think where, then zoom.",
+    "zoomed": "<image>Closer. {question} Answer.",
+}
+LIMITS = Limits(row_tokens=80, blocks=2)
+PROGRAM = functools.partial(coarse_to_fine, **SEEN, **WORDS)
+
+
+def main(
+    *,
+    out: Path = Path("runs/ergo_tiny_scenes"),
+    seed: int = 0,
+    steps: int = 60,
+    smoke: bool = False,
+) -> Outcome:
+    """Train a reader, then the policy by demonstrations and by ERGO; report, export.
+
+    Args:
+        out: run folder; the same command again resumes there.
+        seed: of the data, the first parameters and every draw.
+        steps: of reinforcement learning.
+        smoke: a few tiny steps, to see that everything runs.
+    """
+    out = out / "smoke" if smoke else out
+    sizes = SMOKE if smoke else Sizes(rl=steps)
+    open_run(out, {"recipe": "ERGO", "seed": seed, **sizes._asdict()}, __doc__)
+    say("1/4 data: pictures of land with a label somewhere, as parquet and read back")
+    samples, test = digits_data(
+        out / "data", train=sizes.train, test=sizes.test, seed=seed, make=labels
+    )
+    # The tokenizer and the budgets are of what is shown, not of the large pictures.
+    coarse = [opening(sample) for sample in samples]
+    crops = [crop(sample) for sample in samples]
+    words = [sample.question for sample in crops[:1]]
+    actor = tiny_actor(coarse, ergo_reward(), seed=seed, texts=words)
+
+    say("2/4 a frozen reader: answers from crops, by supervised steps")
+    alone = dataclasses.replace(actor, reward=per_response(right))
+    reader = train(
+        [supervised("reader", sft(), crops, sizes.reading)],
+        alone,
+        folder=out / "reader",
+        seed=seed,
+        evaluate=functools.partial(
+            measured, samples=[crop(sample) for sample in test], seed=seed
+        ),
+    )
+    reader = dataclasses.replace(reader, top_k=1)
+
+    say("3/4 the policy: demonstrations of where, then of both turns, then ERGO")
+    told = {"program": PROGRAM, "models": ["reader"], "limits": LIMITS}
+    shown = sizes.demonstrations
+    stages = [
+        supervised("where", sft(), coarse[:shown], sizes.pointing),
+        supervised(
+            "cold start",
+            sft(functools.partial(recited, **told)),
+            samples[:shown],
+            sizes.cold_start,
+        ),
+        Stage(
+            name="rl",
+            recipe=ergo(reader=reader, limits=LIMITS, **SEEN, **WORDS),
+            samples=samples,
+            steps=sizes.rl,
+            prompts_per_step=sizes.prompts,
+            optimizer=flat(adamw(3e-4)),
+            minibatches=2,
+            micro_batches=4,
+            evaluate_every=20,
+        ),
+    ]
+    played = {"program": PROGRAM, "models": {"reader": reader}, "limits": LIMITS}
+    looking = functools.partial(act, **played)
+    actor = train(
+        stages,
+        actor,
+        folder=out,
+        seed=seed,
+        evaluate=functools.partial(
+            held_out.look_and_shuffle,
+            samples=test,
+            key=jax.random.key(seed),
+            act=looking,
+        ),
+        log=tensorboard(out / "tensorboard"),
+    )
+    say("4/4 export and report")
+    report, policy = leave(actor, out)
+    evaluations = read_lines(run_files(out).evaluations)
+    outcome = Outcome(actor, evaluations, {}, report, policy)
+    say(summary(outcome))
+    return outcome
+
+
+class Sizes(NamedTuple):
+    """How large a run is: rows, then steps of each stage."""
+
+    train: int = 2048
+    test: int = 256
+    demonstrations: int = 256
+    reading: int = 120
+    pointing: int = 80
+    cold_start: int = 80
+    rl: int = 60
+    prompts: int = 32
+
+
+SMOKE = Sizes(
+    train=64,
+    test=16,
+    demonstrations=16,
+    reading=2,
+    pointing=2,
+    cold_start=2,
+    rl=2,
+    prompts=8,
+)
+
+
+def labels(count: int, **which: str | int) -> list[Sample]:
+    """Large pictures with a digit on a label, and what is said of them."""
+    drawn = scenes.labels(count, **which)
+    return [tasks.label_in_region(sample) for sample in drawn]
+
+
+def opening(sample: Sample) -> Sample:
+    """The first turn alone: the picture as it is shown, and where the label is."""
+    pointed, *_ = sample.annotations["demonstration"]
+    return dataclasses.replace(
+        sample,
+        question=WORDS["find"].format(question=sample.question),
+        images=(shrunk(sample.images[0], **SEEN),),
+        annotations={"demonstration": pointed},
+    )
+
+
+def crop(sample: Sample) -> Sample:
+    """What the reader is asked: the region of the demonstration, and the question."""
+    pointed, answer, _ = sample.annotations["demonstration"]
+    question = sample.question.replace(PLACEHOLDER, "")
+    return dataclasses.replace(
+        sample,
+        question=WORDS["zoomed"].format(question=question),
+        images=(closer(sample.images[0], pointed, **SEEN).picture,),
+        annotations={"demonstration": answer},
+    )
+
+
+def supervised(
+    name: str, recipe: Recipe, samples: Sequence[Sample], steps: int
+) -> Stage:
+    """Steps on demonstrations."""
+    prompts = min(64, len(samples))
+    return Stage(name, recipe, samples, steps, prompts, flat(adamw(1e-3)))
+
+
+def right(episode: Episode) -> dict[str, float]:
+    """Whether the last answer is."""
+    return {"overall": float(right_answer(episode.sample, episode.turns[-1]))}
+
+
+def measured(actor: Actor, samples: Sequence[Sample], seed: int) -> dict[str, float]:
+    """Held-out means of single answers."""
+    return held_out.measurements(held_out.answers(actor, samples, jax.random.key(seed)))
+
+
+def summary(outcome: Outcome) -> str:
+    """What was learned, and where the files are."""
+    _, cold, *_, last = outcome.evaluations
+    names = {
+        "val/accuracy": "held-out accuracy",
+        "val/region_reward": "the reader is right from the crop",
+    }
+    lines = [
+        f"{what:34} {cold[name]:.2f} after the cold start, {last[name]:.2f} at the end"
+        for name, what in names.items()
+    ]
+    shuffled = last["val/accuracy_shuffled_images"]
+    return "\n".join(
+        [
+            *lines,
+            f"{'with shuffled images':34} {shuffled:.2f}",
+            f"{'report':34} {outcome.report}",
+            f"{'policy':34} {outcome.policy} (a Hugging Face folder)",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    command_line(main)
