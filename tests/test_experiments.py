@@ -190,6 +190,35 @@ def test_scripts_say_claim_command_hardware_and_time(path):
     assert f"Command   python experiments/{path.name}" in text
 
 
+def test_ergo_s_demonstrations_are_what_its_program_asks_for():
+    """Both turns with the crop between them, within the limits of the run."""
+    scene = script("ergo_tiny_scenes")
+    samples = scene.signs(8, split="train", seed=0)
+    coarse, crops = map(scene.opening, samples), [scene.crop(s) for s in samples]
+    words = [crops[0].question]
+    actor = experiment.tiny_actor([*coarse], scene.ergo_reward(), seed=0, texts=words)
+    rollout = scene.recited(
+        actor,
+        iter([samples]),
+        jax.random.key(0),
+        program=scene.PROGRAM,
+        models=["reader"],
+        limits=scene.LIMITS,
+    )
+    rows = zip(
+        samples, np.asarray(rollout.tokens), np.asarray(rollout.mask), strict=True
+    )
+    for sample, tokens, mask in rows:
+        written = actor.processor.tokenizer.decode(tokens[mask])
+        pointed, answer, _ = sample.annotations["demonstration"]
+        assert written == f"{pointed}<|im_end|>{answer}<|im_end|>"
+    # What the reader is taught to answer is what the policy is shown in its turn.
+    read = zip(crops, np.asarray(rollout.tokens), strict=True)
+    for row, tokens in read:
+        asked = row.question.removeprefix("<image>")
+        assert asked in actor.processor.tokenizer.decode(tokens)
+
+
 def test_the_study_measures_draws_and_reads_what_has_ended(tmp_path, capsys):
     """Two methods; that each of the others runs is the recipes' own contract."""
     main = script("perception_study").main

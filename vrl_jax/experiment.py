@@ -33,7 +33,7 @@ from vrl_jax.models.parameters import init_params
 from vrl_jax.models.qwen_vl.front_end import front_end
 from vrl_jax.models.qwen_vl.parameters import parameter_table
 from vrl_jax.models.qwen_vl.policy import policy as qwen_policy
-from vrl_jax.programs.demonstrations import demonstrated
+from vrl_jax.programs.recital import demonstrated
 from vrl_jax.recipes.sft import sft
 from vrl_jax.report.page import write_report
 from vrl_jax.rewards.boxed import boxed_exact

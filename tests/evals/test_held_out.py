@@ -77,6 +77,17 @@ def test_questions_may_be_answered_in_several_turns():
     assert measured["val/accuracy"] == measured["val/accuracy_shuffled_images"] == 2
 
 
+def test_measuring_plays_one_batch():
+    def dynamic(actor, batches, key, *, group_size):
+        return [next(batches), next(batches)]
+
+    found = held_out.in_passes(
+        actor(lambda episodes: [0.0]), SAMPLES, jax.random.key(0), act=dynamic
+    )
+    with pytest.raises(ValueError, match="second batch: what is measured is played"):
+        next(found)
+
+
 def test_shuffle_images_gives_questions_as_many_of_another_s_pictures():
     """SAMPLES have 1, 2, 0, 1 and 1 pictures; the fifth shows what the first shows."""
     assert [len(sample.images) for sample in SAMPLES] == [1, 2, 0, 1, 1]

@@ -10,17 +10,13 @@ import pytest
 
 from vrl_jax import views
 from vrl_jax.engine.actor import look
-from vrl_jax.engine.conversation import Ask, user
-from vrl_jax.engine.desk import Limits
-from vrl_jax.engine.processing import question
 from vrl_jax.programs.demonstrations import (
     beside_demonstration,
     demonstrations,
     preference_pairs,
-    recited,
 )
 from vrl_jax.programs.mixed_views import mixed_views
-from vrl_jax.programs.single_turn import answer, single_turn
+from vrl_jax.programs.single_turn import single_turn
 from vrl_jax.recipes.noisy_rollout import noisy_rollout
 
 from ..fixtures import small
@@ -66,80 +62,13 @@ def test_preference_pairs_are_chosen_then_rejected():
         preference_pairs(actor, iter([bare]), KEY)
 
 
-def looked_at_twice(sample):
-    """Another picture after the first answer; a judge hears of it, untrained."""
-    opening = question(sample)
-    seen = yield Ask(opening)
-    yield Ask((user(seen.text),), model="judge")
-    said = yield Ask(
-        (*opening, seen, user("<image>What is it?", [small.png(3, 28, 56)]))
-    )
-    return seen, said
-
-
-def replies(said):
-    return [
-        dataclasses.replace(s, annotations={"demonstration": said})
+def test_a_demonstration_of_several_turns_is_told():
+    samples = [
+        dataclasses.replace(s, annotations={"demonstration": ["it is", "What"]})
         for s in small.samples()
     ]
-
-
-def test_one_turn_recited_is_a_demonstration():
-    actor, samples = small.actor(), small.samples()
-    alone = demonstrations(actor, iter([samples]), KEY)
-    rollout = recited(actor, iter([samples]), KEY, program=answer)
-    np.testing.assert_array_equal(rollout.mask, alone.mask)
-    np.testing.assert_array_equal(
-        jnp.where(rollout.mask, rollout.tokens, 0),
-        jnp.where(alone.mask, alone.tokens, 0),
-    )
-    np.testing.assert_allclose(
-        actor.likelihood(rollout).logprobs, actor.likelihood(alone).logprobs, atol=1e-5
-    )
-    assert np.isnan(rollout.rewards).all() and not rollout.old_logprobs.any()
-
-
-def test_a_conversation_is_recited_and_only_the_policy_s_turns_are_learnt():
-    actor = small.actor()
-    samples = replies(["it is", "yes", "What is it"])
-    limits = Limits(row_tokens=60, blocks=8)
-    how = {"program": looked_at_twice, "models": ["judge"], "limits": limits}
-    rollout = recited(actor, iter([samples]), KEY, **how)
-    tokens, mask = np.asarray(rollout.tokens), np.asarray(rollout.mask)
-    for row, kept in zip(tokens, mask, strict=True):
-        decode = actor.processor.tokenizer.decode
-        parts = np.split(row, np.flatnonzero(np.diff(kept.astype(int))) + 1)
-        said = [decode(part[:-1]) for part in parts[::2]]
-        assert said[0] == "it is" and said[1] == "What is it"
-        assert "yes" not in decode(row)
-    assert rollout.shown is not None
-    # What is learnt is what would be sampled: the same law scores it.
-    scored = np.asarray(actor.likelihood(rollout).logprobs)
-    assert (scored[mask] < 0).all() and not scored[~mask].any()
-
-
-@pytest.mark.parametrize(
-    ("said", "message"),
-    [
-        (["it is"], "row-0 needs the annotation `demonstration`.*number 2"),
-        ("it is", "number 2 is asked for, got .'it is',."),
-        (["it is " * 40, "yes", "yes"], "turn 1 of the demonstration of sample row-0"),
-    ],
-)
-def test_a_conversation_that_cannot_be_recited_is_told(said, message):
-    how = {"program": looked_at_twice, "models": ["judge"]}
-    limits = Limits(row_tokens=60, blocks=8)
-    with pytest.raises(ValueError, match=message):
-        recited(small.actor(), iter([replies(said)]), KEY, limits=limits, **how)
-
-
-def test_a_recital_that_ends_early_is_told():
-    def breaks(sample):
-        yield Ask(question(sample))
-        raise KeyError("nothing more")
-
-    with pytest.raises(ValueError, match="row-0 ends early, by KeyError"):
-        recited(small.actor(), iter([replies("it is")]), KEY, program=breaks)
+    with pytest.raises(ValueError, match=r"row-0 is no text but .*recited"):
+        demonstrations(small.actor(), iter([samples]), KEY)
 
 
 def black(actor, key, prompts):

@@ -117,7 +117,8 @@ def play(
     `models` are the others that it may ask, by name: each an actor with its own policy,
     tokenizer, budgets and slots. `ended` is told of each group as its last episode
     ends, with the sample's number; `meanwhile` is called while a device is at work.
-    `write` gives the answers.
+    `write` answers what is queued, as `decoding.decode` does: it yields the responses
+    that are ready, again and again.
     """
     limits = limits or Limits()
     numbers = np.array([zlib.crc32(s.id.encode()) for s in samples], np.uint32)

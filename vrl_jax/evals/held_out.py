@@ -55,8 +55,9 @@ def in_passes(
 ) -> Iterator[list[list[Answered]]]:
     """The same, `size` samples at a time, by default `prompts_per_pass`.
 
-    `act` plays one group a sample, as `programs.acting.act` does with any program; a
-    frozen model that it asks draws as its own actor says. A pass ends when its longest
+    `act` plays one batch, a group a sample, and tells the actor's `observe` of each, as
+    `programs.acting.act` does with any program; a frozen model that it asks draws as
+    its own actor says. A pass ends when its longest
     episode does: more at a time idle fewer slots.
     """
     actor = dataclasses.replace(actor, top_k=1) if greedy else actor
@@ -74,8 +75,16 @@ def in_passes(
         batch = samples[start : start + size]
         filler = samples[: size - len(batch)]  # keeps one shape; not counted
         noting = dataclasses.replace(actor, observe=note)
-        act(noting, iter([[*batch, *filler]]), key, group_size=each)
+        act(noting, _once([*batch, *filler]), key, group_size=each)
         yield found[: len(batch)]
+
+
+def _once(batch: Sequence[Sample]) -> Iterator[Sequence[Sample]]:
+    yield batch
+    raise ValueError(
+        "`act` asked for a second batch: what is measured is played once, by "
+        "programs.acting.act for example, not by dynamic sampling."
+    )
 
 
 def accuracy(

@@ -1,10 +1,7 @@
 """Responses that the data set brings, as if the policy had written them."""
 
-import dataclasses
-import functools
 import itertools
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,12 +9,9 @@ from jaxtyping import Array, Key
 
 from vrl_jax.engine.actor import Actor
 from vrl_jax.engine.conversation import ids_of
-from vrl_jax.engine.decoding import Model, Request, Response, Sampled
-from vrl_jax.engine.desk import Limits
+from vrl_jax.engine.decoding import Sampled
 from vrl_jax.engine.likelihood import first_positions
-from vrl_jax.engine.play import Program, play
-from vrl_jax.engine.processing import encode
-from vrl_jax.engine.rows import as_rollout as rows_as_rollout
+from vrl_jax.engine.processing import Processor, encode
 from vrl_jax.engine.sampling import response_positions
 from vrl_jax.programs.groups import as_rollout, beside, response_keys, sample
 from vrl_jax.types import Prompts, Rollout, Sample
@@ -38,80 +32,6 @@ def demonstrations(
     )
 
 
-def recited(
-    actor: Actor,
-    batches: Iterator[Sequence[Sample]],
-    key: Key[Array, ""],
-    *,
-    program: Program,
-    rows: int = 1,
-    models: Sequence[str] = (),
-    limits: Limits | None = None,
-) -> Rollout:
-    """One episode a sample, in which every answer is the data set's.
-
-    The annotation `demonstration` lists what is said to each ask of the program, in
-    order; `models` are the names of the others that it asks, whose answers are listed
-    too and not trained. So a conversation is learnt in the very words, and with the
-    very pictures, that the program will show. Nobody scored or sampled it: the reward
-    is NaN, the old log-probs are 0. Raises `ValueError` where an answer is missing or
-    longer than its budget, or the program ends before its end.
-    """
-    samples = next(batches)
-    # Nothing is drawn, so nothing is drawn more warmly.
-    actor = dataclasses.replace(actor, temperature=1.0)
-    groups = play(
-        actor,
-        program,
-        samples,
-        key,
-        models=dict.fromkeys(models, actor),
-        limits=limits,
-        write=functools.partial(_recite, actor),
-    )
-    for (one,) in groups:
-        for fact in one.episode.facts:
-            if fact.startswith("ended/"):
-                raise ValueError(
-                    f"the demonstration of sample {one.episode.sample.id} ends early, "
-                    f"by {fact.removeprefix('ended/')}; the log says more."
-                )
-    unscored = [{"overall": float("nan")}] * len(samples)
-    return rows_as_rollout(actor, groups, unscored, rows=rows, limits=limits)
-
-
-def _recite(
-    actor: Actor,
-    model: Model,
-    queue: deque[Request],
-    meanwhile: Callable[[], None],
-) -> Iterator[list[Response]]:
-    """Answers what is queued with the samples' own words, a stop token after each."""
-    del model, meanwhile  # no device is at work
-    while True:
-        yield [_answer(actor, queue.popleft()) for _ in range(len(queue))]
-
-
-def _answer(actor: Actor, request: Request) -> Response:
-    sample, number = request.tag[0].sample, request.turn
-    said = demonstrated(sample)
-    if number >= len(said):
-        raise ValueError(
-            f"sample {sample.id} needs the annotation `demonstration`, a list of what "
-            f"is said in each turn; number {number + 1} is asked for, got {said!r}."
-        )
-    ids = [*ids_of(actor.processor, said[number]), request.rule.stops[0]]
-    if len(ids) > request.limit:
-        raise ValueError(
-            f"turn {number + 1} of the demonstration of sample {sample.id} has "
-            f"{len(ids)} tokens, where {request.limit} may be written: raise "
-            "max_new_tokens or the limits' row_tokens."
-        )
-    zeros = np.zeros(len(ids), np.float32)
-    tokens = np.array(ids, np.int32)
-    return Response(request, tokens, zeros, zeros, np.zeros((len(ids), 0)), True)
-
-
 def preference_pairs(
     actor: Actor, batches: Iterator[Sequence[Sample]], key: Key[Array, ""]
 ) -> Rollout:
@@ -124,12 +44,6 @@ def preference_pairs(
     samples = next(batches)
     rewards = jnp.tile(jnp.array([1.0, 0.0]), len(samples))
     return _unscored(actor, samples, ("chosen", "rejected"), rewards)
-
-
-def demonstrated(sample: Sample) -> Sequence[str]:
-    """The sample's `demonstration`, turn by turn; one text is one turn."""
-    said = sample.annotations.get("demonstration", ())
-    return (said,) if isinstance(said, str) else tuple(map(str, said))
 
 
 def beside_demonstration(
@@ -170,14 +84,16 @@ def written(
                 "leave the stage that needs it out."
             )
         text = given.annotations[name]
-        ids = actor.processor.tokenizer(text, add_special_tokens=False)["input_ids"]
-        if len(ids) + 1 > length:
+        if not isinstance(text, str):
             raise ValueError(
-                f"the {name} of sample {given.id} has {len(ids) + 1} tokens, the "
-                f"budget max_new_tokens is {length}."
+                f"the {name} of sample {given.id} is no text but {text!r}; answers of "
+                "several turns are learnt by programs.recital.recited."
             )
+        stop = (int(actor.stop_ids[0]),)
+        what = f"the {name} of sample {given.id}"
+        ids = spelled(actor.processor, text, stop, most=length, what=what)
         tokens[row, : len(ids)] = ids
-        mask[row, : len(ids) + 1] = True
+        mask[row, : len(ids)] = True
     start = jnp.repeat(first_positions(prompts), len(annotations))
     return Sampled(
         tokens=jnp.asarray(tokens),
@@ -188,6 +104,19 @@ def written(
         noted=jnp.zeros((rows, length, 0)),
         finished=jnp.ones(rows, bool),
     )
+
+
+def spelled(
+    processor: Processor, text: str, stop: Sequence[int], *, most: int, what: str
+) -> list[int]:
+    """The text as ids and what ends it; `ValueError`, of `what`, if they are more."""
+    ids = [*ids_of(processor, text).tolist(), *stop]
+    if len(ids) > most:
+        raise ValueError(
+            f"{what} has {len(ids)} tokens with its end, and {most} may be written: "
+            "raise max_new_tokens or, of several turns, the limits' row_tokens."
+        )
+    return ids
 
 
 def _unscored(

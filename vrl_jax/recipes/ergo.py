@@ -108,7 +108,7 @@ def coarse_to_fine(
     pointed = yield Ask((opening,))
     facts = {"region": 0, "box": 0, "accuracy": 0, "format": 0, "zoom/share": 1.0}
     look = closer(sample.images[0], pointed.text, tokens, side) if coarse else None
-    shown = _closer(sample, look, zoomed)
+    shown = asked_closely(sample, look, zoomed)
     try:
         said = yield Ask((opening, pointed, shown))
     except OutOfRoom:
@@ -210,8 +210,8 @@ def _png(picture: Image.Image, tokens: int, side: int) -> bytes:
     return as_png(picture.resize(size, Image.Resampling.LANCZOS))
 
 
-def _closer(sample: Sample, look: Look | None, zoomed: str) -> Message:
-    """The crop, and the question without its pictures, options and postfix under it.
+def asked_closely(sample: Sample, look: Look | None, zoomed: str) -> Message:
+    """What follows the zoom: the crop, the question, options and postfix under it.
 
     `ValueError` where options are no list.
     """

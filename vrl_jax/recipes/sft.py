@@ -17,7 +17,7 @@ from vrl_jax.training.iteration import Act, Recipe, as_batch
 def sft(act: Act = demonstrations) -> Recipe:
     """Maximum likelihood; one response a prompt.
 
-    `programs.demonstrations.recited` learns conversations.
+    `programs.recital.recited` learns conversations.
     """
 
     def score(actor, rollout, key):

@@ -1,7 +1,7 @@
-"""Large pictures with one small thing to read: fields from above, and a label.
+"""Large pictures with one small thing to read: land from above, and a sign.
 
-Made small enough for a few tokens, such a picture still shows where the label lies and
-no longer what stands on it: who answers must look closer. On the label are scans of
+Made small enough for a few tokens, such a picture still shows where the sign stands and
+no longer what is on it: who answers must look closer. On the sign are scans of
 `worlds.digits`, with their split.
 """
 
@@ -14,10 +14,10 @@ from vrl_jax.types import Sample
 from vrl_jax.worlds.digits import Split, choose_scans, enlarged, generator
 from vrl_jax.worlds.writing import png_bytes
 
-NUMBER = "<image>Which number is on the label?"
+NUMBER = "<image>Which number is on the sign?"
 
 
-def labels(
+def signs(
     count: int,
     *,
     split: Split,
@@ -27,12 +27,19 @@ def labels(
     digits: int = 1,
     digit_pixels: int = 14,
 ) -> list[Sample]:
-    """Fields, and in the middle of one of cells x cells squares a label of two digits.
+    """Land, and in the middle of one of cells x cells squares a sign with a number.
 
-    The answer is the number that they make, `07` for instance. The annotation `boxes`
-    holds the label's box in pixels, `digits` what it says.
+    The answer is the number with all its digits, `07` for two of them; half a digit of
+    white is around it. The annotation `boxes` holds the sign's box in pixels, `digits`
+    what it says.
     """
-    pixels, across, down = cells * cell_pixels, digits * digit_pixels, digit_pixels
+    margin = digit_pixels // 2
+    across, down = digits * digit_pixels + 2 * margin, digit_pixels + 2 * margin
+    if min(cells, digits, digit_pixels) < 1 or max(across, down) > cell_pixels:
+        raise ValueError(
+            f"a sign of {across} x {down} pixels, {digits} digits with a margin, must "
+            f"fit one of {cells} x {cells} cells of {cell_pixels} pixels."
+        )
     samples = []
     for index in range(count):
         rng = generator(seed, split, index, task=2)
@@ -41,13 +48,14 @@ def labels(
         column, row = map(int, rng.integers(0, cells, 2))
         left = column * cell_pixels + (cell_pixels - across) // 2
         top = row * cell_pixels + (cell_pixels - down) // 2
-        picture = _land(pixels, rng)
-        label = np.hstack([enlarged(digit_pixels)[scan] for scan in chosen])
-        picture[top : top + down, left : left + across] = label[..., None]
+        picture = _land(cells * cell_pixels, rng)
+        number = np.hstack([enlarged(digit_pixels)[scan] for scan in chosen])
+        sign = np.pad(number, margin, constant_values=255)
+        picture[top : top + down, left : left + across] = sign[..., None]
         samples.append(
             Sample(
-                id=f"scenes-labels-{split}-{seed}-{index}",
-                source="scenes/labels",
+                id=f"scenes-signs-{cells}-{digits}-{split}-{seed}-{index}",
+                source="scenes/signs",
                 question=NUMBER,
                 images=(png_bytes(picture),),
                 answer="".join(map(str, shown)),
@@ -79,7 +87,7 @@ def _land(
 
 
 def _cut(pixels: int, rng: np.random.Generator) -> list[tuple[int, int]]:
-    """A length in three to six parts, none under a tenth of it."""
+    """A length in three to six parts, none under a tenth."""
     least, parts = pixels // 10, int(rng.integers(3, 7))
     spare = pixels - parts * least
     cuts = np.sort(rng.integers(0, spare + 1, parts - 1)) + least * np.arange(1, parts)

@@ -1,8 +1,8 @@
 """Rows as papers ask for them: the pictures of this package, other questions.
 
-Each function gives a sample of `worlds.shapes` (one of them: of `digits.sums`) the
-question, the answer and the columns that a recipe's reward reads, and a demonstration
-that it pays in full. What is drawn follows from the sample's id.
+Each function gives a sample of `worlds.shapes` (one of `digits.sums`, one of
+`scenes.signs`) the question, the answer and the columns that a recipe's reward reads,
+and a demonstration that it pays in full. What is drawn follows from the sample's id.
 """
 
 import dataclasses
@@ -146,19 +146,25 @@ def open_answer(sample: Sample) -> Sample:
     )
 
 
-def label_in_region(sample: Sample, *, shown: int = 84, cells: int = 3) -> Sample:
-    """Where the label of `scenes.labels` lies, then what is on it, for `recipes.ergo`.
+def sign_in_region(sample: Sample, *, shown: int = 84, cells: int = 3) -> Sample:
+    """Where the sign of `scenes.signs` stands, then what is on it, for `recipes.ergo`.
 
     The demonstration is what is said in each turn, by the frozen reader too. The policy
     sees the picture `shown` pixels wide and high; the region is one of cells x cells.
+    Raises `ValueError` where none of them holds all of the sign.
     """
-    width, height = _picture(sample).size
-    ((left, top, _, _),) = sample.annotations["boxes"]
-    column, row = left * cells // width, top * cells // height
+    sides = np.tile(_picture(sample).size, 2)
+    box = np.array(sample.annotations["boxes"][0]) * cells / sides
+    column, row = np.floor(box[:2]).astype(int).tolist()
+    if shown % cells or (box[2:] > (column + 1, row + 1)).any():
+        raise ValueError(
+            f"{sample.id}: none of {cells} x {cells} regions of {shown} pixels holds "
+            f"the sign at {sample.annotations['boxes'][0]}."
+        )
     side = shown // cells
-    box = [column * side, row * side, (column + 1) * side, (row + 1) * side]
+    region = [column * side, row * side, (column + 1) * side, (row + 1) * side]
     answer = f"<answer>{sample.answer}</answer>"
-    pointed = f"<think>row {row + 1}, column {column + 1}</think><zoom>{box}</zoom>"
+    pointed = f"<think>row {row + 1}, column {column + 1}</think><zoom>{region}</zoom>"
     demonstration = [pointed, answer, answer]
     annotations = {**sample.annotations, "demonstration": demonstration}
     return dataclasses.replace(sample, annotations=annotations)

@@ -22,11 +22,13 @@ ASK_ROUTE = (
     "you get on, and where you get off."
 )
 
+KINDS = ("TorF1", "TorF2", "Counting2", "Counting3", "Counting1", "planning")
+
 SIDE = 28
 """Pixels of a stop each way: one token of Qwen2.5-VL."""
 
 ROWS = 3
-"""Stops of the line that runs down."""
+"""What a map has from top to bottom, columns from left to right."""
 
 CITIES = {2: "easy", 3: "middle", 4: "hard"}
 """How hard a map with so many lines is called."""
@@ -54,7 +56,7 @@ class Asked(NamedTuple):
 
     question: str
     answer: str
-    columns: Mapping[str, object]
+    facts: Mapping[str, object]
     demonstration: str
 
 
@@ -63,22 +65,22 @@ def maps(
     *,
     split: Split,
     seed: int,
-    kinds: Sequence[str] = (
-        *("TorF1", "TorF2", "Counting2", "Counting3", "Counting1", "planning"),
-    ),
+    kinds: Sequence[str] = KINDS,
     lines: int = 2,
-    columns: int = 3,
+    columns: int = 4,
     noise: float = 0.02,
 ) -> list[Sample]:
     """Questions of the `kinds` in turn, each about a map of its own.
 
-    2 to 4 lines on a grid of at least 3 columns. The annotation `json` holds the stops
-    of each line, `demonstration` a response that RewardMap pays in full.
+    2 to 4 lines on a grid of 3 rows and 3 to 8 columns. The annotation `json` holds the
+    stops of each line, `demonstration` a right response as RewardMap reads it.
     """
-    if lines not in CITIES or columns < 3:
+    if lines not in CITIES or not 3 <= columns <= 8:
         raise ValueError(
-            f"a map has 2 to 4 lines and 3 columns or more, got {lines} and {columns}."
+            f"a map has 2 to 4 lines and 3 to 8 columns, got {lines} and {columns}."
         )
+    if not kinds or {*kinds} - {*KINDS}:
+        raise ValueError(f"kinds are some of {', '.join(KINDS)}, got {kinds!r}.")
     samples, size = [], (ROWS, columns)
     for index in range(count):
         rng = generator(seed, split, index, task=3)
@@ -87,7 +89,7 @@ def maps(
         asked = QUESTIONS[kind](drawn, rng)
         samples.append(
             Sample(
-                id=f"transit-{kind}-{split}-{seed}-{index}",
+                id=f"transit-{lines}x{columns}-{kind}-{split}-{seed}-{index}",
                 source=f"transit/{kind}",
                 question=asked.question,
                 images=(picture_of(drawn, size, split, noise, rng),),
@@ -96,7 +98,7 @@ def maps(
                     "type": kind,
                     "difficulty_city": CITIES[lines],
                     "json": drawn.named(),
-                    **asked.columns,
+                    **asked.facts,
                     "demonstration": asked.demonstration,
                 },
             )
@@ -105,23 +107,31 @@ def maps(
 
 
 def draw_map(lines: int, columns: int, rng: np.random.Generator) -> Map:
-    """The first line runs down through a column; a row each is another's."""
-    names = list(COLOURS)[:lines]
-    crossed = int(rng.integers(columns))
-    rows = lines - 1
-    down = [(row, crossed) for row in range(ROWS)]
-    served = {names[0]: down}
-    for row, name in zip(rng.permutation(len(down))[:rows], names[1:], strict=True):
-        first = int(rng.integers(0, crossed + 1))
-        last = int(rng.integers(crossed, columns))
-        if first == last:  # a line has two stops at least
-            first, last = (first - 1, last) if first else (first, last + 1)
-        served[name] = [(int(row), column) for column in range(first, last + 1)]
-    cells = sorted({cell for line in served.values() for cell in line})
-    if len(cells) > 10:
-        return draw_map(lines, columns, rng)  # there are ten digits
-    digits = map(str, rng.permutation(10)[: len(cells)])
-    return Map(served, dict(zip(cells, digits, strict=True)))
+    """The first line runs down, and each other one crosses it in a row of its own.
+
+    Drawn again until it has at most ten stops: there are ten digits.
+    """
+    while True:
+        names = [str(name) for name in rng.permutation(list(COLOURS))[:lines]]
+        crossed = int(rng.integers(columns))
+        rows = [int(row) for row in rng.permutation(ROWS)[: lines - 1]]
+        first, last = _span(min(rows), max(rows), ROWS, rng)
+        served = {names[0]: [(row, crossed) for row in range(first, last + 1)]}
+        for row, name in zip(rows, names[1:], strict=True):
+            first, last = _span(crossed, crossed, columns, rng)
+            served[name] = [(row, column) for column in range(first, last + 1)]
+        cells = sorted({cell for line in served.values() for cell in line})
+        if len(cells) <= 10:
+            digits = map(str, rng.permutation(10)[: len(cells)])
+            return Map(served, dict(zip(cells, digits, strict=True)))
+
+
+def _span(low: int, high: int, size: int, rng: np.random.Generator) -> tuple[int, int]:
+    """The ends of two places or more, of `size`, that hold all from low to high."""
+    while True:
+        first, last = int(rng.integers(low + 1)), int(rng.integers(high, size))
+        if first < last:
+            return first, last
 
 
 def picture_of(
@@ -190,12 +200,14 @@ def _stops_in_all(drawn: Map, rng: np.random.Generator) -> Asked:
 
 
 def _stops_between(drawn: Map, rng: np.random.Generator) -> Asked:
-    """With four choices, whose letters stand for 0 to 3."""
-    name, cells = _line(drawn, rng)
-    first, last = sorted(rng.permutation(len(cells))[:2])
-    number = int(last - first - 1)
+    """Of the longest line; four choices, whose letters stand for 0 to 3."""
+    name, cells = max(drawn.lines.items(), key=lambda line: len(line[1]))
+    number = int(rng.integers(len(cells) - 1))
+    first = int(rng.integers(len(cells) - 1 - number))
+    last = first + number + 1
     start, end = drawn.stops[cells[first]], drawn.stops[cells[last]]
-    wrong = [other for other in range(9) if other != number][:3]
+    near = [*range(max(0, number - 3), number), *range(number + 1, number + 4)]
+    wrong = rng.permutation(near)[:3]
     options = [int(option) for option in rng.permutation([number, *wrong])]
     letters = "\n".join(f"{'ABCD'[i]}. {option}" for i, option in enumerate(options))
     place = options.index(number)
@@ -207,7 +219,7 @@ def _planning(drawn: Map, rng: np.random.Generator) -> Asked:
     """From one stop to another, by as few lines as can be."""
     start, end = _trip(drawn, rng, direct=bool(rng.integers(2)))
     rides = route(drawn, start, end)
-    columns = {
+    facts = {
         "station_1": start,
         "station_2": end,
         "question_transfer_count": len(rides) - 1,
@@ -217,11 +229,11 @@ def _planning(drawn: Map, rng: np.random.Generator) -> Asked:
         for line, get_on, get_off in rides
     )
     asked = ASK_ROUTE.format(start=start, end=end)
-    return Asked(asked, written, columns, written)
+    return Asked(asked, written, facts, written)
 
 
 def route(drawn: Map, start: str, end: str) -> list[tuple[str, str, str]]:
-    """(line, stop, stop) of each ride between two stops, with the fewest changes."""
+    """(line, stop, stop) of each ride between two stops, with the fewest transfers."""
     lines = drawn.named()
     for name, stops in lines.items():
         if {start, end} <= {*stops}:
@@ -235,8 +247,8 @@ def route(drawn: Map, start: str, end: str) -> list[tuple[str, str, str]]:
     if end in through:
         return [*rides, (main, here, end)]
     ((name, stops),) = ((n, s) for n, s in crossing if end in s)
-    (change,) = {*stops} & {*through}
-    return [*rides, (main, here, change), (name, change, end)]
+    (transfer,) = {*stops} & {*through}
+    return [*rides, (main, here, transfer), (name, transfer, end)]
 
 
 def _trip(drawn: Map, rng: np.random.Generator, *, direct: bool) -> tuple[str, str]:

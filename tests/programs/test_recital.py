@@ -1,0 +1,155 @@
+"""Demonstrations of several turns are what the program would have been answered."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vrl_jax.engine.conversation import Ask, user
+from vrl_jax.engine.desk import Limits
+from vrl_jax.engine.play import play
+from vrl_jax.engine.processing import question
+from vrl_jax.engine.rows import as_rollout
+from vrl_jax.programs.demonstrations import demonstrations
+from vrl_jax.programs.recital import recited
+from vrl_jax.programs.single_turn import answer
+
+from ..fixtures import small
+
+KEY = jax.random.key(5)
+LIMITS = Limits(row_tokens=60, blocks=8)
+WORDS = (" is", " it", " a", "I")
+"""Tokens that their own text spells again; the first and last end an answer."""
+
+
+def looked_at_twice(sample):
+    """Another picture after the first answer; a judge hears of it, untrained."""
+    opening = question(sample)
+    seen = yield Ask(opening, allowed=WORDS, stops=WORDS[:1])
+    yield Ask((user(seen.text),), model="judge", max_new_tokens=8)
+    closer = user("<image>What is it?", [small.png(3, 28, 56)])
+    said = yield Ask((*opening, seen, closer), allowed=WORDS, stops=WORDS[:1])
+    return seen, said
+
+
+HOW = {"program": looked_at_twice, "models": ["judge"], "limits": LIMITS}
+
+
+def saying(said):
+    return [
+        dataclasses.replace(s, annotations={"demonstration": said})
+        for s in small.samples()
+    ]
+
+
+def test_one_turn_recited_is_a_demonstration():
+    actor, samples = small.actor(), small.samples()
+    alone = demonstrations(actor, iter([samples]), KEY)
+    rollout = recited(actor, iter([samples]), KEY, program=answer)
+    np.testing.assert_array_equal(rollout.mask, alone.mask)
+    np.testing.assert_array_equal(
+        jnp.where(rollout.mask, rollout.tokens, 0),
+        jnp.where(alone.mask, alone.tokens, 0),
+    )
+    np.testing.assert_allclose(
+        actor.likelihood(rollout).logprobs, actor.likelihood(alone).logprobs, atol=1e-5
+    )
+    assert np.isnan(rollout.rewards).all() and not rollout.old_logprobs.any()
+
+
+def test_a_conversation_is_recited_and_only_the_policy_s_turns_are_learnt():
+    actor = small.actor()
+    samples = saying([" it a", "What", " a"])
+    rollout = recited(actor, iter([samples]), KEY, **HOW)
+    tokens, mask = np.asarray(rollout.tokens), np.asarray(rollout.mask)
+    for row, kept in zip(tokens, mask, strict=True):
+        decode = actor.processor.tokenizer.decode
+        parts = np.split(row, np.flatnonzero(np.diff(kept.astype(int))) + 1)
+        said = [decode(part[:-1]) for part in parts[::2]]
+        assert said[0] == " it a" and said[1] == " a"
+        assert decode(row).count("What") == 1  # the question's, not the judge's
+    assert np.isnan(rollout.rewards).all() and (rollout.temperature == 1).all()
+
+
+def test_what_was_played_is_recited_to_the_same_rows():
+    """Prompt, ids, mask, positions and pictures: what the sampler made of the words."""
+    actor = small.actor()
+    models, found = {"judge": actor}, 0
+    for seed in range(2):
+        groups = play(
+            actor,
+            looked_at_twice,
+            small.samples(),
+            jax.random.key(seed),
+            models=models,
+            limits=LIMITS,
+        )
+        for (one,) in groups:
+            turns = [said.turn for row in one.rows for said in row.said]
+            if not all(turn.finished for turn in turns):
+                continue  # nobody says that an answer was cut off
+            found += 1
+            played = as_rollout(actor, [[one]], [{"overall": 0.0}], limits=LIMITS)
+            first, second = (turn.text.removesuffix("I") for turn in turns)
+            told = [first, "What", second]
+            sample = dataclasses.replace(
+                one.episode.sample, annotations={"demonstration": told}
+            )
+            again = recited(actor, iter([[sample]]), KEY, **HOW)
+            for name in ("prompts", "tokens", "mask", "positions", "shown"):
+                jax.tree.map(
+                    np.testing.assert_array_equal,
+                    getattr(again, name),
+                    getattr(played, name),
+                )
+    assert found > 3
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ([" it is"], "turn 2 .* row-0 is asked for, and there are 1"),
+        (" it is", "turn 2 .* row-0 is asked for, and there are 1"),
+        ([" it" * 40, "What", " it"], "turn 1 of the demonstration of sample row-0"),
+        ([" it is", "What", " it", " a"], "row-0 has 4 turns, and the program asked 3"),
+        (None, "row-0 needs the annotation `demonstration`, a text or a list"),
+        ([1, 2, 3], "row-0 needs the annotation `demonstration`, a text or a list"),
+    ],
+)
+def test_a_conversation_that_cannot_be_recited_is_told(said, message):
+    with pytest.raises(ValueError, match=message):
+        recited(small.actor(), iter([saying(said)]), KEY, **HOW)
+
+
+def test_an_episode_that_ends_early_is_told():
+    def breaks(sample):
+        yield Ask(question(sample))
+        raise KeyError("nothing more")
+
+    with pytest.raises(ValueError, match="row-0 ends early, by KeyError"):
+        recited(small.actor(), iter([saying("it is")]), KEY, program=breaks)
+    no_room = {**HOW, "limits": Limits(row_tokens=9)}
+    with pytest.raises(ValueError, match="OutOfRoom: where it has no room, raise"):
+        recited(small.actor(), iter([saying([" it", "What", " it"])]), KEY, **no_room)
+
+
+def test_answers_end_as_the_ask_lets_them():
+    """No stop token behind a stop string, nor where it may not be drawn."""
+    actor = small.actor()
+
+    def ids(text, **ask):
+        def program(sample):
+            yield Ask(question(sample), **ask)
+
+        rollout = recited(actor, iter([saying(text)]), KEY, program=program)
+        return np.asarray(rollout.tokens)[0][np.asarray(rollout.mask)[0]].tolist()
+
+    spelled = actor.processor.tokenizer("it is", add_special_tokens=False)["input_ids"]
+    stop = int(actor.stop_ids[0])
+    assert ids("it is") == [*spelled, stop]
+    assert ids("it is", stops=(" is",)) == spelled
+    assert ids("it", allowed=("it", "What"), max_new_tokens=1) == spelled[:1]
+    with pytest.raises(ValueError, match="'What', which the ask does not allow"):
+        ids("What", allowed=("it",), max_new_tokens=1)
