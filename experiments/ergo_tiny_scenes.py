@@ -25,12 +25,12 @@ from vrl_jax.evals import held_out
 from vrl_jax.experiment import (
     Outcome,
     command_line,
-    digits_data,
+    export_and_report,
     flat,
-    leave,
     open_run,
     say,
     tiny_actor,
+    world_data,
 )
 from vrl_jax.programs.acting import act
 from vrl_jax.programs.recital import recited
@@ -83,7 +83,7 @@ def main(
     sizes = SMOKE if smoke else Sizes(rl=steps)
     open_run(out, {"recipe": "ERGO", "seed": seed, **sizes._asdict()}, __doc__)
     say("1/4 data: pictures of land with a sign somewhere, as parquet and read back")
-    samples, test = digits_data(
+    samples, test = world_data(
         out / "data", train=sizes.train, test=sizes.test, seed=seed, make=signs
     )
     # The tokenizer and the budgets are of what is shown, not of the large pictures.
@@ -145,7 +145,7 @@ def main(
         log=tensorboard(out / "tensorboard"),
     )
     say("4/4 export and report")
-    report, policy = leave(actor, out)
+    report, policy = export_and_report(actor, out)
     evaluations = read_lines(run_files(out).evaluations)
     outcome = Outcome(actor, evaluations, {}, report, policy)
     say(summary(outcome))
@@ -159,8 +159,8 @@ class Sizes(NamedTuple):
     test: int = 256
     demonstrations: int = 256
     reading: int = 120
-    pointing: int = 120
-    cold_start: int = 100
+    pointing: int = 50
+    cold_start: int = 80
     rl: int = 60
     prompts: int = 32
 

@@ -33,11 +33,11 @@ from vrl_jax.experiment import (
     SMOKE,
     Sizes,
     command_line,
-    digits_data,
     open_run,
     say,
     tiny_actor,
     tiny_stages,
+    world_data,
 )
 from vrl_jax.programs.dynamic_sampling import (
     Keep,
@@ -103,7 +103,7 @@ class World(NamedTuple):
 
 def make_world(folder: Path, cold: Stage, *, seed: int, sizes: Sizes) -> World:
     """The cold start of a seed: made once, read back afterwards."""
-    samples, test = digits_data(
+    samples, test = world_data(
         folder / "data", train=sizes.train, test=sizes.test, seed=seed
     )
     actor = tiny_actor(samples, weighted({"accuracy": (boxed_exact, 1.0)}), seed=seed)

@@ -41,14 +41,14 @@ def train_small(folder: Path) -> None:
     import numpy as np
 
     from vrl_jax.evals import held_out
-    from vrl_jax.experiment import SMOKE, digits_data, tiny_actor, tiny_stages
+    from vrl_jax.experiment import SMOKE, tiny_actor, tiny_stages, world_data
     from vrl_jax.recipes.grpo import grpo
     from vrl_jax.rewards.boxed import boxed_exact
     from vrl_jax.rewards.combine import weighted
     from vrl_jax.training.loop import train
 
     sizes = SMOKE._replace(cold_start_steps=6, rl_steps=12, evaluate_every=4)
-    samples, test = digits_data(
+    samples, test = world_data(
         folder / "data", train=sizes.train, test=sizes.test, seed=0
     )
     actor = tiny_actor(samples, weighted({"accuracy": (boxed_exact, 1.0)}), seed=0)

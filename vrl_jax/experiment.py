@@ -159,7 +159,7 @@ def _tiny_digits(
     start = time.monotonic()
     open_run(out, {"recipe": name, "seed": seed, **sizes._asdict()}, claim)
     say("1/5 data: real handwritten digits, written as parquet and read back")
-    samples, test = digits_data(
+    samples, test = world_data(
         out / "data", train=sizes.train, test=sizes.test, seed=seed, make=world.samples
     )
     actor = tiny_actor(samples, world.reward, seed=seed)
@@ -180,14 +180,14 @@ def _tiny_digits(
     say("3/5 which tokens look at the picture")
     looked = look(actor, test[: sizes.examples], out, world.kinds, seed=seed)
     say("4/5 export, 5/5 report")
-    report, policy = leave(actor, out)
+    report, policy = export_and_report(actor, out)
     evaluations = read_lines(run_files(out).evaluations)
     outcome = Outcome(actor, evaluations, looked, report, policy)
     say(summary(outcome, world.chance(test), time.monotonic() - start))
     return outcome
 
 
-def leave(actor: Actor, out: Path) -> tuple[Path, Path]:
+def export_and_report(actor: Actor, out: Path) -> tuple[Path, Path]:
     """The report, and the policy as a Hugging Face folder."""
     report, policy = out / "report.html", out / "policy"
     params = sharding.on_host(actor.params)
@@ -241,7 +241,7 @@ def room_for(out: Path, need: float) -> None:
         )
 
 
-def digits_data(
+def world_data(
     folder: Path,
     *,
     train: int,
