@@ -93,7 +93,7 @@ def _answer(actor: Actor, request: Request) -> Response:
     if number >= len(said):
         raise ValueError(f"{what} is asked for, and there are {len(said)}: {said!r}.")
     text, (stop, *_), allowed = said[number], *request.rule
-    ended = text.endswith(request.stop_strings or ("\0",))
+    ended = text.endswith(request.stop_strings)
     ends = not ended and (allowed is None or stop in allowed)
     ids = spelled(
         actor.processor, text, (stop,) if ends else (), most=request.limit, what=what
