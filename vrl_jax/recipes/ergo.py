@@ -201,6 +201,7 @@ def in_original(box: Box, shown: tuple[int, int], original: tuple[int, int]) -> 
     return left, top, right, bottom
 
 
+@functools.lru_cache(maxsize=16)  # a group looks at one picture
 def _opened(image: ImageRef) -> Image.Image:
     return load_image(image, on_white)
 

@@ -22,10 +22,10 @@ def signs(
     *,
     split: Split,
     seed: int,
-    cells: int = 4,
+    cells: int = 6,
     cell_pixels: int = 84,
     digits: int = 1,
-    digit_pixels: int = 20,
+    digit_pixels: int = 28,
 ) -> list[Sample]:
     """Land, and in the middle of one of cells x cells squares a sign with a number.
 

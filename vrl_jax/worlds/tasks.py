@@ -146,7 +146,7 @@ def open_answer(sample: Sample) -> Sample:
     )
 
 
-def sign_in_region(sample: Sample, *, shown: int = 84, cells: int = 4) -> Sample:
+def sign_in_region(sample: Sample, *, shown: int = 84, cells: int = 6) -> Sample:
     """Where the sign of `scenes.signs` stands, then what is on it, for `recipes.ergo`.
 
     The demonstration is what is said in each turn, by the frozen reader too. The policy
