@@ -94,18 +94,8 @@ def main(
     words = [sample.question for sample in crops[:1]]
     actor = tiny_actor(coarse, ergo_reward(), seed=seed, texts=words)
 
-    say("2/4 where signs stand, by demonstrations; a reader, frozen from then on")
     learn = functools.partial(train, seed=seed)
-    places = coarse[: sizes.demonstrations]
-    pointing = learn(
-        [supervised("where", sft(), places, sizes.pointing)],
-        dataclasses.replace(actor, reward=per_response(as_demonstrated)),
-        folder=out / "where",
-        evaluate=functools.partial(
-            measured, samples=[opening(sample) for sample in test], seed=seed
-        ),
-    )
-    actor = dataclasses.replace(actor, params=pointing.params)
+    say("2/4 a reader of crops, by supervised steps, frozen from then on")
     reader = learn(
         [supervised("reader", sft(), crops, sizes.reading)],
         dataclasses.replace(actor, reward=per_response(right)),
@@ -116,7 +106,16 @@ def main(
     )
     reader = dataclasses.replace(reader, top_k=1)
 
-    say("3/4 the policy: demonstrations of both turns, then ERGO")
+    say("3/4 the policy: demonstrations of where, then of both turns, then ERGO")
+    pointing = learn(
+        [supervised("where", sft(), coarse[: sizes.demonstrations], sizes.pointing)],
+        dataclasses.replace(actor, reward=per_response(as_demonstrated)),
+        folder=out / "where",
+        evaluate=functools.partial(
+            measured, samples=[opening(sample) for sample in test], seed=seed
+        ),
+    )
+    actor = dataclasses.replace(actor, params=pointing.params)
     told = {"program": PROGRAM, "models": ["reader"], "limits": LIMITS}
     stages = [
         supervised(
@@ -165,7 +164,7 @@ class Sizes(NamedTuple):
     train: int = 2048
     test: int = 256
     demonstrations: int = 512
-    reading: int = 80
+    reading: int = 100
     pointing: int = 80
     cold_start: int = 40
     rl: int = 40
