@@ -91,7 +91,7 @@ def main(
     coarse = [opening(sample) for sample in samples]
     others = signs(sizes.train, split="train", seed=seed + 1)
     crops = [crop(sample) for sample in others]
-    words = [sample.question for sample in crops[:1]]
+    words = [crops[0].question, *map(str, crops[0].annotations.values())]
     actor = tiny_actor(coarse, ergo_reward(), seed=seed, texts=words)
 
     learn = functools.partial(train, seed=seed)
