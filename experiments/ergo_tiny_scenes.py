@@ -69,7 +69,7 @@ def main(
     *,
     out: Path = Path("runs/ergo_tiny_scenes"),
     seed: int = 0,
-    steps: int = 40,
+    steps: int = 30,
     smoke: bool = False,
 ) -> Outcome:
     """Train a reader, then the policy by demonstrations and by ERGO; report, export.
@@ -167,7 +167,7 @@ class Sizes(NamedTuple):
     reading: int = 100
     pointing: int = 80
     cold_start: int = 40
-    rl: int = 40
+    rl: int = 30
     prompts: int = 32
 
 
