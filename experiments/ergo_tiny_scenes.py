@@ -1,4 +1,4 @@
-"""ERGO teaches a tiny Qwen2.5-VL where to look closely, and what it sees there.
+"""ERGO teaches a tiny Qwen2.5-VL, which looks closely, to read what it then sees.
 
 Claim     Of a large picture the policy is shown 9 tokens, in which a sign can be made
           out and the digit on it cannot. It names a region, is shown that one closely,

@@ -201,7 +201,7 @@ def in_original(box: Box, shown: tuple[int, int], original: tuple[int, int]) -> 
     return left, top, right, bottom
 
 
-@functools.lru_cache(maxsize=16)  # a group looks at one picture
+@functools.lru_cache(maxsize=4)  # the same, but decoded: one may take 100 MB
 def _opened(image: ImageRef) -> Image.Image:
     return load_image(image, on_white)
 
