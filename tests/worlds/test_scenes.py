@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vrl_jax.recipes.ergo import closer, shrunk
+from vrl_jax.recipes.ergo import closer, coarse_to_fine, shrunk
 from vrl_jax.worlds import digits, scenes, tasks
+
+from ..fixtures.talk import told
 
 
 def opened(png):
@@ -60,6 +62,14 @@ def test_the_demonstrated_region_shows_the_sign_in_full():
         whole = opened(sample.images[0]).crop(sample.annotations["boxes"][0])
         np.testing.assert_array_equal(inside, whole)
         assert said == read == f"<answer>{sample.answer}</answer>"
+
+
+def test_the_demonstration_earns_all_that_ergo_pays():
+    for sample in map(tasks.sign_in_region, scenes.signs(4, split="train", seed=0)):
+        said = sample.annotations["demonstration"]
+        _, outcome = told(coarse_to_fine(sample, tokens=9), *said)
+        parts = ("region", "box", "accuracy", "format")
+        assert [outcome.facts[part] for part in parts] == [1, 1, 1, 1]
 
 
 @pytest.mark.parametrize("sizes", [{"digits": 3}, {"digits": 0}, {"cells": 0}])
