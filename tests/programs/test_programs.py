@@ -8,7 +8,6 @@ import jax
 import numpy as np
 import pytest
 
-from vrl_jax.engine import tools
 from vrl_jax.engine.desk import Limits, OutOfRoom
 from vrl_jax.engine.tools import Call, crop
 from vrl_jax.programs.acting import act
@@ -22,7 +21,7 @@ from vrl_jax.programs.describe_then_answer import (
 )
 from vrl_jax.programs.resample import gated_resample
 from vrl_jax.programs.search import best_of_n, tree_search
-from vrl_jax.programs.tool_turns import tool_turns
+from vrl_jax.programs.tool_turns import TAGS, tool_turns
 from vrl_jax.rewards.combine import fact
 from vrl_jax.types import Episode, Turn
 
@@ -193,16 +192,16 @@ def blind_actor():
     return dataclasses.replace(actor, params={"table": actor.params["table"]})
 
 
-def test_tool_turns_in_the_engine_end_with_the_policys_token(monkeypatch):
+def test_tool_turns_in_the_engine_end_with_the_policys_token():
     """A policy that always calls: what it is shown is read, counted, not trained."""
     flip = Call("flip", {"axis": "vertical"})
-    monkeypatch.setattr(tools, "calls", lambda text: [flip])
+    always = TAGS._replace(calls=lambda text: [flip])
     actor = blind_actor()
     rollout = act(
         actor,
         iter([small.samples()]),
         jax.random.key(0),
-        program=functools.partial(tool_turns, turns=9),
+        program=functools.partial(tool_turns, turns=9, syntax=always),
         group_size=2,
         limits=Limits(row_tokens=160, blocks=4),
     )

@@ -5,17 +5,38 @@ with its stop token; what tools say is read and never trained. An observation fo
 there is no room is not given, so that a row ends with the policy's own token.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 from vrl_jax.engine import tools
 from vrl_jax.engine.conversation import Ask, user
 from vrl_jax.engine.desk import OutOfRoom
 from vrl_jax.engine.play import Outcome, Steps
 from vrl_jax.engine.processing import question
-from vrl_jax.engine.tools import PICTURE_TOOLS, Tool
+from vrl_jax.engine.tools import PICTURE_TOOLS, Call, Tool, ToolError
 from vrl_jax.types import Sample, Turn, literal
 
-RESPONSE = "<tool_response>\n{}\n</tool_response>"
+
+class Syntax(NamedTuple):
+    """How calls are written, and how the model is told what came of one.
+
+    `calls` reads a turn: what cannot be read is a `ToolError` in its place, and a turn
+    without any is the answer. `told` is given a call and what it gave, in which
+    `<image>` stands for a picture. A turn also ends at one of the `stops`.
+    """
+
+    calls: Callable[[str], list[Call | ToolError]]
+    told: Callable[[Call | ToolError, str], str]
+    stops: tuple[str, ...] = ()
+
+
+def in_response_tags(call: Call | ToolError, text: str) -> str:
+    """As Qwen's chat template writes it."""
+    return f"<tool_response>\n{text}\n</tool_response>"
+
+
+TAGS = Syntax(tools.calls, in_response_tags, (tools.CALL_END,))
+"""`<tool_call>{"name": ..., "arguments": {...}}</tool_call>`; no call is the answer."""
 
 
 def tool_turns(
@@ -27,6 +48,7 @@ def tool_turns(
     calls_a_turn: int = 1,
     characters: int = 1024,
     seconds: float = 10.0,
+    syntax: Syntax = TAGS,
 ) -> Steps:
     """Up to `turns` answers; a turn ends where a call is closed, or with the answer.
 
@@ -41,12 +63,12 @@ def tool_turns(
     made = 0
     for _ in range(turns):
         try:
-            said.append((yield Ask(context, stops=(tools.CALL_END,))))
+            said.append((yield Ask(context, stops=syntax.stops)))
         except OutOfRoom:
             counts["ended/observation did not fit"] = 1
             break
         counts["images"] = made
-        asked = tools.calls(said[-1].text)[:calls_a_turn]
+        asked = syntax.calls(said[-1].text)[:calls_a_turn]
         if not asked:
             break
         texts, pictures = [], []
@@ -60,7 +82,7 @@ def tool_turns(
             counts["calls"] += 1
             made += len(seen.images)
             text = seen.text if seen.images else literal(seen.text)[:characters]
-            texts.append(RESPONSE.format(text))
+            texts.append(syntax.told(call, text))
             pictures += seen.images
         shown += pictures
         context = (*context, said[-1], user("\n".join(texts), pictures))

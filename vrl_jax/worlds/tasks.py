@@ -1,7 +1,7 @@
 """Rows as papers ask for them: the pictures of this package, other questions.
 
-Each function gives a sample of `worlds.shapes` (one of `digits.sums`, one of
-`scenes.signs`) the question, the answer and the columns that a recipe's reward reads,
+Each function gives a sample of `worlds.shapes` (one of `digits.sums`, `scenes.signs`,
+`charts.bars`) the question, the answer and the columns that a recipe's reward reads,
 and a demonstration that it pays in full. What is drawn follows from the sample's id.
 """
 
@@ -168,6 +168,32 @@ def sign_in_region(sample: Sample, *, shown: int = 84, cells: int = 6) -> Sample
     demonstration = [pointed, answer, answer]
     annotations = {**sample.annotations, "demonstration": demonstration}
     return dataclasses.replace(sample, annotations=annotations)
+
+
+def line_at_the_bar(sample: Sample) -> Sample:
+    """A chart of `charts.bars` with tools, for `recipes.openthinkimg`.
+
+    The demonstration draws a line at the height of one bar that is asked about, then
+    says what it read, and terminates.
+    """
+    facts = sample.annotations
+    name = facts["about"][0]
+    left, top, right, _ = facts["boxes"][list(facts["values"]).index(name)]
+    width, height = _picture(sample).size
+    x, y = 50 * (left + right) / width, 100 * top / height
+    place = {"image": "img_1", "coordinate": f'x="{x:.1f}" y="{y:.1f}"'}
+    demonstration = [
+        _turn(f"how high is {name}?", "DrawHorizontalLineByY", place),
+        _turn(", ".join(facts["facts"]), "Terminate", {"ans": sample.answer}),
+    ]
+    asked = f"{sample.question} Answer in JSON, with a thought and an action of a tool."
+    annotations = {**facts, "demonstration": demonstration}
+    return dataclasses.replace(sample, question=asked, annotations=annotations)
+
+
+def _turn(thought: str, name: str, arguments: Mapping[str, str]) -> str:
+    action = {"name": name, "arguments": arguments}
+    return json.dumps({"thought": thought, "actions": [action]})
 
 
 def facts_first(sample: Sample) -> Sample:
