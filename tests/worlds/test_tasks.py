@@ -15,7 +15,9 @@ from vrl_jax.recipes.satori import satori_reward
 from vrl_jax.recipes.v_triune import verified
 from vrl_jax.recipes.vicrit import critic_reward
 from vrl_jax.recipes.visual_rft import checked, detection
+from vrl_jax.rewards.answers import exact
 from vrl_jax.rewards.boxed import boxed_exact
+from vrl_jax.rewards.combine import per_response
 from vrl_jax.training.data import read_samples
 from vrl_jax.types import Episode, ImageSize, Turn
 from vrl_jax.worlds import digits, shapes, tasks
@@ -34,6 +36,11 @@ class Reader:
         return np.mean([line in text for line in lines])
 
 
+def chosen(episode):
+    """Pairs are not paid: what is learnt from them is what was chosen."""
+    return {"overall": float(exact(episode.text, episode.sample.annotations["chosen"]))}
+
+
 REWARDS = {
     tasks.wrong_phrase: (lambda verifier: critic_reward, 1.0),
     tasks.wrong_digit: (lambda verifier: critic_reward, 1.0),
@@ -45,6 +52,7 @@ REWARDS = {
     tasks.open_answer: (open_ended, 2.0),
     tasks.facts_first: (lambda verifier: perception_reward(boxed_exact, Reader()), 1.7),
     tasks.degraded: (lambda verifier: quality_reward, 2.0),
+    tasks.one_imagined: (lambda verifier: per_response(chosen), 1.0),
 }
 """What pays each task, and how much at most."""
 
@@ -101,6 +109,13 @@ def test_one_phrase_is_wrong_and_names_nothing_that_is_there(task):
         assert row.answer not in before
         one, other = (set(name.split()) for name in wrong[0])
         assert len(one & other) == 1  # one word was changed, not both
+
+
+def test_what_is_rejected_names_one_thing_that_is_not_there():
+    for row in rows(tasks.one_imagined):
+        right, wrong = (row.annotations[n].split(", ") for n in ("chosen", "rejected"))
+        (imagined,) = [name for name in wrong if name not in right]
+        assert [name for name in wrong if name != imagined] == right
 
 
 @pytest.mark.parametrize("world", ["count", "colour", "position", "comparison"])

@@ -9,16 +9,15 @@ https://arxiv.org/abs/2305.18290. Log-ratios are summed over a response, not ave
     loss    -log sigmoid(0.1 (h_1 - h_2)), h_i = sum_t log(pi / pi_ref), mean over pairs
 """
 
-import dataclasses
 from collections.abc import Callable
 
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from vrl_jax import preference, reductions
+from vrl_jax import preference
 from vrl_jax.models.policy import Params
 from vrl_jax.programs.demonstrations import preference_pairs
-from vrl_jax.training.iteration import Recipe, as_batch
+from vrl_jax.training.iteration import Recipe
+from vrl_jax.training.pair_recipe import pair_recipe
 
 PairLoss = Callable[[Float[Array, " P"], Float[Array, " P"]], Float[Array, " P"]]
 
@@ -30,28 +29,8 @@ def dpo(
 
     `pair_loss` may be `preference.ipo`, or either with another constant.
     """
-
-    def score(actor, rollout, key):
-        if reference is not None:
-            actor = dataclasses.replace(actor, params=reference)
-        scored = {"reference": actor.likelihood(rollout).logprobs}
-        return dataclasses.replace(rollout, extra_logprobs=scored)
-
-    def credit(rollout):
-        sign = 2 * rollout.rewards - 1  # says which is which; the loss reads the order
-        return as_batch(rollout, sign[:, None], rollout.extra_logprobs), {}
-
-    def loss(policy, batch):
-        new = policy(batch)
-        gain = preference.log_ratio(new.logprobs, batch.extra["reference"], batch.mask)
-        chosen, rejected = gain.reshape(-1, 2).T
-        both = batch.mask.any(axis=1).reshape(-1, 2).all(axis=1)
-        mean = reductions.row_mean(pair_loss(chosen, rejected), both)
-        right = (chosen > rejected).astype(jnp.float32)
-        return mean, {
-            "actor/entropy": reductions.token_mean(new.entropy, batch.mask),
-            "rewards/margins": reductions.row_mean(chosen - rejected, both),
-            "rewards/accuracies": reductions.row_mean(right, both),
-        }
-
-    return Recipe(preference_pairs, score, credit, loss)
+    return pair_recipe(
+        preference_pairs,
+        pair_loss=lambda chosen, rejected: pair_loss(chosen.gain, rejected.gain),
+        reference=reference,
+    )

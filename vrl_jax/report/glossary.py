@@ -45,8 +45,10 @@ GROUPS = (
             "rewards/margins": "How much more the policy prefers the chosen response "
             "than the reference does, in nats.",
             "rewards/accuracies": "Share of pairs in which it does so at all.",
+            "logps/chosen": "Mean log-probability of whole chosen responses, in nats. "
+            "The margin may grow while it falls: then the rejected ones fall faster.",
         },
-        ("reward/", "rewards/", "critic/", "groups/"),
+        ("reward/", "rewards/", "logps/", "critic/", "groups/"),
     ),
     Group(
         "Response length",

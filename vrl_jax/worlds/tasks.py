@@ -20,6 +20,8 @@ from vrl_jax.worlds.shapes import COLOURS, SHAPES
 from vrl_jax.worlds.writing import add_noise, png_bytes
 
 SEVERITIES = ("slight", "moderate", "obvious", "serious", "catastrophic")
+NAMES = tuple(f"{colour} {shape}" for colour in COLOURS for shape in SHAPES)
+"""Names that a thing may have."""
 
 
 def wrong_phrase(sample: Sample) -> Sample:
@@ -72,8 +74,7 @@ def all_of_a_kind(sample: Sample) -> Sample:
     """
     drawn = random.Random(sample.id)
     names = _names(sample)
-    every = [f"{colour} {shape}" for colour in COLOURS for shape in SHAPES]
-    absent = [name for name in every if name not in names]
+    absent = [name for name in NAMES if name not in names]
     wanted = drawn.choice(absent if drawn.random() < 0.2 else names)
     scale = 1000 / np.tile(_picture(sample).size, 2)
     boxes = zip(names, sample.annotations["boxes"], strict=True)
@@ -194,6 +195,18 @@ def line_at_the_bar(sample: Sample) -> Sample:
 def _turn(thought: str, name: str, arguments: Mapping[str, str]) -> str:
     action = {"name": name, "arguments": arguments}
     return json.dumps({"thought": thought, "actions": [action]})
+
+
+def one_imagined(sample: Sample) -> Sample:
+    """A true description, and one of a thing too many, for `recipes.stic` and `dpo`."""
+    drawn = random.Random(sample.id)
+    names = _names(sample)
+    place = drawn.randint(0, len(names))
+    absent = drawn.choice([name for name in NAMES if name not in names])
+    chosen = ", ".join(names)
+    rejected = ", ".join([*names[:place], absent, *names[place:]])
+    asked = "<image>What is in the picture?"
+    return _asked(sample, asked, chosen, chosen, chosen=chosen, rejected=rejected)
 
 
 def facts_first(sample: Sample) -> Sample:

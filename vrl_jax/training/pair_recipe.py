@@ -1,0 +1,68 @@
+"""The recipe of preferences: responses in pairs, the better one first.
+
+Such a paper is where its pairs come from, and what a pair costs.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from vrl_jax import masked, preference, reductions
+from vrl_jax.models.policy import Params
+from vrl_jax.training.iteration import Act, Recipe, as_batch
+
+
+class Side(NamedTuple):
+    """The chosen, or the rejected, responses of the pairs; sums over their tokens."""
+
+    gain: Float[Array, " P"]
+    """h = sum_t log(pi / pi_ref)"""
+    logprob: Float[Array, " P"]
+    """sum_t log pi"""
+
+
+PairLoss = Callable[[Side, Side], Float[Array, " P"]]
+
+
+def pair_recipe(
+    act: Act, *, pair_loss: PairLoss, reference: Params | None = None
+) -> Recipe:
+    """pair_loss(chosen, rejected), mean over pairs.
+
+    Rows 2k and 2k + 1 of what `act` gives are pair k, rewarded 1 and 0, whatever their
+    prompts: a sample may have several, such as one for each step of its answer. A pair
+    counts where both of it have tokens. `reference` stays what it is; None takes the
+    policy before each iteration.
+    """
+
+    def score(actor, rollout, key):
+        if reference is not None:
+            actor = dataclasses.replace(actor, params=reference)
+        scored = {"reference": actor.likelihood(rollout).logprobs}
+        return dataclasses.replace(rollout, extra_logprobs=scored)
+
+    def credit(rollout):
+        sign = 2 * rollout.rewards - 1  # says which is which; the loss reads the order
+        return as_batch(rollout, sign[:, None], rollout.extra_logprobs), {}
+
+    def loss(policy, batch):
+        new = policy(batch)
+        gain = preference.log_ratio(new.logprobs, batch.extra["reference"], batch.mask)
+        logprob = masked.sum(new.logprobs, batch.mask, axis=1)
+        sides = map(Side, gain.reshape(-1, 2).T, logprob.reshape(-1, 2).T)
+        chosen, rejected = sides
+        both = batch.mask.any(axis=1).reshape(-1, 2).all(axis=1)
+        mean = reductions.row_mean(pair_loss(chosen, rejected), both)
+        right = (chosen.gain > rejected.gain).astype(jnp.float32)
+        return mean, {
+            "actor/entropy": reductions.token_mean(new.entropy, batch.mask),
+            "rewards/margins": reductions.row_mean(chosen.gain - rejected.gain, both),
+            "rewards/accuracies": reductions.row_mean(right, both),
+            "logps/chosen": reductions.row_mean(chosen.logprob, both),
+            "logps/rejected": reductions.row_mean(rejected.logprob, both),
+        }
+
+    return Recipe(act, score, credit, loss)
