@@ -16,9 +16,9 @@ What we could read names the three rewards and not their formulas, so these are 
 reading. Looking pays where the answers of the group differ: on which of the gold boxes
 (`groups.disagreement_look`) or, without gold, on which part of the picture
 (`groups.spread_look`). Boxes are matched for the largest total IoU and hit from 0.5 on;
-w = 0.5, and 0.3 leans to recall for crowds. Clip and group size are GRPO's usual ones.
-The paper stays near a reference, by a weight that it does not tell us;
-near(reference, weight=0.04) is GRPO's.
+w = 0.5, and 0.3 leans to recall for crowds. The blocks' order, the mean over all tokens
+and an anchor are from others' summaries; no number is, so clip and group size are
+GRPO's usual ones, and so would be near(reference, weight=0.04).
 
 A group that agrees is paid for looking nowhere, and one that finds nothing agrees: a
 policy needs a cold start that finds something, or it learns to look away first.
