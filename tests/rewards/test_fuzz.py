@@ -243,6 +243,15 @@ NUMBERS = st.one_of(
 FOUR = st.lists(NUMBERS, min_size=4, max_size=4)
 BOXES = st.lists(st.one_of(FOUR, st.just([0.0, 0, 10, 10])), max_size=4)
 SIZE = 4
+
+
+def looked(rule, predicted, gold):
+    """Of a group of two; the first answers what the second looks at."""
+    answers = jax.tree.map(lambda *x: jnp.stack(x), predicted, gold)
+    looks = jax.tree.map(lambda x: x[::-1], answers)
+    return rule(answers, looks, gold, jnp.array([10.0, 10.0]))[0]
+
+
 BOX_RULES = [
     (boxes.first_iou, 0, 1),
     (boxes.pixel_iou, 0, 1),
@@ -264,6 +273,8 @@ BOX_RULES = [
     (functools.partial(average_precision.mean_average_precision, classes=2), 0, 1),
     (lambda p, g: geometry.giou(p.boxes[0], g.boxes[0]), -1, 1),
     (lambda p, g: groups.matched_gold_iou(p, g).sum(), 0, SIZE),
+    (lambda p, g: looked(groups.disagreement_look, p, g), 0, 1),
+    (lambda p, g: looked(groups.spread_look, p, g), -1, 1),
 ]
 
 

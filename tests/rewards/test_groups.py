@@ -1,5 +1,7 @@
 """Worked examples of the papers that each function names, by hand."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -87,6 +89,22 @@ def test_disagreement_look_of_dip_r1():
     np.testing.assert_allclose(look(same, looks, gold, size)[2:], [0.5, 1])
     small = look(same, looks, gold, jnp.array([80.0, 100.0]))
     np.testing.assert_allclose(small[2:], [0.25, 1], rtol=1e-6)
+
+
+def test_spread_look_of_dip_r1():
+    """By hand on 4 x 4 points of a picture 8 wide and 4 high."""
+    left, right = (0, 0, 4, 2), (4, 0, 8, 2)  # four points each
+    answers = stacked([[left, right], [left], [left, (4, 0, 6, 2)], []])
+    # Variances 3/16 on the left; on the right 1/4 and 3/16, two points of each.
+    looks = stacked([[left], [right], [(4, 0, 6, 2), (5, 1, 6, 2)], []])
+    size, whole = jnp.array([8.0, 4.0]), 4 * 3 + 2 * 4 + 2 * 3
+    look = jax.jit(functools.partial(groups.spread_look, cells=4))
+    gold = jax.tree.map(lambda x: x[0], answers)  # which is not asked
+    expected = [12 / whole - 1 / 4, 14 / whole - 1 / 4, 8 / whole - 1 / 8, 0]
+    np.testing.assert_allclose(look(answers, looks, gold, size), expected, atol=1e-6)
+    same = jax.tree.map(lambda x: np.stack([x[0]] * 4), answers)
+    agreed = [-1 / 4, -1 / 4, -1 / 8, 0]
+    np.testing.assert_allclose(look(same, looks, gold, size), agreed, atol=1e-6)
 
 
 SCORES = jnp.array([[0.9, 0.8, 0.7], [0.95, 0.2, 0.1], [0.6, 0.6, 0.4]])

@@ -1,5 +1,6 @@
 import collections
 import io
+import itertools
 
 import numpy as np
 import pytest
@@ -8,7 +9,8 @@ from PIL import Image
 from vrl_jax.rewards.parse import last_boxed
 from vrl_jax.worlds import shapes
 
-TASKS = (shapes.count, shapes.colour, shapes.position, shapes.comparison)
+APART = (shapes.count, shapes.colour, shapes.position, shapes.comparison)
+TASKS = (*APART, shapes.crowd)
 
 
 def names(sample):
@@ -24,7 +26,7 @@ def test_task_is_deterministic_and_grows_by_appending(task):
     assert task(5, split="train", seed=4)[0].images != first[0].images
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", APART)
 def test_pictures_show_their_objects_and_nothing_else(task):
     for sample in task(20, split="train", seed=0, noise=0):
         picture = np.asarray(Image.open(io.BytesIO(sample.images[0])))
@@ -44,10 +46,23 @@ def test_pictures_show_their_objects_and_nothing_else(task):
         assert last_boxed(sample.annotations["demonstration"]) == sample.answer
 
 
-def test_count_counts():
-    for sample in shapes.count(40, split="train", seed=0):
+@pytest.mark.parametrize("task", [shapes.count, shapes.crowd])
+def test_count_counts(task):
+    for sample in task(40, split="train", seed=0):
         wanted = tuple(sample.question.removesuffix("s?").split()[-2:])
         assert int(sample.answer) == names(sample).count(wanted)
+
+
+def test_things_of_a_crowd_hide_no_more_than_a_strip_of_each_other():
+    """Of 84 pixels sides are 10 to 14: a third of the shortest is 3."""
+    met = 0
+    for sample in shapes.crowd(40, split="train", seed=0):
+        for a, b in itertools.combinations(sample.annotations["boxes"], 2):
+            wide, high = (min(a[i + 2], b[i + 2]) - max(a[i], b[i]) for i in (0, 1))
+            assert min(wide, high) <= 3
+            met += min(wide, high) > 0
+        assert 6 <= len(names(sample)) <= 12
+    assert met > 40  # more than one pair a picture
 
 
 def test_colour_asks_for_the_only_thing_of_its_shape():

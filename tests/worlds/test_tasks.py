@@ -1,5 +1,6 @@
 """Rows of shapes as papers ask for them: what they show is what is paid."""
 
+import dataclasses
 import io
 import json
 import random
@@ -9,6 +10,7 @@ import pytest
 from PIL import Image
 
 from vrl_jax.recipes.curr_reft import binary, choice, open_ended
+from vrl_jax.recipes.dip_r1 import inspected
 from vrl_jax.recipes.perception_r1 import perception_reward
 from vrl_jax.recipes.q_insight import quality_reward
 from vrl_jax.recipes.satori import satori_reward
@@ -18,6 +20,7 @@ from vrl_jax.recipes.visual_rft import checked, detection
 from vrl_jax.rewards.answers import exact
 from vrl_jax.rewards.boxed import boxed_exact
 from vrl_jax.rewards.combine import per_response
+from vrl_jax.rewards.parse import last_tag
 from vrl_jax.training.data import read_samples
 from vrl_jax.types import Episode, ImageSize, Turn
 from vrl_jax.worlds import digits, shapes, tasks
@@ -41,11 +44,25 @@ def chosen(episode):
     return {"overall": float(exact(episode.text, episode.sample.annotations["chosen"]))}
 
 
+def beside_doubt(reward):
+    """Of a response beside one that misses what it looks at, and looks nowhere."""
+
+    def paid(episodes):
+        (own,) = episodes
+        look, answer = (json.loads(last_tag(own.text, n)) for n in ("look", "answer"))
+        kept = [box for box in answer if box not in look]
+        other = f"<think></think><look>[]</look><answer>{kept}</answer>"
+        return reward([own, dataclasses.replace(own, turns=(Turn(other, (1,)),))])[:1]
+
+    return paid
+
+
 REWARDS = {
     tasks.wrong_phrase: (lambda verifier: critic_reward, 1.0),
     tasks.wrong_digit: (lambda verifier: critic_reward, 1.0),
     tasks.seen_and_located: (lambda verifier: satori_reward, 4.0),
     tasks.all_of_a_kind: (lambda verifier: checked(detection), 3.0),
+    tasks.found_in_a_crowd: (lambda verifier: beside_doubt(inspected(most=8)), 3.0),
     tasks.named_boxes: (verified, 1.0),
     tasks.yes_or_no: (lambda verifier: binary, 2.0),
     tasks.one_letter: (lambda verifier: choice, 2.0),
@@ -59,8 +76,11 @@ REWARDS = {
 SIZE = ImageSize(84, 84, 84, 84)
 
 
+WORLDS = {tasks.wrong_digit: digits.sums, tasks.found_in_a_crowd: shapes.crowd}
+
+
 def rows(task, count=40):
-    make = digits.sums if task is tasks.wrong_digit else shapes.colour
+    make = WORLDS.get(task, shapes.colour)
     return [task(sample) for sample in make(count, split="train", seed=0)]
 
 
@@ -118,7 +138,9 @@ def test_what_is_rejected_names_one_thing_that_is_not_there():
         assert [name for name in wrong if name != imagined] == right
 
 
-@pytest.mark.parametrize("world", ["count", "colour", "position", "comparison"])
+@pytest.mark.parametrize(
+    "world", ["count", "colour", "position", "comparison", "crowd"]
+)
 def test_every_question_has_its_three_forms(world):
     made = getattr(shapes, world)(40, split="train", seed=0)
     verdicts = [tasks.yes_or_no(sample) for sample in made]
@@ -149,6 +171,27 @@ def test_boxes_in_thousandths_lie_on_the_things():
         boxes = [o["box"] for o in objects if f"{o['colour']} {o['shape']}" == wanted]
         found = [box["Position"] for box in json.loads(row.answer)]
         np.testing.assert_allclose(np.array(found) * 0.084, boxes, atol=0.05)
+
+
+def test_a_look_goes_where_things_meet():
+    """Some rows look, some need not; what is looked at is part of the answer."""
+    made = rows(tasks.found_in_a_crowd)
+    looks = [json.loads(last_tag(r.annotations["demonstration"], "look")) for r in made]
+    assert 5 < sum(map(bool, looks)) < 35
+    assert any(row.answer == "[]" for row in made)
+    for row, look in zip(made, looks, strict=True):
+        wanted = row.question.split("every ")[1].split("?")[0].split()
+        objects = row.annotations["objects"]
+        found = [o["box"] for o in objects if [o["colour"], o["shape"]] == wanted]
+        assert json.loads(row.answer) == found
+        for box in found:
+            x0, y0, x1, y1 = box
+            others = [o["box"] for o in objects if o["box"] != box]
+            meets = any(
+                max(x0, a) < min(x1, c) and max(y0, b) < min(y1, d)
+                for a, b, c, d in others
+            )
+            assert meets == (box in look)
 
 
 def pixels(sample):

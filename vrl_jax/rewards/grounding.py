@@ -71,8 +71,8 @@ def box_reward(
         predicted = jax.tree.map(lambda *x: np.stack(x), *given)
         size = first_size(episodes[0])
         return compiled(
-            _in_pixels(predicted, frame, size),
-            _in_pixels(_table(gold, labels, most), gold_frame, size),
+            in_pixels(predicted, frame, size),
+            in_pixels(_table(gold, labels, most), gold_frame, size),
         ).tolist()
 
     return reward
@@ -111,7 +111,8 @@ def first_size(episode: Episode) -> ImageSize:
     return episode.image_sizes[0]
 
 
-def _in_pixels(boxes: Boxes, frame: Frame, size: ImageSize) -> Boxes:
+def in_pixels(boxes: Boxes, frame: Frame, size: ImageSize) -> Boxes:
+    """Boxes in `frame` as boxes in pixels of the picture as it came."""
     return Boxes(
         _converted(boxes.boxes, frame, size),
         boxes.mask,

@@ -118,6 +118,36 @@ def disagreement_look(
     return jnp.where(total > 1e-9, (covers * weights).sum(-1) * psi, agreed)
 
 
+def spread_look(
+    answers: Boxes,
+    looks: Boxes,
+    gold: Boxes,
+    size: Float[Array, " 2"],
+    *,
+    cells: int = 32,
+) -> Float[Array, " G"]:
+    """Share of the variance that lies in look boxes - share of the picture that does.
+
+    The picture is cells x cells points, each in the middle of its cell. A point's
+    variance is that, over the group, of whether it lies in a box of the answer. In
+    [-1, 1); an empty look list gets 0, and any other less than 0 where all answers
+    agree. `answers` and `looks` have a leading axis G, and gold is not asked. Another
+    reading of DIP-R1, https://arxiv.org/abs/2505.23179, than `disagreement_look`.
+    """
+    del gold
+    middles = (jnp.arange(cells) + 0.5) / cells
+    points = jnp.stack(jnp.meshgrid(middles, middles), -1).reshape(-1, 2) * size
+
+    def inside(boxes: Boxes) -> Bool[Array, "G C"]:
+        found = geometry.point_in_box(points[:, None], boxes.boxes[:, None])
+        return (found & boxes.mask[:, None]).any(-1)
+
+    variance = inside(answers).var(0)
+    seen = inside(looks)
+    share = jnp.where(seen, variance, 0).sum(-1) / jnp.maximum(variance.sum(), 1e-9)
+    return share - seen.mean(-1)
+
+
 def log_tame_noisy(
     rewards: Float[Array, " B"], *, threshold: float = 0.2
 ) -> Float[Array, " B"]:

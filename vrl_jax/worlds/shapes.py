@@ -82,6 +82,16 @@ def comparison(
     return _samples("comparison", _comparison, samples, split, seed, pixels, noise)
 
 
+def crowd(
+    samples: int, *, split: Split, seed: int, pixels: int = 84, noise: float = 0.02
+) -> list[Sample]:
+    """How many things of one colour and shape, 3 to 6, among as many others?
+
+    They are small and hide parts of each other.
+    """
+    return _samples("crowd", _crowd, samples, split, seed, pixels, noise)
+
+
 def draw(things: Sequence[Thing], pixels: int) -> UInt8[np.ndarray, "pixels pixels 3"]:
     """The things on light paper."""
     image = Image.new("RGB", (pixels, pixels), PAPER)
@@ -148,6 +158,20 @@ def _count(rng: np.random.Generator, pixels: int) -> Scene:
     number = int(rng.integers(0, 4))
     others = [_attributes(rng, but=target) for _ in range(rng.integers(1, 4))]
     things = _place([target] * number + others, rng, pixels)
+    return _counted(things, target, number)
+
+
+def _crowd(rng: np.random.Generator, pixels: int) -> Scene:
+    target = _attributes(rng)
+    number = int(rng.integers(3, 7))
+    others = [_attributes(rng, but=target) for _ in range(rng.integers(3, 7))]
+    sides = (pixels // 8, pixels // 6)
+    # Two things share a strip of at most a third of the smaller one's side.
+    things = _place([target] * number + others, rng, pixels, sides, -(sides[0] // 3))
+    return _counted(things, target, number)
+
+
+def _counted(things: list[Thing], target: Attributes, number: int) -> Scene:
     return Scene(
         things,
         f"<image>How many {target[0]} {target[1]}s?",
@@ -219,19 +243,25 @@ def _attributes(rng: np.random.Generator, but: Attributes | None = None) -> Attr
 
 
 def _place(
-    attributes: Sequence[Attributes], rng: np.random.Generator, pixels: int
+    attributes: Sequence[Attributes],
+    rng: np.random.Generator,
+    pixels: int,
+    sides: tuple[int, int] | None = None,
+    gap: int = 2,
 ) -> list[Thing]:
-    """Random boxes of a sixth to a quarter of the picture, two pixels apart or more.
+    """Random boxes of a sixth to a quarter of the picture, `gap` pixels apart or more.
 
-    In reading order, left to right, so that a list of them can be checked by eye.
+    Or with such `sides`; a negative gap is how far boxes may lie over each other. In
+    reading order, left to right, so that a list of them can be checked by eye.
     """
+    shortest, longest = sides or (pixels // 6, pixels // 4)
     boxes: list[tuple[int, int, int, int]] = []
     tries = 0
     while len(boxes) < len(attributes):
-        side = int(rng.integers(pixels // 6, pixels // 4 + 1))
+        side = int(rng.integers(shortest, longest + 1))
         x, y = (int(start) for start in rng.integers(1, pixels - side, 2))
         box = (x, y, x + side, y + side)
-        if not any(_near(box, placed) for placed in boxes):
+        if not any(near(box, placed, gap=gap) for placed in boxes):
             boxes.append(box)
         tries += 1
         if tries % 50 == 0:  # a crowded corner: begin again
@@ -243,7 +273,8 @@ def _place(
     return sorted(things, key=lambda thing: thing.box)
 
 
-def _near(a: Sequence[int], b: Sequence[int], gap: int = 2) -> bool:
+def near(a: Sequence[int], b: Sequence[int], *, gap: int) -> bool:
+    """Whether fewer than `gap` pixels lie between two boxes; 0 is sharing a pixel."""
     return (
         a[0] < b[2] + gap
         and b[0] < a[2] + gap

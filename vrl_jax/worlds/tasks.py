@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter
 
 from vrl_jax.types import Sample
-from vrl_jax.worlds.shapes import COLOURS, SHAPES
+from vrl_jax.worlds.shapes import COLOURS, SHAPES, near
 from vrl_jax.worlds.writing import add_noise, png_bytes
 
 SEVERITIES = ("slight", "moderate", "obvious", "serious", "catastrophic")
@@ -72,10 +72,7 @@ def all_of_a_kind(sample: Sample) -> Sample:
 
     Of one row in five nothing is there: "No Objects".
     """
-    drawn = random.Random(sample.id)
-    names = _names(sample)
-    absent = [name for name in NAMES if name not in names]
-    wanted = drawn.choice(absent if drawn.random() < 0.2 else names)
+    wanted, names = _sought(sample), _names(sample)
     scale = 1000 / np.tile(_picture(sample).size, 2)
     boxes = zip(names, sample.annotations["boxes"], strict=True)
     found = [
@@ -90,6 +87,31 @@ def all_of_a_kind(sample: Sample) -> Sample:
         "and Confidence, or No Objects.",
         answer,
         f"<think>{', '.join(names)}</think><answer>{answer}</answer>",
+    )
+
+
+def found_in_a_crowd(sample: Sample) -> Sample:
+    """Every thing of one name as boxes in pixels, for `recipes.dip_r1`.
+
+    Best of `shapes.crowd`; of one row in five nothing is there: []. The demonstration
+    looks at what meets another thing, and is right where the model sees the picture in
+    its own size. It is paid in full beside answers that miss just what it looks at.
+    """
+    wanted, names = _sought(sample), _names(sample)
+    boxes = sample.annotations["boxes"]
+    found = [box for name, box in zip(names, boxes, strict=True) if name == wanted]
+    unsure = [
+        box
+        for box in found
+        if any(near(box, other, gap=0) for other in boxes if other != box)
+    ]
+    return _asked(
+        sample,
+        f"<image>Where is every {wanted}? Think, look at what is unsure, then answer, "
+        "both as lists of [x1, y1, x2, y2].",
+        json.dumps(found),
+        f"<think>{', '.join(names)}</think><look>{json.dumps(unsure)}</look>"
+        f"<answer>{json.dumps(found)}</answer>",
     )
 
 
@@ -294,11 +316,20 @@ def _one_wrong(
     )
 
 
+def _sought(sample: Sample) -> str:
+    """The name of a thing; of one row in five, one that is not there."""
+    drawn = random.Random(sample.id)
+    names = _names(sample)
+    absent = [name for name in NAMES if name not in names]
+    return drawn.choice(absent if drawn.random() < 0.2 else names)
+
+
 _ANSWERS = {
     "shapes/count": ("0", "1", "2", "3"),
     "shapes/colour": tuple(COLOURS),
     "shapes/position": ("left", "right", "above", "below"),
     "shapes/comparison": ("more", "fewer", "equal"),
+    "shapes/crowd": ("3", "4", "5", "6"),
 }
 """What the questions of a source may be answered."""
 
