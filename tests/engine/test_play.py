@@ -1,6 +1,7 @@
 """Episodes of several turns: what is asked, what is read, and what becomes a row."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -266,6 +267,84 @@ def test_what_is_given_is_read_and_not_trained():
     assert not mask[:, : len(given)].any() and mask[:, len(given)].all()
     scored = small.actor().likelihood(rollout).logprobs
     np.testing.assert_allclose(scored, rollout.old_logprobs, rtol=0, atol=1e-5)
+
+
+def tried_twice(sample):
+    """The longer of two openings goes on; in the end something more is asked."""
+    tries = yield [Ask(question(sample), tentative=True, max_new_tokens=3)] * 2
+    longer = max(tries, key=lambda turn: len(turn.tokens))
+    whole = yield Ask(question(sample), given=longer, max_new_tokens=4)
+    return (whole, (yield Ask((*question(sample), whole, user("So?")))))
+
+
+def test_an_answer_goes_on_in_the_middle_and_is_one_row():
+    """Law 1, over an answer in two parts and the turn after it."""
+    groups, rollout = rolled(tried_twice)
+    assert rollout.tokens.shape[0] == 8 and (rollout.facts["asks"] == 4).all()
+    scored = small.actor().likelihood(rollout).logprobs
+    np.testing.assert_allclose(scored, rollout.old_logprobs, rtol=0, atol=1e-5)
+    tokens, mask = np.asarray(rollout.tokens), np.asarray(rollout.mask)
+    played = [one for group in groups for one in group]
+    for row, one in enumerate(played):
+        whole, last = one.episode.turns
+        opening, rest, _ = (said.response.tokens for said in one.rows[0].said)
+        assert whole.tokens == (*opening, *rest) and whole.given == last.given == 0
+        assert tuple(tokens[row][mask[row]]) == whole.tokens + last.tokens
+        starts = np.flatnonzero(np.diff(mask[row].astype(int), prepend=0) > 0)
+        assert len(starts) == 2 and starts[1] > len(whole.tokens)
+
+
+@pytest.mark.parametrize(
+    ("ends", "kept"),
+    [
+        (lambda one, other: (other,), 1),
+        (lambda one, other: (one, other), 2),
+        (lambda one, other: (), 0),
+        (lambda one, other: None, 0),
+        (lambda one, other: 1 / 0, 0),
+    ],
+)
+def test_what_was_only_tried_is_no_row(ends, kept):
+    def program(sample):
+        return ends(*(yield [Ask(question(sample), tentative=True)] * 2))
+
+    groups = played(program, small.chain_actor())
+    for one in (one for group in groups for one in group):
+        assert len(one.rows) == kept
+        turns = [row.said[-1].turn for row in one.rows]
+        assert turns == list(one.episode.turns)[:kept]
+
+
+def test_an_answer_that_is_given_elsewhere_is_not_trained_again():
+    """As text or ids are: of another context, or where it was asked untrained."""
+    elsewhere = (user("What?"),)
+
+    def program(sample, trained):
+        first = yield Ask(elsewhere, trained=trained)
+        return (yield Ask(question(sample) if trained else elsewhere, given=first))
+
+    for trained in (True, False):
+        alone = functools.partial(program, trained=trained)
+        for group in played(alone, small.chain_actor(), group_size=1):
+            *_, row = group[0].rows
+            (turn,) = group[0].episode.turns
+            assert len(group[0].rows) == 1 + trained and len(row.said) == 1
+            assert turn.given == len(turn.tokens) - len(row.said[0].response.tokens)
+            assert turn.given > 0
+
+
+def test_an_episode_ends_as_the_turn_that_it_returns():
+    """Not as the last that was tried."""
+
+    def program(sample):
+        it = Ask(question(sample), max_new_tokens=1, allowed=("it",))
+        cut = yield it
+        whole = yield dataclasses.replace(it, stops=("it",))
+        return cut if sample.images else (whole, (yield it))[0]
+
+    groups = played(program, small.chain_actor(), group_size=1)
+    ended = [group[0].episode.finished for group in groups]
+    assert ended == [False, False, True, False]  # the third row shows nothing
 
 
 def test_a_stop_string_ends_the_answer_and_stays():

@@ -19,7 +19,7 @@ from vrl_jax.programs.describe_then_answer import (
     answer_and_reread,
     describe_then_answer,
 )
-from vrl_jax.programs.resample import gated_resample
+from vrl_jax.programs.resample import gated_opening, gated_resample
 from vrl_jax.programs.search import best_of_n, tree_search
 from vrl_jax.programs.tool_turns import TAGS, tool_turns
 from vrl_jax.rewards.combine import fact
@@ -65,6 +65,16 @@ def test_gated_resample_asks_until_it_is_accepted_or_tired():
     assert len({ask.context for ask in asked}) == 1
     _, outcome = talk(gated_resample(SAMPLE, accept=right, tries=2), [said("no")] * 2)
     assert outcome.facts == {"tries": 2, "accepted": False}
+
+
+def test_gated_opening_goes_on_with_the_first_that_is_worth_it():
+    program = gated_opening(SAMPLE, value=length, threshold=4, closing=".")
+    replies = [said("a."), said("abc."), said("abc. And so on.")]
+    asked, outcome = talk(program, replies)
+    assert [ask.tentative for ask in asked] == [True, True, False]
+    assert asked[0].stops == (".",) and asked[2].given is replies[1]
+    assert outcome.turns == (replies[2],)
+    assert outcome.facts == {"tries": 2, "opening": 4, "accepted": 1}
 
 
 @pytest.mark.parametrize(("answer", "gate"), [("<a1>4</a1>", 1), ("<a1>5</a1>", 0)])

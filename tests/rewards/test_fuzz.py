@@ -32,6 +32,7 @@ from vrl_jax.rewards import (
     mathruler,
     parse,
     parse_boxes,
+    primitives,
     quality,
     steps,
     text,
@@ -72,6 +73,7 @@ PIECES = (
     "```", '{"bbox_2d": [0, 1, 2, 3], "label": "a"}', '"rating": ', '"name": "a"',
     '"point_2d": [NaN, 1e999]', r"\frac", r"\text{", r"\sqrt", "Answer:", "A.", "B",
     "yes", "no", "None", "nan", "inf", "1e999", "-", "1", "2", ".", ",", ":", '"', "'",
+    "point A (1, -2.5)\n", "line (0, 0) (9, 1)\n", "circle (99, -99) 99\n",
     " ", "\n", "\\", "%", "=", "9" * 5000, "١", "½", "\u2028", "\ud800", "\x00", "é",
 )  # fmt: skip
 WRITTEN = st.one_of(
@@ -85,6 +87,14 @@ WRITTEN = st.one_of(
     ).map(lambda t: ((t[0] + t[1]) * (t[2] // len(t[0] + t[1]) + 1))[:100_000]),
     st.sampled_from(PIECES).map(lambda piece: (piece * 100_000)[:100_000]),
 )
+
+
+def of_primitives(rule, prediction, gold):
+    """Of what can be read of two texts; what was read can be drawn."""
+    given = primitives.read_primitives(prediction)
+    primitives.draw(given, pixels=28)
+    return rule(given, primitives.read_primitives(gold))
+
 
 READERS = [
     parse.last_boxed,
@@ -102,6 +112,7 @@ READERS = [
     parse_boxes.triune_detections,
     parse_boxes.first_four_integers,
     parse_boxes.first_point,
+    primitives.read_primitives,
     answers.letter_vlm_r1,
     answers.letter_vl_prm,
     answers.letters_curr_reft,
@@ -151,6 +162,8 @@ SCORES_OF_TWO = [
     (text.bleu4, 0, 1),
     (text.rouge_l, 0, 1),
     (text.caption_score, 0, 1),
+    (lambda p, g: of_primitives(primitives.primitive_score, p, g), 0, 1),
+    (lambda p, g: of_primitives(primitives.segment_f1, p, g), 0, 1),
 ]
 SECONDS = 5.0  # for 100 kB, beside other work; quadratic code takes minutes
 

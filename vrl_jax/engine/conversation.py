@@ -30,23 +30,28 @@ MARK = "(what was written)"
 class Ask:
     """A request to a model: what it reads, and how its answer is drawn.
 
-    `model` names it; only the `policy` is trained, and only where `trained`. What is
-    None is the actor's. The answer begins with `given`, text or ids, which are not
-    drawn; it ends at a stop id of the model, at one of the `stops` (texts, kept), or
-    after `max_new_tokens`. `allowed` are the only tokens that may be drawn: texts of
-    one token each, stop tokens too where the answer may end.
+    `model` names it; only the `policy` is trained, and only where `trained`. A
+    `tentative` answer is trained where the program returns it, or an answer that goes
+    on with it; else it was only tried. What is None is the actor's.
+
+    The answer begins with `given`, text or ids, which are not drawn, or an earlier
+    turn: where that was asked to be trained, after the same context, both are one row.
+    It ends at a stop id of the model, at one of the `stops` (texts, kept), or after
+    `max_new_tokens`. `allowed` are the only tokens that may be drawn: texts of one
+    token each, stop tokens too where the answer may end.
     """
 
     context: Context
     model: str = "policy"
     trained: bool = True
+    tentative: bool = False
     max_new_tokens: int | None = None
     temperature: float | None = None
     top_k: int | None = None
     top_p: float | None = None
     stops: tuple[str, ...] = ()
     allowed: tuple[str, ...] | None = None
-    given: str | tuple[int, ...] = ()
+    given: str | tuple[int, ...] | Turn = ()
 
 
 def user(text: str, images: Sequence[ImageRef] = ()) -> Message:
@@ -110,8 +115,12 @@ def following(
     return new._replace(tokens=new.tokens[1:]) if closed else new
 
 
-def ids_of(processor: Processor, given: str | Sequence[int]) -> Int[np.ndarray, " n"]:
-    """Text as ids; ids as they are."""
+def ids_of(
+    processor: Processor, given: str | Sequence[int] | Turn
+) -> Int[np.ndarray, " n"]:
+    """Text as ids; ids, and those of a turn, as they are."""
+    if isinstance(given, Turn):
+        given = given.tokens
     if isinstance(given, str):
         given = processor.tokenizer(given, add_special_tokens=False)["input_ids"]
     return np.array(given, np.int32)

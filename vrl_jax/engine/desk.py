@@ -12,6 +12,7 @@ from vrl_jax.engine.conversation import (
     Context,
     conversation,
     identity,
+    ids_of,
     one_token,
 )
 from vrl_jax.engine.decoding import Contexts, Model, Request, Response, Rule
@@ -126,7 +127,8 @@ class Desk:
 
     def ask(self, ask: Ask, read: Transcript, **order: Any) -> None:
         """Queues the ask; those that read the same share what is read."""
-        key = (identity(ask.context), ask.given)
+        given = tuple(ids_of(self.processor, ask.given).tolist())
+        key = (identity(ask.context), given)
         self.fresh.setdefault(key, (read, []))[1].append(order)
         self.waiting += 1
 

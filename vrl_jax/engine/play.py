@@ -33,7 +33,6 @@ from jaxtyping import Array, Key, UInt32
 from vrl_jax.engine.actor import Actor
 from vrl_jax.engine.conversation import (
     Ask,
-    Context,
     identity,
     ids_of,
 )
@@ -177,11 +176,24 @@ class _OpenRow:
     prompt: Transcript
     said: list[Said] = dataclasses.field(default_factory=list)
 
-    def goes_on(self, context: Context) -> bool:
-        """Whether the context is this conversation and something more."""
+    def goes_on(self, ask: Ask) -> bool:
+        """Whether the ask is this conversation and something more."""
+        if self.is_given(ask):
+            return True
         last = self.said[-1]
         before = identity((*last.ask.context, last.turn))
-        return identity(context[: len(before)]) == before
+        return identity(ask.context[: len(before)]) == before
+
+    def is_given(self, ask: Ask) -> bool:
+        """Whether the ask goes on in the middle of the last answer."""
+        if not self.said or ask.given is not self.said[-1].turn:
+            return False
+        return identity(ask.context) == identity(self.said[-1].ask.context)
+
+    def kept(self, returned: Sequence[Turn]) -> bool:
+        """Whether it is trained, where the program returned these turns."""
+        tried = any(said.ask.tentative for said in self.said)
+        return not tried or any(self.said[-1].turn is turn for turn in returned)
 
 
 @dataclasses.dataclass(eq=False)
@@ -245,7 +257,7 @@ class _Playing:
             row = None
             if ask.model == "policy" and ask.trained:
                 free = (row for row in self.rows if row not in taken)
-                row = next((row for row in free if row.goes_on(ask.context)), None)
+                row = next((row for row in free if row.goes_on(ask)), None)
                 row = row or _OpenRow(context)
                 taken.append(row)
             order = desk.order(ask)
@@ -270,14 +282,15 @@ class _Playing:
 
     def hear(self, place: int, response: Response, desk: Desk) -> None:
         """An answer to one of the asks that were yielded last."""
-        ask, read, _ = self.asked[place]
+        ask, read, row = self.asked[place]
         given = ids_of(desk.processor, ask.given)
         tokens = (*given.tolist(), *response.tokens.tolist())
+        own = row is not None and row.is_given(ask)
         turn = Turn(
             text=desk.text(tokens),
             tokens=tokens,
             chosen=ask.model == "policy",
-            given=len(given),
+            given=ask.given.given if own else len(given),
             finished=response.finished,
             facts={} if ask.model == "policy" else {"model": ask.model},
         )
@@ -300,6 +313,7 @@ class _Playing:
             turns, facts = turns
         if isinstance(turns, Turn):
             turns = (turns,)
+        returned = turns or ()
         if turns is None:
             turns = _all_turns(self.said)
         if not all(isinstance(turn, Turn) for turn in turns):
@@ -308,13 +322,18 @@ class _Playing:
         first = own[0].read if own else Transcript("", np.zeros(0, np.int32), (), ())
         ended = {f"ended/{self.ended}": 1.0} if self.ended else {}
         # An answer that was awaited when the program ended is no part of it.
-        rows = tuple(Row(row.prompt, tuple(row.said)) for row in self.rows if row.said)
+        rows = tuple(
+            Row(row.prompt, tuple(row.said))
+            for row in self.rows
+            if row.said and row.kept(returned)
+        )
+        last = [turn for turn in turns if turn.chosen][-1:]
         return Played(
             Episode(
                 sample=self.sample,
                 prompt=first.text,
                 turns=tuple(turns) or (Turn("", ()),),
-                finished=not self.ended and all(s.turn.finished for s in own[-1:]),
+                finished=not self.ended and all(turn.finished for turn in last),
                 image_sizes=first.image_sizes,
                 step=actor.step,
                 total_steps=actor.total_steps,
