@@ -135,6 +135,37 @@ def test_an_episode_that_ends_early_is_told():
         recited(small.actor(), iter([saying([" it", "What", " it"])]), KEY, **no_room)
 
 
+def test_what_is_said_to_one_question_in_a_group_reads_one_prompt():
+    """The rows are those of each alone, by sample, place and episode."""
+    actor = small.chain_actor()
+
+    def twice(sample):
+        yield Ask(question(sample))
+        yield Ask((user(f"So? {sample.question}", sample.images),))
+
+    good, bad = saying([" it", " is"]), saying([" a", "What"])
+    both = [one for pair in zip(good, bad, strict=True) for one in pair]
+    rollout = recited(actor, iter([both]), KEY, program=twice, group_size=2, rows=2)
+    tokens, mask = np.asarray(rollout.tokens), np.asarray(rollout.mask)
+    said = [
+        actor.processor.tokenizer.decode(row[kept][:-1])
+        for row, kept in zip(tokens, mask, strict=True)
+    ]
+    assert said == [" it", " a", " is", "What"] * len(good)
+    assert rollout.group.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert rollout.episode.tolist()[:6] == [0, 1, 0, 1, 2, 3]
+    alone = recited(actor, iter([both]), KEY, program=twice, rows=2)
+    assert len(rollout.prompts.tokens) == 8 and len(alone.prompts.tokens) == 16
+    order = [0, 2, 1, 3]  # alone, an episode's rows lie together
+    np.testing.assert_allclose(
+        actor.likelihood(rollout).logprobs[:4],
+        actor.likelihood(alone).logprobs[jnp.array(order)],
+        atol=1e-5,
+    )
+    with pytest.raises(ValueError, match="7 samples are not whole groups of group_siz"):
+        recited(actor, iter([both[1:]]), KEY, program=twice, group_size=2, rows=2)
+
+
 def test_answers_end_as_the_ask_lets_them():
     """No stop token behind a stop string, nor where it may not be drawn."""
     actor = small.actor()

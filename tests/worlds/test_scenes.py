@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vrl_jax import geometry
+from vrl_jax.programs.regions import unit_box
 from vrl_jax.recipes.ergo import closer, coarse_to_fine, shrunk
 from vrl_jax.worlds import digits, scenes, tasks
 
@@ -83,3 +85,21 @@ def test_a_region_must_hold_the_sign(region):
     rows = scenes.signs(20, split="train", seed=0, digits=2)
     with pytest.raises(ValueError, match=r"scenes-signs-6-2-train-0-.*holds the sign"):
         [tasks.sign_in_region(row, **region) for row in rows]
+    with pytest.raises(ValueError, match=r"scenes-signs-6-2-train-0-.*holds the sign"):
+        [tasks.better_region(row, cells=region.get("cells", 12)) for row in rows]
+
+
+def test_the_better_region_shows_the_sign_in_full_and_the_worse_one_does_not():
+    for sample in map(tasks.better_region, scenes.signs(20, split="train", seed=0)):
+        facts = sample.annotations
+        better, worse = (unit_box(facts[f"{n}_step"]) for n in ("chosen", "rejected"))
+        sign = np.array(facts["boxes"][0]) / 504
+        assert (sign[:2] >= better[:2]).all() and (sign[2:] <= better[2:]).all()
+        assert geometry.iou(np.array(worse), sign) == 0
+        assert facts["demonstration"] == [facts["chosen_step"], facts["chosen"]]
+        assert facts["chosen"] == f"<answer>{sample.answer}</answer>"
+        other = facts["rejected"].removeprefix("<answer>").removesuffix("</answer>")
+        assert len(other) == len(sample.answer) and other != sample.answer
+        assert tasks.better_region(sample).annotations == facts
+    with pytest.raises(ValueError, match="cells >= 2, got 1"):
+        tasks.better_region(sample, cells=1)

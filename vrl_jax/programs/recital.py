@@ -28,6 +28,7 @@ def recited(
     key: Key[Array, ""],
     *,
     program: Program,
+    group_size: int = 1,
     rows: int = 1,
     models: Sequence[str] = (),
     limits: Limits | None = None,
@@ -38,13 +39,19 @@ def recited(
     order and without what the ask gives; one text is one turn. `models` are the names
     of the others that it asks, whose answers are listed too and not trained. A stop
     token ends each answer, unless the ask does not allow it or a stop string is there.
+    Every `group_size` samples in a row are one group, such as what is said well and
+    badly to one question: what they read alike is one prompt.
 
     Nobody scored or sampled it: the reward is NaN, the old log-probs are 0, the
     temperature is 1. Raises `ValueError`, with the sample, where answers are missing,
     left over, longer than their budget or not allowed, or where an episode ends early.
     """
     samples = next(batches)
-    groups = play(
+    if len(samples) % group_size:
+        raise ValueError(
+            f"{len(samples)} samples are not whole groups of group_size={group_size}."
+        )
+    played = play(
         actor,
         program,
         samples,
@@ -53,8 +60,11 @@ def recited(
         limits=limits,
         write=functools.partial(_recite, actor),
     )
-    for (one,) in groups:
+    everyone = [one for (one,) in played]
+    for one in everyone:
         _check_end(one)
+    starts = range(0, len(everyone), group_size)
+    groups = [everyone[start : start + group_size] for start in starts]
     unscored = [{"overall": float("nan")}] * len(samples)
     rollout = as_rollout(actor, groups, unscored, rows=rows, limits=limits)
     return dataclasses.replace(rollout, temperature=jnp.ones_like(rollout.temperature))

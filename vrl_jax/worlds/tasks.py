@@ -176,14 +176,12 @@ def sign_in_region(sample: Sample, *, shown: int = 84, cells: int = 6) -> Sample
     sees the picture `shown` pixels wide and high; the region is one of cells x cells.
     Raises `ValueError` where none of them holds all of the sign.
     """
-    sides = np.tile(_picture(sample).size, 2)
-    box = np.array(sample.annotations["boxes"][0]) * cells / sides
-    column, row = np.floor(box[:2]).astype(int).tolist()
-    if shown % cells or (box[2:] > (column + 1, row + 1)).any():
+    if shown % cells:
         raise ValueError(
-            f"{sample.id}: none of {cells} x {cells} regions of {shown} pixels holds "
-            f"the sign at {sample.annotations['boxes'][0]}."
+            f"{sample.id}: none of {cells} x {cells} regions of {shown} pixels, which "
+            "are no whole ones, holds the sign."
         )
+    column, row = _cell_of_sign(sample, cells)
     side = shown // cells
     region = [column * side, row * side, (column + 1) * side, (row + 1) * side]
     answer = f"<answer>{sample.answer}</answer>"
@@ -229,6 +227,50 @@ def one_imagined(sample: Sample) -> Sample:
     rejected = ", ".join([*names[:place], absent, *names[place:]])
     asked = "<image>What is in the picture?"
     return _asked(sample, asked, chosen, chosen, chosen=chosen, rejected=rejected)
+
+
+def better_region(sample: Sample, *, cells: int = 6) -> Sample:
+    """A pair for `recipes.visrl`: the sign of `scenes.signs`, or another place.
+
+    The better box is the sign's of cells x cells regions, with the right answer, the
+    worse one another region with another number. The demonstration is what is said in
+    each turn. Raises `ValueError` where no region holds all of the sign, or one is all.
+    """
+    if cells < 2:
+        raise ValueError(f"{sample.id}: a worse region needs cells >= 2, got {cells}.")
+    drawn = random.Random(sample.id)
+    there = _cell_of_sign(sample, cells)
+    every = [(column, row) for column in range(cells) for row in range(cells)]
+    away = drawn.choice([cell for cell in every if cell != there])
+    numbers = [f"{n:0{len(sample.answer)}}" for n in range(10 ** len(sample.answer))]
+    other = drawn.choice([number for number in numbers if number != sample.answer])
+    boxes = [
+        str([round(edge / cells, 3) for edge in (x, y, x + 1, y + 1)])
+        for x, y in (there, away)
+    ]
+    answers = [f"<answer>{number}</answer>" for number in (sample.answer, other)]
+    columns = {
+        "chosen_step": boxes[0],
+        "rejected_step": boxes[1],
+        "chosen": answers[0],
+        "rejected": answers[1],
+        "demonstration": [boxes[0], answers[0]],
+    }
+    annotations = {**sample.annotations, **columns}
+    return dataclasses.replace(sample, annotations=annotations)
+
+
+def _cell_of_sign(sample: Sample, cells: int) -> tuple[int, int]:
+    """Column and row of the one of cells x cells regions that holds the sign."""
+    sides = np.tile(_picture(sample).size, 2)
+    box = np.array(sample.annotations["boxes"][0]) * cells / sides
+    column, row = np.floor(box[:2]).astype(int).tolist()
+    if (box[2:] > (column + 1, row + 1)).any():
+        raise ValueError(
+            f"{sample.id}: none of {cells} x {cells} regions holds the sign at "
+            f"{sample.annotations['boxes'][0]}."
+        )
+    return column, row
 
 
 def facts_first(sample: Sample) -> Sample:
