@@ -3,7 +3,6 @@
 Such a paper is where its pairs come from, and what a pair costs.
 """
 
-import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -11,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from vrl_jax import masked, preference, reductions
+from vrl_jax.engine.reference import near
 from vrl_jax.models.policy import Params
 from vrl_jax.training.iteration import Act, Recipe, as_batch
 
@@ -39,10 +39,8 @@ def pair_recipe(
     """
 
     def score(actor, rollout, key):
-        if reference is not None:
-            actor = dataclasses.replace(actor, params=reference)
-        scored = {"reference": actor.likelihood(rollout).logprobs}
-        return dataclasses.replace(rollout, extra_logprobs=scored)
+        params = actor.params if reference is None else reference
+        return near(params, weight=0.0).score(actor, rollout)
 
     def credit(rollout):
         sign = 2 * rollout.rewards - 1  # says which is which; the loss reads the order
