@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 import math
 
 import jax
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from vrl_jax.engine.slots import unstack
 from vrl_jax.models.parameters import (
     abstract_params,
     from_checkpoint,
@@ -20,6 +22,7 @@ from vrl_jax.models.qwen_vl import released
 from vrl_jax.models.qwen_vl.config import config_from_spec, spec_from_config
 from vrl_jax.models.qwen_vl.families import QWEN2_5_VL, QWEN2_VL
 from vrl_jax.models.qwen_vl.parameters import parameter_table
+from vrl_jax.models.qwen_vl.policy import policy
 
 from .cases import SPECS, random_params, small_spec
 
@@ -186,6 +189,16 @@ def test_views_of_the_table_agree(name):
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("bfloat16")}
     assert ("head" in params["text"]) == (not spec.tied)
     assert "head" in abstract_params(parameter_table(SPECS["untied"]))["text"]
+
+
+@pytest.mark.parametrize("name", ["untied", "qwen3"])
+def test_what_is_written_from_holds_every_weight_of_the_text_once(name):
+    spec = SPECS[name]
+    assert not spec.tied
+    params = abstract_params(parameter_table(spec))
+    weights = jax.eval_shape(functools.partial(unstack, policy(spec)), params)
+    sizes = lambda tree: sum(leaf.size for leaf in jax.tree.leaves(tree))
+    assert sizes(weights) == sizes(params["text"])
 
 
 @pytest.fixture

@@ -93,8 +93,8 @@ def extend(
 
 
 def unstack(params: Params, spec: QwenSpec) -> Params:
-    """The decoder's weights with its layers apart."""
-    text = params["text"]
+    """The decoder's weights with its layers apart; the head is read by itself."""
+    text = {name: part for name, part in params["text"].items() if name != "head"}
     return {**text, "layers": slot_caches.unstack(text["layers"], spec.text.layers)}
 
 
