@@ -81,6 +81,18 @@ def batch_zscore(
     return centered / (masked.std(rewards, ~jnp.isnan(rewards)) + eps)
 
 
+def batch_zscore_population(
+    rewards: Float[Array, " B"], *, group_size: int, eps: float = 1e-6
+) -> Float[Array, " B"]:
+    """`batch_zscore` with divisor B in the std.
+
+    Flow-GRPO's global std, https://arxiv.org/abs/2505.05470; PaCo-RL clips it to
+    [-5, 5], https://arxiv.org/abs/2512.04784.
+    """
+    centered = group_centered(rewards, group_size=group_size)
+    return centered / (masked.std(rewards, ~jnp.isnan(rewards), ddof=0) + eps)
+
+
 def leave_one_out(
     rewards: Float[Array, " B"], *, group_size: int
 ) -> Float[Array, " B"]:
