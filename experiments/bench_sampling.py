@@ -173,7 +173,7 @@ def our_sampler(
     keys = np.asarray(jax.random.key_data(jax.random.split(jax.random.key(0), 64)))
 
     def run() -> None:
-        contexts = Contexts(prompts)
+        contexts = Contexts(lambda: prompts)
         queue = deque(
             Request(contexts, row // GROUP, keys[row], int(length), Rule(()))
             for row, length in enumerate(lengths)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from vrl_jax.engine import desk
 from vrl_jax.engine.conversation import Ask, user
 from vrl_jax.engine.desk import Limits
 from vrl_jax.engine.play import play
@@ -184,3 +185,15 @@ def test_answers_end_as_the_ask_lets_them():
     assert ids("it", allowed=("it", "What"), max_new_tokens=1) == spelled[:1]
     with pytest.raises(ValueError, match="'What', which the ask does not allow"):
         ids("What", allowed=("it",), max_new_tokens=1)
+
+
+def test_what_is_recited_is_read_by_nobody(monkeypatch):
+    """So pictures of contexts are not packed for a device; those of rows are."""
+    samples, packs = saying([" it a", "What", " a"]), []
+    pack = desk.packed
+    monkeypatch.setattr(desk, "packed", lambda *rest: packs.append(1) or pack(*rest))
+    actor = small.actor()
+    recited(actor, iter([samples]), KEY, **HOW)
+    assert not packs
+    play(actor, HOW["program"], samples, KEY, models={"judge": actor}, limits=LIMITS)
+    assert packs

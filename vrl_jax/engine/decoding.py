@@ -33,10 +33,15 @@ STEPS_WITH_STRINGS = 8
 
 @dataclasses.dataclass(eq=False)
 class Contexts:
-    """Prompts that are read together, when one of them is needed for the first time."""
+    """Prompts that are packed and read together, when the first of them is needed."""
 
-    prompts: Prompts
+    pack: Callable[[], Prompts]
     read: Read | None = None
+
+    @functools.cached_property
+    def prompts(self) -> Prompts:
+        """What `pack` gives: pictures that nobody reads are not packed."""
+        return self.pack()
 
 
 class Rule(NamedTuple):
@@ -203,11 +208,12 @@ def pieces(prompts: Prompts, most: int) -> list[Contexts]:
     fewest = min(-(-count // most), packs)
     parts = next(n for n in range(fewest, packs + 1) if packs % n == 0)
     if parts == 1:
-        return [Contexts(prompts)]
-    return [Contexts(_piece(prompts, number, parts)) for number in range(parts)]
+        return [Contexts(lambda: prompts)]
+    piece = functools.partial(_piece, prompts, parts=parts)
+    return [Contexts(functools.partial(piece, number)) for number in range(parts)]
 
 
-@functools.partial(jax.jit, static_argnums=2)
+@functools.partial(jax.jit, static_argnames="parts")
 def _piece(prompts: Prompts, number: Int[Array, ""], parts: int) -> Prompts:
     return jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:])[number], prompts)
 

@@ -1,5 +1,6 @@
 """Where asks wait for a model, and are answered: from conversations to requests."""
 
+import functools
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -155,7 +156,8 @@ class Desk:
                 count = next(size for size in BATCHES if size >= len(part))
                 rows = [alone for alone, _ in part]
                 rows += rows[-1:] * (count - len(rows))
-                together = Contexts(packed(self.room, self.processor.front_end, rows))
+                pack = functools.partial(packed, self.room, self.processor.front_end)
+                together = Contexts(functools.partial(pack, rows))
                 self.queue.extend(
                     Request(contexts=together, row=row, **order)
                     for row, (_, orders) in enumerate(part)
