@@ -1,10 +1,11 @@
 r"""GRPO on a released Qwen-VL and rows of your own, such as Geometry3K.
 
-Claim     On Geometry3K's 601 test rows, 0.9 accuracy + 0.1 format goes from 0.37 to
-          0.48 for Qwen2.5-VL-7B and from 0.24 to 0.38 for 3B, as users of EasyR1 report
-          of its GRPO. Not run here on these models: what is tested is this script on
-          small ones.
-Command   python experiments/grpo_qwen_geometry3k.py --model Qwen2.5-VL-3B-Instruct \
+Claim     None of its own yet: no released model was trained with it, what is tested is
+          this script on small ones. To be expected, as users of EasyR1 report of its
+          GRPO: on Geometry3K's 601 test rows, 0.9 accuracy + 0.1 format goes from 0.37
+          to 0.48 for Qwen2.5-VL-7B and from 0.24 to 0.38 for 3B.
+Command   python experiments/grpo_qwen_geometry3k.py \
+          --model Qwen/Qwen2.5-VL-3B-Instruct \
           --train geometry3k/train.parquet --test geometry3k/test.parquet
           and for EasyR1's sizes --prompts 512 --minibatches 4 --min-pixels 262144 \
           --max-pixels 4194304 --kl-weight 0.01 --reference device
@@ -62,15 +63,15 @@ def main(
         out: run folder; the same command again resumes there.
         reward: a name that `vrl-jax data check` knows, or path.py:function.
         style: whose signature a function of your own has, as in `vrl-jax data check`.
-        frame: what numbers of boxes in responses count, for iou, detection and click:
-            original or resized (pixels), norm1000 or norm1.
-        gold_frame: the same of the rows' answers.
-        instruction: what is said under each question; "" for nothing.
+        frame: unit of boxes in responses, for iou, detection and click: original or
+            resized (pixels), norm1000 or norm1.
+        gold_frame: unit of boxes in the rows' answers.
+        instruction: words under each question; "" for none.
         images: folder at which relative picture paths start; by default the file's.
-        group: responses to each prompt.
-        kl_weight: of the distance from the model as it was; EasyR1's is 0.01. Needs
-            --reference device or host.
-        seed: of the order of the rows and of every draw.
+        group: responses to each prompt: TRL's num_generations.
+        kl_weight: weight of the distance from the model as it was; EasyR1's is 0.01.
+            Needs --reference device or host.
+        seed: seed of the order of the rows and of every random draw.
     """
     frames = {"frame": frame, "gold_frame": gold_frame}
     with named_reward(reward, style=style, **frames) as paid:

@@ -33,6 +33,8 @@ SIZES = finetuning.Sizes(
 )
 CHOICES = Choices(precision="float32", per_pass=4, slots=16)
 LONG = "row-long"
+TOLD = []
+"""What a log of one's own is told."""
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +67,7 @@ def trained(model, rows, tmp_path_factory):
             "settings": {"group": small.GROUP},
             "seed": 0,
             "out": out,
+            "log": lambda step, row: TOLD.append((step, row)),
         }
         return finetuning.finetune(
             lambda anchor: grpo(group_size=small.GROUP, anchor=anchor),
@@ -81,6 +84,8 @@ def trained(model, rows, tmp_path_factory):
 
 def test_a_run_measures_before_and_after_and_leaves_every_file(trained):
     outcome, out, _ = trained
+    assert [step for step, _ in TOLD] == [0, 1, 2]
+    assert all("training/logprob_gap" in row for _, row in TOLD[1:])
     assert [row["step"] for row in outcome.evaluations] == [0, 2]
     for row in outcome.evaluations:
         assert row["val/count"] == 8
@@ -91,6 +96,26 @@ def test_a_run_measures_before_and_after_and_leaves_every_file(trained):
     assert len(read_lines(out / "examples.jsonl")) == 2
     page = outcome.report.read_text()
     assert "It runs." in page and page == (out / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("minibatches", "rates"),
+    [(1, [0.5, 1, 1]), (2, [0.25, 0.5, 0.75, 1, 1, 1])],
+)
+def test_the_learning_rate_rises_over_steps(minibatches, rates):
+    sizes = SIZES._replace(learning_rate=1.0, warmup_steps=2)
+    rate = finetuning.learning_rate(sizes, CHOICES._replace(minibatches=minibatches))
+    np.testing.assert_allclose([rate(n) for n in range(3 * minibatches)], rates)
+    assert finetuning.learning_rate(SIZES, CHOICES) == SIZES.learning_rate
+    once = SIZES._replace(learning_rate=1.0, warmup_steps=1)
+    np.testing.assert_allclose(finetuning.learning_rate(once, CHOICES)(0), 1)
+
+
+@pytest.mark.parametrize("wrong", [{"temperature": 0.0}, {"warmup_steps": -1}])
+def test_sizes_that_cannot_be_are_told(trained, wrong, tmp_path):
+    _, _, run = trained
+    with pytest.raises(ValueError, match="--temperature must be above 0"):
+        run(sizes=SIZES._replace(**wrong), out=tmp_path)
 
 
 def test_what_cannot_be_used_is_told(trained):

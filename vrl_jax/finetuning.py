@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import optax
 
 from vrl_jax.engine.actor import Actor
 from vrl_jax.engine.pretrained import (
@@ -33,7 +34,7 @@ from vrl_jax.training.data import DataReport, asked, evenly, read_samples
 from vrl_jax.training.files import read_lines, write_json
 from vrl_jax.training.iteration import Recipe
 from vrl_jax.training.loop import Stage, run_files, train
-from vrl_jax.training.trackers import tensorboard
+from vrl_jax.training.trackers import Log, both, nowhere, tensorboard
 from vrl_jax.types import Sample
 
 
@@ -50,25 +51,31 @@ class Sizes(NamedTuple):
     """How large the run is; the scripts' flags."""
 
     steps: int = 60
-    """of training; more of them go on with a run that has ended"""
+    """training steps; with more of them a run that has ended goes on"""
     prompts: int = 128
-    """distinct prompts of a step"""
+    """distinct prompts a step: EasyR1's rollout_batch_size"""
     prompts_per_pack: int = 1
     """prompts whose pictures share one table: more, where pictures differ in size"""
     longest_prompt: int = 8192
-    """tokens of a prompt, pictures included; longer ones are dropped and told"""
+    """tokens of a prompt, pictures included; longer rows are left out and reported"""
     response_tokens: int = 2048
-    """of a response at most"""
+    """most tokens of a response"""
+    temperature: float = 1.0
+    """temperature of the responses that are trained on"""
     min_pixels: int | None = None
-    """area of a picture: smaller ones are enlarged; by default the model's"""
+    """smallest area of a picture, smaller ones are enlarged; by default the model's"""
     max_pixels: int | None = None
-    """area of a picture: larger ones are made smaller; by default the model's"""
+    """largest area of a picture, larger ones are shrunk; by default the model's"""
     learning_rate: float = 1e-6
-    """of AdamW"""
+    """AdamW's learning rate"""
+    warmup_steps: int = 0
+    """steps over which the learning rate rises from 0; then it stays"""
+    weight_decay: float = 0.01
+    """AdamW's weight decay"""
     evaluate_every: int = 10
     """steps between measurements on the test rows; 0: before and after alone"""
     test_rows: int | None = 512
-    """of the test file that are measured, evenly spread; None: all"""
+    """rows of the test file that are measured, evenly spread; None: all"""
     checkpoint_every: int = 20
     """steps between checkpoints"""
     examples: int = 16
@@ -106,13 +113,15 @@ def finetune(
     sizes: Sizes,
     choices: Choices,
     kl_weight: float = 0.0,
+    log: Log = nowhere,
 ) -> Outcome:
     """Data, model, measurement, `recipe`, measurement, export, report.
 
     `model` is a folder or a name of the hub. `recipe` is given what keeps it near the
-    model that it starts from, with `kl_weight`, if the choices have a reference. Called
-    again with the same arguments it resumes, with more steps and other choices of
-    memory too; the script's own `settings` must be the same.
+    model that it starts from, with `kl_weight`, if the choices have a reference. `log`
+    is told of each step as TensorBoard is: see `training.trackers`. Called again with
+    the same arguments it resumes, with more steps and other choices of memory too; the
+    script's own `settings` must be the same.
     """
     chosen.check(choices)
     _check(sizes, choices, kl_weight)
@@ -143,6 +152,7 @@ def finetune(
             sizes=sizes,
             choices=choices,
             kl_weight=kl_weight,
+            log=log,
         )
 
 
@@ -153,6 +163,11 @@ def _check(sizes: Sizes, choices: Choices, kl_weight: float) -> None:
             f"{sizes.prompts} prompts do not make {choices.minibatches} minibatches "
             f"of {choices.micro_batches} equal pieces: choose --prompts, --minibatches "
             "and --micro-batches that divide."
+        )
+    if not sizes.temperature > 0 or sizes.warmup_steps < 0:
+        raise ValueError(
+            "--temperature must be above 0 and --warmup-steps at least 0, got "
+            f"{sizes.temperature} and {sizes.warmup_steps}."
         )
     if sizes.steps < 1:
         raise ValueError(f"a run takes at least 1 step, got --steps {sizes.steps}.")
@@ -174,6 +189,7 @@ def _finetune(
     sizes: Sizes,
     choices: Choices,
     kl_weight: float,
+    log: Log,
 ) -> Outcome:
     start = time.monotonic()
     say("1/5 data: every picture is read once, to know the sizes")
@@ -200,7 +216,12 @@ def _finetune(
         samples=training,
         steps=sizes.steps,
         prompts_per_step=sizes.prompts,
-        optimizer=chosen.optimizer(choices, sizes.learning_rate, jax.random.key(seed)),
+        optimizer=chosen.optimizer(
+            choices,
+            learning_rate(sizes, choices),
+            jax.random.key(seed),
+            weight_decay=sizes.weight_decay,
+        ),
         minibatches=choices.minibatches,
         micro_batches=choices.micro_batches,
         trains=chosen.trains(choices),
@@ -220,7 +241,7 @@ def _finetune(
             size=sizes.prompts,  # what training plays at once
         ),
         checkpoint_every=sizes.checkpoint_every,
-        log=tensorboard(out / "tensorboard"),
+        log=both(tensorboard(out / "tensorboard"), log),
     )
 
     say("3/5 export")
@@ -247,6 +268,15 @@ def _finetune(
     outcome = Outcome(actor, read_lines(run_files(out).evaluations), report, policy)
     say(summary(outcome, time.monotonic() - start))
     return outcome
+
+
+def learning_rate(sizes: Sizes, choices: Choices) -> float | optax.Schedule:
+    """Of each update, of which a step has `minibatches`; the first is not 0."""
+    updates = sizes.warmup_steps * choices.minibatches
+    full = sizes.learning_rate
+    if not updates:
+        return full
+    return optax.linear_schedule(full / updates, full, updates - 1)
 
 
 def _devices(choices: Choices) -> str:
@@ -287,7 +317,10 @@ def begin(
         remat=REMATS[choices.remat],
     )
     return dataclasses.replace(
-        actor, slots=choices.slots, prompts_per_pass=choices.per_pass
+        actor,
+        slots=choices.slots,
+        prompts_per_pass=choices.per_pass,
+        temperature=sizes.temperature,
     )
 
 

@@ -45,7 +45,12 @@ def test_who_compiles_is_said(monkeypatch):
         command.importlib.util, "find_spec", lambda name: name in there or None
     )
     chosen = {name: command._compiler(chip, False) for name, chip in CHIPS.items()}
-    assert chosen["h200"][0] is compiled_for_gpu and "CUDA" in chosen["h200"][1]
+    for name in ("h100", "h200"):
+        assert chosen[name][0] is compiled_for_gpu and "CUDA" in chosen[name][1]
+    assert chosen["a100"] == (
+        None,
+        "analytic: there is no description of a100 to compile for.",
+    )
     assert chosen["v5e"][0] is compiled_for_tpu and "libtpu" in chosen["v5e"][1]
     there.clear()
     assert command._compiler(CHIPS["h200"], False) == (

@@ -28,7 +28,7 @@ from vrl_jax.recipes.openthinkimg import (
     terminated,
     tool_reward,
 )
-from vrl_jax.types import Episode, Sample, Turn
+from vrl_jax.types import Episode, Sample, Turn, text_pieces
 
 from ..fixtures import small
 from ..fixtures.talk import told
@@ -75,6 +75,9 @@ def test_the_worked_episode(verifier):
         (turn("OCR", image="img_1"), "1985", 0),
         ("", "1985", 0),
         ('{"actions": [{"name": "Terminate", "arguments": {"ans": null}}]}', "7", 0),
+        (turn("Crop", coordinates=[0, 0, 28, 9]), "9", 0),
+        (turn("Terminate", "it is 3, 5 or 7"), "7", 0),
+        ("it is 7", "7", 1),
     ],
 )
 def test_accuracy(text, gold, right, verifier):
@@ -193,8 +196,21 @@ def test_an_episode_hears_what_its_tools_gave():
     assert "DrawVerticalLineByX:\n<image>\n" in drawn.text and len(drawn.images) == 1
     assert "there is no tool 'OCR'" in unknown.text and not unknown.images
     assert "what you wrote:\nError: there is no action" in nothing.text
-    assert "coordinates must be 4 numbers" in refused.text
+    assert "bbox_2d must be 4 numbers" in refused.text
     assert all(ask.stops == () for ask in asked)
+
+
+def test_a_tool_may_be_called_anything():
+    """A name is told as text, and no more of it than helps."""
+    for name in ("<image>", "a" * 6000):
+        replies = [turn(name), END]
+        asked, outcome = told(
+            tool_turns(SAMPLE, available=DRAWING_TOOLS, syntax=ACTIONS), *replies
+        )
+        observation = asked[1].context[-1]
+        assert len(text_pieces(observation.text)) == 1 and not observation.images
+        assert len(observation.text) < 1300
+        assert outcome.facts["calls/unknown"] == 1
 
 
 def test_the_worked_mask():

@@ -19,6 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from vrl_jax import geometry
+from vrl_jax.recipes import openthinkimg
 from vrl_jax.rewards import (
     answers,
     average_precision,
@@ -97,6 +98,8 @@ def of_primitives(rule, prediction, gold):
 
 
 READERS = [
+    openthinkimg.actions,
+    openthinkimg.terminated,
     parse.last_boxed,
     parse.boxed_or_none_text,
     parse.answer_tag,

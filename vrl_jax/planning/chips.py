@@ -1,8 +1,9 @@
 """Chips as their maker specifies them: what a plan's bounds divide by.
 
 Cloud TPU documentation, https://cloud.google.com/tpu/docs, pages v5e, v5p, v6e and
-tpu7x; H200: https://www.nvidia.com/en-us/data-center/h200/ (dense bfloat16). A chip of
-TPU7x is two devices to a program, each with half of everything.
+tpu7x; https://www.nvidia.com/en-us/data-center/, pages a100 (SXM, 80 GB), h100 (SXM)
+and h200, dense bfloat16. A chip of TPU7x is two devices to a program, each with half of
+everything.
 """
 
 import math
@@ -35,6 +36,8 @@ CHIPS = {
     "v5p": Chip("v5p", "v5p", 459e12, 95.73 * 2**30, 2765 * GB, 1200 * GB, 3),
     "v6e": Chip("v6e", "v6e", 918e12, 31.24 * 2**30, 1638 * GB, 800 * GB, 2),
     "v7x": Chip("v7x", "tpu7x", 1153e12, 94.74 * 2**30, 3690 * GB, 600 * GB, 3, 2),
+    "a100": Chip("a100", "", 312e12, 80 * GB, 2039 * GB, 600 * GB, 1),
+    "h100": Chip("h100", "", 989e12, 80 * GB, 3350 * GB, 900 * GB, 1),
     "h200": Chip("h200", "", 989e12, 141 * GB, 4800 * GB, 900 * GB, 1),
 }
 

@@ -16,6 +16,7 @@ from vrl_jax.planning.compiling import (
     Request,
     compiled_for_gpu,
     compiled_for_tpu,
+    description,
 )
 from vrl_jax.planning.plan import ANALYTIC, Plan, as_json, page, step_seconds
 from vrl_jax.planning.search import search, usual
@@ -82,7 +83,8 @@ def plan(
 
     Args:
         model: a released model, such as qwen2.5-vl-7b.
-        topology: chips and their shape: v5p:4x4x4, v5e:4x4, v6e:8x8, v7x:2x2x1, h200:8.
+        topology: chips and their shape: v5p:4x4x4, v5e:4x4, v6e:8x8, v7x:2x2x1, or
+            a100:8, h100:8, h200:8.
         recipe: the method, by the name of its file.
         prompts: distinct prompts of a step.
         group: responses of each.
@@ -182,13 +184,15 @@ def _compiler(chip: Chip, analytic: bool) -> tuple[Callable | None, str]:
         return None, (
             "analytic: JAX's CUDA plugin is not installed (pip install 'jax[cuda13]')."
         )
+    if not chip.topology and not description(chip.name).is_file():
+        return None, f"analytic: there is no description of {chip.name} to compile for."
     if not chip.topology:
         return compiled_for_gpu, (
             "compiled by XLA for CUDA without trying variants of kernels; the head is "
             "XLA's, which needs no less memory than the kernel that runs on a Hopper."
         )
     if importlib.util.find_spec("libtpu") is None:
-        return None, "analytic: libtpu is not installed (pip install vrl-jax[aot])."
+        return None, "analytic: libtpu is not installed (pip install -e '.[aot]')."
     return compiled_for_tpu, (
         "compiled by libtpu up to the assignment of buffers; the head is XLA's, which "
         "needs no less memory than the kernel that runs on a TPU."

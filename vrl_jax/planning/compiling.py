@@ -6,8 +6,8 @@ compiles each program and is ended once both are written. The total of the repor
 that of `compiled.memory_analysis()`: arguments, results and temporaries, what is
 donated counted once (a test holds this).
 
-For GPUs XLA compiles for a description of one, `h200.txtpb`, and all products are
-cuBLAS's: to choose among kernels of its own it would have to time them on a GPU.
+For GPUs XLA compiles for a description of one, such as `h200.txtpb`, and all products
+are cuBLAS's: to choose among kernels of its own it would have to time them on a GPU.
 """
 
 import contextlib
@@ -20,6 +20,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -144,6 +145,11 @@ def compiled_for_gpu(request: Request, name: str, *, limit: float = 900) -> Foun
     return _with(found, total, text, request.topology.devices, begun)
 
 
+def description(chip: str) -> Traversable:
+    """Of a GPU, for XLA; a file that need not be there."""
+    return importlib.resources.files(__package__) / f"{chip}.txtpb"
+
+
 def bytes_taken(compiled: Any) -> int:
     """Arguments, results and temporaries, what is donated counted once."""
     memory = compiled.memory_analysis()
@@ -172,9 +178,7 @@ def _for_gpu(request: Request, name: str, pipe: Any) -> None:
     chip, devices = request.topology.chip.name, request.topology.devices
     there = topologies.get_topology_desc(
         platform="cuda",
-        target_config=importlib.resources.files(__package__)
-        .joinpath(f"{chip}.txtpb")
-        .read_text(),
+        target_config=description(chip).read_text(),
         topology=f"1x1x{devices}",  # slices x hosts x GPUs
     )
     lowered = _lowered(request, name, there.devices, "cuda", pipe)

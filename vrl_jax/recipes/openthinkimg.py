@@ -40,7 +40,7 @@ from PIL import Image, ImageDraw
 from vrl_jax import advantages, objectives, reductions
 from vrl_jax.engine.desk import Limits
 from vrl_jax.engine.reference import Anchor, free
-from vrl_jax.engine.tools import Call, Tool, ToolError, crop_box, numbers_of
+from vrl_jax.engine.tools import Call, Tool, ToolError, crop
 from vrl_jax.programs.acting import act as play
 from vrl_jax.programs.tool_turns import Syntax, tool_turns
 from vrl_jax.rewards.answers import exact, is_words
@@ -49,7 +49,7 @@ from vrl_jax.rewards.math_verifier import MathVerifier
 from vrl_jax.rewards.parse import answer_tag
 from vrl_jax.training.clipped_recipe import clipped_recipe
 from vrl_jax.training.iteration import Recipe
-from vrl_jax.types import Episode
+from vrl_jax.types import Episode, literal
 
 FORM = '{"thought": "...", "actions": [{"name": "...", "arguments": {...}}]}'
 
@@ -63,6 +63,8 @@ _POINTS = re.compile(rf"x{_NUMBER}\s*y{_NUMBER}")
 
 MOST_BRACES = 64
 """Places of a text at which its JSON object is looked for."""
+MOST_NAME = 64
+"""Characters of a tool's name that the policy is told again."""
 
 
 def spoken(text: str) -> dict[str, Any] | None:
@@ -96,8 +98,10 @@ def actions(text: str) -> list[Call | ToolError]:
 
 
 def observed(call: Call | ToolError, text: str) -> str:
-    """What a tool gave, under its name."""
-    name = call.name if isinstance(call, Call) else "what you wrote"
+    """What a tool gave, under its name, which is whatever the policy called it."""
+    name = (
+        literal(call.name)[:MOST_NAME] if isinstance(call, Call) else "what you wrote"
+    )
     return OBSERVATION.format(name=name, text=text)
 
 
@@ -134,7 +138,7 @@ def draw_lines(
     along: Literal["x", "y"],
 ) -> Image.Image:
     """The newest picture with a dashed line through each point, from edge to edge."""
-    del image  # the newest one, as in the paper
+    del image  # for the signature: the newest one, as in the paper
     picture = pictures[-1].copy()
     pen, (width, height) = ImageDraw.Draw(picture), picture.size
     thick = max(1, min(picture.size) // 150)
@@ -151,10 +155,8 @@ def crop_newest(
     pictures: Sequence[Image.Image], *, coordinates: Any, image: Any = None
 ) -> Image.Image:
     """A part [x1, y1, x2, y2] of the newest picture, in pixels."""
-    del image
-    picture = pictures[-1]
-    box = numbers_of(coordinates, 4, "coordinates")
-    return picture.crop(crop_box(box, picture.width, picture.height))
+    del image  # as above
+    return crop(pictures[-1:], bbox_2d=coordinates)
 
 
 DRAWING_TOOLS: Mapping[str, Tool] = {
@@ -166,18 +168,23 @@ DRAWING_TOOLS: Mapping[str, Tool] = {
 
 
 def terminated(text: str) -> str:
-    """The `ans` of the turn's first action, or the whole turn."""
+    """The `ans` of the turn's first action, or the whole of a turn without JSON.
+
+    Nothing where there is JSON and no `ans`: a call's coordinates are no answer.
+    """
+    if spoken(text) is None:
+        return text
     action = first_action(text)
     answer = action.arguments.get("ans") if isinstance(action, Call) else None
-    return text if answer is None else str(answer)
+    return "" if answer is None else str(answer)
 
 
 def accuracy(verifier: MathVerifier) -> Reward:
-    """1 where the last turn's `ans` is the row's answer; without one, the whole turn.
+    """1 where what was `terminated` with is the row's answer.
 
     The same text, or equal by math-verify where the answer is no words; what answer
     tags of the row hold stands for it. The code also takes an equal number from
-    anywhere in the turn, such as its thought.
+    anywhere in the turn: from a thought, or from where a last call would have cut.
     """
 
     def reward(episodes: Sequence[Episode]) -> list[float]:
@@ -227,7 +234,9 @@ def openthinkimg(
 ) -> Recipe:
     """At most `turns` answers and `images` pictures from the `available` tools.
 
-    The actor's reward is `tool_reward(accuracy(verifier))`.
+    The actor's reward is `tool_reward(accuracy(verifier))`. All turns and what tools
+    give between them must fit `row_tokens` of the `limits`, their pictures its
+    `blocks`: by default there is the room of one answer and of the question's pictures.
     """
     program = functools.partial(
         tool_turns, available=available, turns=turns, images=images, syntax=ACTIONS

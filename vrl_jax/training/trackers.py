@@ -24,6 +24,16 @@ def nowhere(step: int, row: Mapping[str, Any]) -> None:
     """The log that is thrown away."""
 
 
+def both(*logs: Log) -> Log:
+    """Every one of them is told."""
+
+    def log(step: int, row: Mapping[str, Any]) -> None:
+        for one in logs:
+            one(step, row)
+
+    return log
+
+
 def tensorboard(folder: Path) -> Log:
     """Finite numbers as TensorBoard's scalars: tensorboard --logdir RUN/tensorboard.
 
