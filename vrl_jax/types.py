@@ -85,7 +85,8 @@ class Turn:
     """One stretch of an episode: what the policy wrote, or what it was told.
 
     The first `given` tokens of what it wrote were put into its mouth. `finished` is
-    False where the token budget ended it.
+    False where the token budget ended it. `logprob` is the sum of log q over the tokens
+    that were drawn, q being what they were drawn from: with `allowed` ids, among those.
     """
 
     text: str
@@ -95,6 +96,7 @@ class Turn:
     finished: bool = True
     images: tuple[ImageRef, ...] = ()
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    logprob: float = dataclasses.field(default=0.0, compare=False)
 
 
 @dataclasses.dataclass(frozen=True)

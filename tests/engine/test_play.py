@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import itertools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -475,3 +477,30 @@ def test_pictures_beyond_the_budget_end_the_episode_that_shows_them():
     groups, rollout = rolled(album, small.chain_actor(), group_size=1)
     np.testing.assert_array_equal(rollout.facts["ended/OutOfRoom"], 1)
     assert all(len(one.rows[0].said) == 1 for (one,) in groups)
+
+
+def test_a_turn_knows_how_likely_it_was():
+    """A sum of the log-probs, of what went on in its middle too; given words have none.
+
+    Among allowed ids alone: the probabilities of two words add up to 1.
+    """
+    actor = small.chain_actor()
+    likely = {}
+
+    def program(sample):
+        word = yield Ask(question(sample), allowed=("it", "What"), max_new_tokens=1)
+        likely.setdefault(sample.id, {})[word.text] = math.exp(word.logprob)
+        said = yield Ask(question(sample), given=word)
+        told = yield Ask(question(sample), given="it", trained=False)
+        return said, told
+
+    groups = play(actor, program, small.samples(), KEY, group_size=8)
+    for one in itertools.chain(*groups):
+        said, told = one.episode.turns
+        (row,) = one.rows
+        drawn = [part.response.logprobs for part in row.said]
+        np.testing.assert_allclose(said.logprob, np.concatenate(drawn).sum(), rtol=1e-5)
+        assert told.logprob < 0
+    sums = [sum(words.values()) for words in likely.values() if len(words) == 2]
+    assert sums
+    np.testing.assert_allclose(sums, 1, rtol=1e-5)

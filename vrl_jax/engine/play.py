@@ -286,6 +286,7 @@ class _Playing:
         given = ids_of(desk.processor, ask.given)
         tokens = (*given.tolist(), *response.tokens.tolist())
         own = row is not None and row.is_given(ask)
+        before = ask.given.logprob if own else 0.0
         turn = Turn(
             text=desk.text(tokens),
             tokens=tokens,
@@ -293,6 +294,7 @@ class _Playing:
             given=ask.given.given if own else len(given),
             finished=response.finished,
             facts={} if ask.model == "policy" else {"model": ask.model},
+            logprob=before + float(response.logprobs.sum()),
         )
         self.heard[place] = Said(ask, read, response, turn)
 

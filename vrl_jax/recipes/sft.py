@@ -7,11 +7,10 @@ credit  A_it = 1
 loss    -log pi(y_it), mean over all tokens
 """
 
-import jax.numpy as jnp
-
 from vrl_jax import reductions
 from vrl_jax.programs.demonstrations import demonstrations
-from vrl_jax.training.iteration import Act, Recipe, as_batch
+from vrl_jax.training.iteration import Act, Recipe
+from vrl_jax.training.likelihood_recipe import likelihood_recipe
 
 
 def sft(act: Act = demonstrations) -> Recipe:
@@ -19,17 +18,4 @@ def sft(act: Act = demonstrations) -> Recipe:
 
     `programs.recital.recited` learns conversations.
     """
-
-    def score(actor, rollout, key):
-        return rollout
-
-    def credit(rollout):
-        return as_batch(rollout, jnp.ones_like(rollout.old_logprobs)), {}
-
-    def loss(policy, batch):
-        new = policy(batch)
-        mean = reductions.token_mean(-new.logprobs, batch.mask)
-        entropy = reductions.token_mean(new.entropy, batch.mask)
-        return mean, {"sft/loss": mean, "actor/entropy": entropy}
-
-    return Recipe(act, score, credit, loss)
+    return likelihood_recipe(act, reduction=reductions.token_mean)
