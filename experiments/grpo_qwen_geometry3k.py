@@ -58,7 +58,8 @@ def main(
 
     Args:
         model: a Hugging Face folder, or owner/name of the hub.
-        train: parquet or JSONL with the columns of EasyR1, TRL, R1-V or verl.
+        train: parquet or JSONL with the columns of EasyR1, TRL, R1-V or verl, or
+            FOLDER@SPLIT of TensorFlow Datasets with these.
         test: rows to measure on, in the same form.
         out: run folder; the same command again resumes there.
         reward: a name that `vrl-jax data check` knows, or path.py:function.

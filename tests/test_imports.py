@@ -115,9 +115,10 @@ def allowed(module, layer):
 
 
 def declared():
-    """Import names of the dependencies in pyproject.toml."""
+    """Import names of the dependencies in pyproject.toml, and of optional ones."""
     names = {"Pillow": "PIL", "scikit-learn": "sklearn", "orbax-checkpoint": "orbax"}
-    lines = PYPROJECT["project"]["dependencies"]
+    project = PYPROJECT["project"]
+    lines = project["dependencies"] + project["optional-dependencies"]["tfds"]
     found = {re.match(r"[\w-]+", line).group() for line in lines}
     return {names.get(name, name.replace("-", "_")) for name in found}
 

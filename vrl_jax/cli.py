@@ -47,8 +47,8 @@ def data_check(
     answer or an empty response with them.
 
     Args:
-        file: parquet or JSONL with the columns of EasyR1, TRL, R1-V or verl, or a
-            folder of such files.
+        file: parquet or JSONL with the columns of EasyR1, TRL, R1-V or verl, a folder
+            of such files, or FOLDER@SPLIT of TensorFlow Datasets.
         reward: a name of the library, or path.py:function of your own.
         response: what the policy is asked to write, with {answer} in it, such as
             "\\boxed{{answer}}"; by default the common ones are tried.

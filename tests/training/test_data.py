@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from vrl_jax.training.data import asked, read_samples, sample_stream
+from vrl_jax.training.data import asked, read_dialogues, read_samples, sample_stream
 from vrl_jax.types import Sample
 
 from ..fixtures import small
@@ -104,6 +104,7 @@ BROKEN = {
     },
     "a picture does not decode": {**GOOD, "images": [{"bytes": PNG[:-20]}]},
     "a picture file is missing": {**GOOD, "images": [{"path": "lost.png"}]},
+    "a picture path leaves its folder": {**GOOD, "images": [{"path": "a/../../b.png"}]},
     "a picture is behind a URL": {**GOOD, "images": [{"path": "https://x.org/a.png"}]},
     "no answer": {**GOOD, "answer": None},
     "no question": {**GOOD, "problem": None},
@@ -118,6 +119,123 @@ def test_read_samples_counts_unusable_rows_by_reason(tmp_path, reason):
     assert list(report.dropped) == [reason]
     assert report.dropped[reason][0].startswith("rows.parquet row 1 (id bad): ")
     assert f"1 x {reason}" in report.summary() and "2 of 3 rows" in report.summary()
+
+
+def test_read_samples_counts_what_is_too_long_for_a_name_as_missing(tmp_path):
+    long = {**GOOD, "images": [{"path": "iVBORw0KGgo" * 1000}]}
+    _, report = read_samples(parquet(tmp_path / "rows.parquet", GOOD, long))
+    [[message]] = report.dropped.values()
+    assert [*report.dropped] == ["a picture file is missing"] and len(message) < 300
+
+
+SYSTEM = {"role": "system", "content": "Be brief."}
+TWO_TURNS = {
+    "messages": [
+        SYSTEM,
+        {"role": "user", "content": "<image><image>Do they differ?"},
+        {"role": "assistant", "content": "Yes."},
+        {
+            "role": "user",
+            "content": [{"type": "image"}, {"type": "text", "text": "And this?"}],
+        },
+        {"role": "assistant", "content": "<answer> no </answer>"},
+    ],
+    "images": ["a.png", "b.png", "a.png"],
+    "level": 2,
+}
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).write_bytes(PNG)
+    return tmp_path
+
+
+def test_read_samples_reads_messages_of_ms_swift_and_conversations_of_vlm_r1(pictures):
+    ask = {"role": "user", "content": "<image>How many?"}
+    path = jsonl(
+        pictures / "rows.jsonl",
+        {"messages": [SYSTEM, ask], "images": ["a.png"], "solution": "3"},
+        {
+            "conversations": [
+                {"from": "human", "value": "<image>How many?"},
+                {"from": "gpt", "value": "<answer> 3 </answer>"},
+            ],
+            "image": "a.png",
+        },
+    )
+    (swift, r1), report = read_samples(path)
+    assert report.used == 2
+    for sample in (swift, r1):
+        assert (sample.question, sample.answer) == ("<image>How many?", "3")
+        assert sample.images == (str(pictures / "a.png"),)
+    assert swift.annotations == {"system": "Be brief.", "solution": "3"}
+    assert r1.annotations == {"demonstration": "<answer> 3 </answer>"}
+
+
+def test_read_dialogues_reads_several_turns(pictures):
+    one = {
+        "messages": [
+            {"role": "user", "content": "What is it?"},
+            {"role": "assistant", "content": "An a."},
+        ],
+        "images": ["a.png"],
+    }
+    path = jsonl(pictures / "rows.jsonl", TWO_TURNS, one)
+    (several, single), report = read_dialogues(path)
+    asks = ["<image><image>Do they differ?", "<image>And this?"]
+    assert several == Sample(
+        "rows:0",
+        "rows",
+        "\n\n".join(asks),
+        tuple(str(pictures / name) for name in TWO_TURNS["images"]),
+        "no",
+        {
+            "level": 2,
+            "system": "Be brief.",
+            "asks": asks,
+            "demonstration": ["Yes.", "<answer> no </answer>"],
+        },
+    )
+    assert single.question == "<image>What is it?" and report.prepended == 1
+    assert single.annotations == {"demonstration": "An a."}
+
+
+def test_pictures_of_several_turns_without_placeholders_come_first(pictures):
+    plain = [{**turn, "content": "So?"} for turn in TWO_TURNS["messages"]]
+    path = jsonl(pictures / "rows.jsonl", {**TWO_TURNS, "messages": plain})
+    [sample], _ = read_dialogues(path)
+    assert sample.annotations["asks"] == ["<image><image><image>So?", "So?"]
+    assert sample.question == "<image><image><image>So?\n\nSo?"
+
+
+SPOKEN = TWO_TURNS["messages"]
+UNSAID = {
+    "questions of several turns": (read_samples, TWO_TURNS),
+    "no answer among the messages": (read_dialogues, GOOD),
+    "messages that do not take turns": (read_dialogues, {"messages": SPOKEN[:-1]}),
+    "<image> and pictures differ in number": (
+        read_dialogues,
+        {**TWO_TURNS, "images": ["a.png"]},
+    ),
+    "blanks to fill": (
+        read_dialogues,
+        {
+            "messages": [{"role": "user", "content": "<bbox>?"}, SPOKEN[2]],
+            "objects": {"bbox": [[0, 0, 1, 1]]},
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("reason", UNSAID)
+def test_dialogues_that_cannot_be_learnt_are_counted(pictures, reason):
+    read, bad = UNSAID[reason]
+    bad = {**bad, "images": bad.get("images") if bad is not GOOD else ["a.png"]}
+    good = {"messages": SPOKEN[1:3], "images": ["a.png", "b.png"]}
+    _, report = read(jsonl(pictures / "rows.jsonl", good, bad))
+    assert report.used == 1 and [*report.dropped] == [reason]
 
 
 def test_read_samples_shows_both_counts_and_the_beginning_of_the_question(tmp_path):

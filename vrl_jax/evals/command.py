@@ -62,8 +62,9 @@ def evaluate(
 
     Args:
         model: a Hugging Face folder, or owner/name of the hub.
-        data: parquet or JSONL with the columns of EasyR1, TRL, R1-V or verl, or a
-            benchmark of VLMEvalKit as TSV.
+        data: parquet or JSONL with the columns of EasyR1, TRL, R1-V or verl,
+            FOLDER@SPLIT of TensorFlow Datasets with these, or a benchmark of VLMEvalKit
+            as TSV.
         reward: a name that `vrl-jax data check` knows, or path.py:function; its part
             "accuracy", if it has one, is what counts.
         out: folder of this evaluation.
@@ -204,9 +205,9 @@ def evaluate(
 
 
 def _digests(path: Path) -> dict[str, str]:
-    """SHA-256 of a file, or of the data files of a folder; nothing of no file."""
+    """SHA-256 of a file, or of the data files of a folder."""
     found = {}
-    for file in files_of(path) if path.is_dir() else [path] * path.is_file():
+    for file in [path] if path.is_file() else files_of(path):
         with file.open("rb") as content:
             found[file.name] = hashlib.file_digest(content, "sha256").hexdigest()
     return found

@@ -1,9 +1,11 @@
 """Rows of a file as samples, and the order in which they come.
 
 Read as they are, from parquet and JSONL: rows of EasyR1 (`problem`, `images`,
-`answer`), of TRL and R1-V (`image`, `solution`), and of verl (`prompt` as messages with
-one user turn, `reward_model.ground_truth`); from TSV, VLMEvalKit's benchmarks. A row
-that cannot be used is counted by reason, and the rest train.
+`answer`), of TRL and R1-V (`image`, `solution`), of verl (`prompt` as messages with one
+user turn, `reward_model.ground_truth`), of ms-swift (`messages`) and of VLM-R1 and
+ShareGPT (`conversations`); from TSV, VLMEvalKit's benchmarks; the same columns from
+folders of TensorFlow Datasets. A row that cannot be used is counted by reason, and the
+rest train.
 """
 
 import base64
@@ -12,9 +14,10 @@ import contextlib
 import dataclasses
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import grain
 import pyarrow as pa
@@ -22,13 +25,18 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from vrl_jax.rewards.parse import answer_tag
-from vrl_jax.training import tsv
+from vrl_jax.training import tfds, tsv
 from vrl_jax.types import PLACEHOLDER, ImageRef, Sample, text_pieces
 
-_QUESTIONS = ("problem", "prompt", "question")
+_CHATS = ("messages", "conversations")
+_QUESTIONS = ("problem", "prompt", "question", *_CHATS)
 _PICTURES = ("images", "image")
 _ANSWERS = ("answer", "solution", "ground_truth", "reward_model")
 _SOURCES = ("data_source", "source")
+_ROLES = {"human": "user", "gpt": "assistant"}
+"""ShareGPT's names."""
+_BLANKS = ("<ref-object>", "<bbox>")
+"""What ms-swift fills from a column `objects`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,21 +72,47 @@ def read_samples(
 ) -> tuple[list[Sample], DataReport]:
     """The usable rows of a parquet, JSONL or TSV file, or of a folder of the first two.
 
+    `FOLDER@SPLIT` is a split of a folder of TensorFlow Datasets, FOLDER its only one.
     Relative picture paths start at `image_root`, by default the file's folder. A JSON
     object in a column `annotations`, and every other column that is not read here,
-    becomes annotations. A verl system message becomes `annotations["system"]`.
+    becomes annotations. A system message becomes `annotations["system"]`, and an answer
+    among the messages `annotations["demonstration"]`, beside the row's own answer or
+    in its place.
     """
+    return _read(path, image_root, _one_turn)
+
+
+def read_dialogues(
+    path: str | Path, *, image_root: str | Path | None = None
+) -> tuple[list[Sample], DataReport]:
+    """Rows of one or several questions with an answer to each, for `programs.dialogue`.
+
+    As `read_samples`, of messages that take turns: user, assistant, user, assistant. Of
+    several, `annotations["demonstration"]` lists the answers and `annotations["asks"]`
+    the questions, each with `<image>` for its own pictures; the sample's question is
+    all of them, its answer the last one if the row has no other.
+    """
+    return _read(path, image_root, _answered)
+
+
+def _read(
+    path: str | Path,
+    image_root: str | Path | None,
+    check: Callable[["_Exchange"], None],
+) -> tuple[list[Sample], DataReport]:
     samples: list[Sample] = []
     dropped: dict[str, list[str]] = {}
     prepended = 0
     seen: set[str] = set()
-    for file in files_of(Path(path)):
-        rows = list(_rows(file))
+    for file, rows in _tables(Path(path)):
         _check_columns(file, rows)
         for number, row in enumerate(rows):
             label = f"{file.name} row {number}"
             try:
-                sample, added = _sample(row, file, number, image_root or file.parent)
+                exchange = _exchange(row)
+                check(exchange)
+                root = Path(image_root or file.parent)
+                sample, added = _sample(row, exchange, file, number, root)
             except _Unusable as unusable:
                 reason, detail = unusable.args
                 name = f"{label} (id {row['id']})" if _has(row, "id") else label
@@ -134,25 +168,41 @@ def sample_stream(samples: Sequence[Sample], *, seed: int) -> grain.DatasetItera
 
 
 def files_of(path: Path) -> list[Path]:
-    """The data file, or those of a folder in the order of their names."""
+    """The data file, or those of a folder in the order of their names.
+
+    Of a folder of TensorFlow Datasets all, whatever the split.
+    """
+    if found := tfds.located(path):
+        return sorted(entry for entry in found[0].iterdir() if entry.is_file())
     if path.is_dir():
         files = sorted([*path.glob("*.parquet"), *path.glob("*.jsonl")])
         if not files:
             raise FileNotFoundError(
-                f"{path} is a folder without .parquet or .jsonl files; it holds "
+                f"{path} is a folder without .parquet or .jsonl files, and not one of "
+                f"TensorFlow Datasets ({' and '.join(tfds.METADATA)}); it holds "
                 f"{sorted(entry.name for entry in path.iterdir())[:10]}."
             )
         return files
     if not path.exists():
         raise FileNotFoundError(
             f"there is no data file {path}; give the path of a .parquet, .jsonl or "
-            f".tsv file, or of a folder (this is {Path.cwd()})."
+            f".tsv file, of a folder, or FOLDER@SPLIT (this is {Path.cwd()})."
         )
     if path.suffix not in (".parquet", ".jsonl", ".tsv"):
         raise ValueError(
             f"data files end in .parquet, .jsonl or .tsv, got {path}; convert it."
         )
     return [path]
+
+
+def _tables(path: Path) -> Iterator[tuple[Path, list[dict[str, Any]]]]:
+    """The files with their rows; a split counts as a file in its folder."""
+    if found := tfds.located(path):
+        name, rows = tfds.read_rows(*found)
+        yield found[0] / name, rows
+        return
+    for file in files_of(path):
+        yield file, list(_rows(file))
 
 
 def _rows(file: Path) -> Iterator[dict[str, Any]]:
@@ -180,7 +230,8 @@ def _rows(file: Path) -> Iterator[dict[str, Any]]:
 
 def _check_columns(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     columns = dict.fromkeys(key for row in rows for key in row if key)
-    for what, names in (("a question", _QUESTIONS), ("an answer", _ANSWERS)):
+    answers = (*_ANSWERS, *_CHATS)
+    for what, names in (("a question", _QUESTIONS), ("an answer", answers)):
         if columns and not columns.keys() & set(names):
             raise ValueError(
                 f"{file} has no column for {what}: it must be called one of "
@@ -188,38 +239,58 @@ def _check_columns(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
             )
 
 
+class _Exchange(NamedTuple):
+    """What a row asks, turn by turn, what it answers, and its system message."""
+
+    asks: Sequence[str]
+    answers: Sequence[str] = ()
+    system: str = ""
+
+
+def _one_turn(exchange: _Exchange) -> None:
+    if len(exchange.asks) > 1:
+        raise _Unusable(
+            "questions of several turns",
+            f"read_dialogues reads them: {exchange.asks[0][:80]!r}",
+        )
+
+
+def _answered(exchange: _Exchange) -> None:
+    if not exchange.answers:
+        raise _Unusable("no answer among the messages", f"{exchange.asks[-1][:80]!r}")
+
+
 def _sample(
-    row: Mapping[str, Any], file: Path, number: int, root: str | Path
+    row: Mapping[str, Any], exchange: _Exchange, file: Path, number: int, root: Path
 ) -> tuple[Sample, bool]:
     """The sample of a row, and whether placeholders were put in front."""
-    if "" in row:
-        raise _Unusable("not a JSON object", repr(row[""][:80]))
     if _has(row, "videos"):
         raise _Unusable("has videos", "only pictures are read")
-    question, extra = _question(row)
     pictures = _first(row, _PICTURES) or []
     pictures = pictures if isinstance(pictures, list) else [pictures]
-    images = tuple(_picture(picture, Path(root)) for picture in pictures)
-    placeholders = len(text_pieces(question)) - 1
+    images = tuple(_picture(picture, root) for picture in pictures)
+    first, *others = exchange.asks
+    placeholders = sum(len(text_pieces(text)) - 1 for text in exchange.asks)
     prepended = not placeholders and bool(images)
     if prepended:
-        question = PLACEHOLDER * len(images) + question
+        first = PLACEHOLDER * len(images) + first
     elif placeholders != len(images):
         raise _Unusable(
             f"{PLACEHOLDER} and pictures differ in number",
-            f"{placeholders} {PLACEHOLDER}, {len(images)} pictures: {question[:80]!r}",
+            f"{placeholders} {PLACEHOLDER}, {len(images)} pictures: {first[:80]!r}",
         )
+    found: dict[str, Any] = {"system": exchange.system} if exchange.system else {}
+    if others:
+        found |= {"asks": [first, *others], "demonstration": list(exchange.answers)}
+    elif exchange.answers:
+        found["demonstration"] = exchange.answers[0]
     sample = Sample(
         id=str(row["id"] if _has(row, "id") else f"{file.stem}:{number}"),
         source=str(_first(row, _SOURCES) or file.stem),
-        question=question,
+        question="\n\n".join([first, *others]),
         images=images,
-        answer=_answer(row),
-        annotations={
-            **_unread(row),
-            **_annotations(row),
-            **extra,
-        },
+        answer=_answer(row, exchange.answers),
+        annotations={**_unread(row), **_annotations(row), **found},
     )
     return sample, prepended
 
@@ -239,28 +310,44 @@ def _first(row: Mapping[str, Any], names: Sequence[str]) -> Any:
 
 def _unread(row: Mapping[str, Any]) -> dict[str, Any]:
     """The columns that are not a field of the sample as they stand."""
-    read = {_column(row, names) for names in (_QUESTIONS, _PICTURES, _SOURCES)}
-    read |= {"id", "answer", "annotations"}
+    fields = (_QUESTIONS, _PICTURES, _SOURCES)
+    read = {_column(row, names) for names in fields} | {"id", "answer", "annotations"}
+    read |= {name for names in fields for name in names if not _has(row, name)}
     return {name: value for name, value in row.items() if name not in read}
 
 
-def _question(row: Mapping[str, Any]) -> tuple[str, dict[str, str]]:
-    """The question as text, and the system message where there is one."""
+def _exchange(row: Mapping[str, Any]) -> _Exchange:
+    """The questions as text; of messages, with their answers and system message."""
+    if "" in row:
+        raise _Unusable("not a JSON object", repr(row[""][:80]))
     question = _first(row, _QUESTIONS)
     if isinstance(question, str):
-        return question, {}
+        return _Exchange([question])
     if not isinstance(question, list) or not all(
         isinstance(turn, Mapping) for turn in question
     ):
         raise _Unusable("no question", f"{question!r}"[:80])
-    texts = [(turn.get("role"), _content(turn.get("content"))) for turn in question]
-    if [role for role, _ in texts if role != "system"] != ["user"]:
+    texts = [(_role(turn), _said(turn)) for turn in question]
+    turns = [role for role, _ in texts if role != "system"]
+    pairs = len(turns) // 2
+    if turns not in (["user"], ["user", "assistant"] * max(pairs, 1)):
         raise _Unusable(
-            "messages other than one user turn", ", ".join(str(r) for r, _ in texts)
+            "messages that do not take turns", ", ".join(str(r) for r, _ in texts)
         )
+    if _has(row, "objects") and any(b in text for _, text in texts for b in _BLANKS):
+        raise _Unusable("blanks to fill", f"{' or '.join(_BLANKS)}, from `objects`")
     system = "\n".join(text for role, text in texts if role == "system")
-    user = next(text for role, text in texts if role == "user")
-    return user, {"system": system} if system else {}
+    asks = [text for role, text in texts if role == "user"]
+    return _Exchange(asks, [t for role, t in texts if role == "assistant"], system)
+
+
+def _role(turn: Mapping[str, Any]) -> Any:
+    role = turn.get("role") or turn.get("from")
+    return _ROLES.get(role, role)
+
+
+def _said(turn: Mapping[str, Any]) -> str:
+    return _content(turn.get("content") or turn.get("value"))
 
 
 def _content(content: Any) -> str:
@@ -273,10 +360,13 @@ def _content(content: Any) -> str:
     )
 
 
-def _answer(row: Mapping[str, Any]) -> str:
+def _answer(row: Mapping[str, Any], answers: Sequence[str]) -> str:
+    """The row's own, or the last among its messages."""
     answer = _first(row, _ANSWERS)
     if isinstance(answer, Mapping):
         answer = answer.get("ground_truth")
+    if answer is None and answers:
+        answer = answers[-1]
     if answer is None:
         raise _Unusable("no answer", f"none of {', '.join(_ANSWERS)} is filled")
     if not isinstance(answer, str):
@@ -307,10 +397,7 @@ def _picture(cell: Any, root: Path) -> ImageRef:
     if isinstance(cell, str):
         if cell.startswith(("http://", "https://")):
             raise _Unusable("a picture is behind a URL", f"download {cell} first")
-        file = root / cell.removeprefix("file://")
-        if not file.is_file():
-            raise _Unusable("a picture file is missing", str(file))
-        cell = str(file)
+        cell = str(_picture_file(Path(cell.removeprefix("file://")), root))
     if not isinstance(cell, bytes | str):
         raise _Unusable("a picture is neither bytes nor a path", type(cell).__name__)
     try:
@@ -323,3 +410,20 @@ def _picture(cell: Any, root: Path) -> ImageRef:
             "a picture does not decode", f"{name}: {type(error).__name__}"
         ) from error
     return cell
+
+
+def _picture_file(path: Path, root: Path) -> Path:
+    """The file at a whole path, or at one from `root` that stays in there."""
+    if Path(os.path.normpath(path)).parts[:1] == ("..",):
+        raise _Unusable(
+            "a picture path leaves its folder",
+            f"{path} from {root}: write whole paths, or move the pictures there",
+        )
+    file = root / path
+    try:
+        found = file.is_file()
+    except OSError:  # longer than names may be
+        found = False
+    if not found:
+        raise _Unusable("a picture file is missing", str(file)[:200])
+    return file
