@@ -3,6 +3,10 @@
 import re
 from pathlib import Path
 
+from vrl_jax.types import Likelihood
+
+from .fixtures import small
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 
@@ -16,7 +20,18 @@ def test_examples_run(capsys):
     # By hand: A = 1.5, -0.5, -0.5, -0.5; 40 % of 3, 2, 3, 1 tokens is 2, 1, 2, 1 of
     # them; all ratios are e^0.1, inside the clip; 9 tokens in all.
     expected = -(2 * 1.5 - 0.5 - 2 * 0.5 - 0.5) * 1.10517 / 9
-    assert float(capsys.readouterr().out) == round(expected, 4)
+    told = capsys.readouterr().out.strip()
+    assert float(told) == round(expected, 4)
+    assert f"# {told}\n" in examples[0]
+    # The method of the second example is whole: its loss has all that it reads.
+    rollout = small.scored([1.0, 0, 0, 0, 1, 1, 0, 0])
+    mine = names["mine"]
+    assert mine.act is not None and mine.score(None, rollout, None) is rollout
+    batch, _ = mine.credit(rollout)
+    same = lambda batch: Likelihood(batch.old_logprobs, batch.old_logprobs)
+    mean, _ = mine.loss(same, batch)
+    assert float(mean.total) == 0 and float(mean.weight) == 8
+    assert batch.advantages[0, 0] == 0.625
 
 
 def test_links_lead_somewhere():
