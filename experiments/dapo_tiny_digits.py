@@ -27,8 +27,8 @@ def main(
 
     Args:
         out: run folder; the same command again resumes there.
-        seed: of the data, the first parameters and every draw.
-        steps: of reinforcement learning.
+        seed: seed of the data, the first parameters and every random draw.
+        steps: steps of reinforcement learning.
         smoke: a few tiny steps, to see that everything runs.
         mesh: devices along each axis, data=2,fsdp=2,tensor=2; all must be used.
     """

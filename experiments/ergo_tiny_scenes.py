@@ -76,8 +76,8 @@ def main(
 
     Args:
         out: run folder; the same command again resumes there.
-        seed: of the data, the first parameters and every draw.
-        steps: of reinforcement learning.
+        seed: seed of the data, the first parameters and every random draw.
+        steps: steps of reinforcement learning.
         smoke: a few tiny steps, to see that everything runs.
     """
     out = out / "smoke" if smoke else out

@@ -6,7 +6,7 @@ Claim     None: this measures. Ten methods start from one cold start a seed and 
           What came out is in experiments/README.md.
 Command   python experiments/perception_study.py
 Hardware  2 CPU cores, 4 GB of memory
-Time      about 50 minutes; runs that have ended are read, not repeated; --smoke: a
+Time      about two hours; runs that have ended are read, not repeated; --smoke: a
           minute
 """
 

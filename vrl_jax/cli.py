@@ -54,7 +54,7 @@ def data_check(
             "\\boxed{{answer}}"; by default the common ones are tried.
         style: whose signature your function has: native (episodes), easyr1, verl, trl,
             trl_chat, vlm_r1 or ms_swift; by default its arguments tell.
-        frame: of the boxes in the file: original (pixels), norm1000 or norm1.
+        frame: unit of the boxes in the file: original (pixels), norm1000 or norm1.
         full: the score that counts as full marks; by default the highest of any row's
             own answer.
         rows: how many to use, evenly spread; by default all.

@@ -69,34 +69,34 @@ def evaluate(
             "accuracy", if it has one, is what counts.
         out: folder of this evaluation.
         style: whose signature a function of your own has, as in `vrl-jax data check`.
-        frame: what numbers of boxes in responses count, for iou, detection and click:
-            original or resized (pixels), norm1000 or norm1.
-        gold_frame: the same of the rows' answers.
-        instruction: what is said under each question.
+        frame: unit of boxes in responses, for iou, detection and click: original or
+            resized (pixels), norm1000 or norm1.
+        gold_frame: unit of boxes in the rows' answers.
+        instruction: words under each question: those of training.
         images: folder at which relative picture paths start; by default the file's.
         rows: how many to use, evenly spread; by default all.
         each: responses to each row: mean@k, pass@k and maj@k are told of several.
         temperature: 0 takes the likeliest token, and is the same for all responses.
         top_p: the likeliest tokens of this much probability; 1: all.
         top_k: so many of the likeliest tokens; 0: all.
-        response_tokens: of a response at most.
-        longest_prompt: tokens of a prompt, pictures included; longer ones are left out
-            and told.
-        min_pixels: area of a picture: smaller ones are enlarged; by default the
-            model's.
-        max_pixels: area of a picture: larger ones are made smaller; by default the
+        response_tokens: most tokens of a response.
+        longest_prompt: tokens of a prompt, pictures included; longer rows are left out
+            and reported.
+        min_pixels: smallest area of a picture, smaller ones are enlarged; by default
+            the model's.
+        max_pixels: largest area of a picture, larger ones are shrunk; by default the
             model's.
         shuffled: each question with another one's pictures: what is right then was not
             seen.
-        dtype: of the weights: bfloat16 or float32.
+        dtype: type of the weights: bfloat16 or float32.
         mesh: devices along each axis, data=2,fsdp=2,tensor=2.
         prompts: questions that are asked at a time; their answers are written down
             before the next are asked.
         per_pass: questions that are read at a time.
         slots: responses that are written at a time.
-        seed: of every draw.
-        table: of a TSV: a file for the rows with what the model said, as VLMEvalKit's
-            scorers read it.
+        seed: seed of every random draw.
+        table: for a benchmark's TSV: file to write the rows to with what the model
+            said, as VLMEvalKit's scorers read them.
         json: print one JSON object.
     """
     processes.start()
