@@ -1,6 +1,7 @@
-"""Large pictures with a sign: what stands on it is lost in the small, not where."""
+"""Large pictures with small things: a sign to read, and things to find by a query."""
 
 import io
+import json
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from PIL import Image
 from vrl_jax import geometry
 from vrl_jax.programs.regions import unit_box
 from vrl_jax.recipes.ergo import closer, coarse_to_fine, shrunk
-from vrl_jax.worlds import digits, scenes, tasks
+from vrl_jax.worlds import digits, scenes, shapes, tasks
 
 from ..fixtures.talk import told
 
@@ -103,3 +104,54 @@ def test_the_better_region_shows_the_sign_in_full_and_the_worse_one_does_not():
         assert tasks.better_region(sample).annotations == facts
     with pytest.raises(ValueError, match="cells >= 2, got 1"):
         tasks.better_region(sample, cells=1)
+
+
+def test_targets_are_deterministic_and_grow_by_appending():
+    first = scenes.targets(4, split="train", seed=3)
+    assert scenes.targets(6, split="train", seed=3)[:4] == first
+    for other in ({"split": "train", "seed": 4}, {"split": "test", "seed": 3}):
+        (row,) = scenes.targets(1, **other)
+        assert row.images != first[0].images and row.id != first[0].id
+
+
+def test_a_query_is_true_of_its_target_and_of_no_other():
+    quarters, relations = set(), set()
+    for sample in scenes.targets(24, split="test", seed=0):
+        facts, picture = sample.annotations, opened(sample.images[0])
+        assert picture.size == (504, 504)
+        names = [f"{o['colour']} {o['shape']}" for o in facts["objects"]]
+        boxes, context = facts["boxes"], facts["context"]
+        assert len({*names}) == 6 and [o["box"] for o in facts["objects"]] == boxes
+        assert context["object"] == names[0]
+        assert all(part in sample.question for part in context.values())
+        assert json.loads(sample.answer) == facts["gt_box"]
+        np.testing.assert_allclose(np.array(facts["gt_box"]) * 504, boxes[0])
+        cells = {(left // 84, top // 84) for left, top, *_ in boxes}
+        assert len(cells) == 6
+        for left, top, right, bottom in boxes:
+            assert (right - left, bottom - top) == (28, 28)
+            assert left // 84 == (right - 1) // 84 and top // 84 == (bottom - 1) // 84
+        left, top, *_ = boxes[0]
+        across, down = ("left", "right")[left >= 252], ("top", "bottom")[top >= 252]
+        assert context["position"] == f"{down} {across}"
+        where, _, other = context["relation"].partition(" the ")
+        dx, dy = np.subtract(boxes[names.index(other)], boxes[0])[:2]
+        far, side = (abs(dx), dx) if "of" in where else (abs(dy), dy)
+        assert far >= 2 * min(abs(dx), abs(dy))
+        assert (where in ("left of", "above")) == (side > 0)
+        for thing, box in zip(facts["objects"], boxes, strict=True):
+            middle = ((box[0] + box[2]) // 2, (box[1] + box[3]) // 2)
+            assert picture.getpixel(middle) == shapes.COLOURS[thing["colour"]]
+        quarters.add(context["position"])
+        relations.add(where)
+    assert len(quarters) == 4
+    assert relations == {"left of", "right of", "above", "below"}
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [{"things": 1}, {"things": 13}, {"cells": 2}, {"thing_pixels": 85}, {"cells": 0}],
+)
+def test_targets_must_have_names_and_cells(sizes):
+    with pytest.raises(ValueError, match="there can be 2 to"):
+        scenes.targets(1, split="train", seed=0, **sizes)

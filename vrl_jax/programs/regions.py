@@ -53,7 +53,7 @@ def cut(sample: Sample, box: Box | None) -> bytes | None:
     if box is None or not sample.images:
         return None
     picture = load_image(sample.images[0], on_white)
-    pixels = np.array(box) * np.tile(picture.size, 2)
+    pixels = np.round(np.array(box) * np.tile(picture.size, 2), 6)  # whole stay whole
     try:
         return tools.as_png(tools.crop([picture], bbox_2d=pixels.tolist()))
     except tools.ToolError:

@@ -94,7 +94,14 @@ def crowd(
 
 def draw(things: Sequence[Thing], pixels: int) -> UInt8[np.ndarray, "pixels pixels 3"]:
     """The things on light paper."""
-    image = Image.new("RGB", (pixels, pixels), PAPER)
+    return drawn_on(np.full((pixels, pixels, 3), PAPER, np.uint8), things)
+
+
+def drawn_on(
+    picture: UInt8[np.ndarray, "H W 3"], things: Sequence[Thing]
+) -> UInt8[np.ndarray, "H W 3"]:
+    """The picture with the things on it."""
+    image = Image.fromarray(picture)
     pen = ImageDraw.Draw(image)
     for thing in things:
         x0, y0, x1, y1 = thing.box
@@ -203,7 +210,7 @@ def _position(rng: np.random.Generator, pixels: int) -> Scene:
     other = _attributes(rng, but=subject)
     wanted = str(rng.choice(["left", "right", "above", "below"]))
     placed = _place([subject, other], rng, pixels)
-    while _direction(*_ordered(placed, subject)) != wanted:
+    while direction(*_ordered(placed, subject)) != wanted:
         placed = _place([subject, other], rng, pixels)
     first, second = _ordered(placed, subject)
     joined = f"{wanted} of" if wanted in ("left", "right") else wanted
@@ -288,7 +295,7 @@ def _ordered(pair: Sequence[Thing], first: Attributes) -> tuple[Thing, Thing]:
     return (one, other) if (one.colour, one.shape) == first else (other, one)
 
 
-def _direction(subject: Thing, other: Thing) -> str | None:
+def direction(subject: Thing, other: Thing) -> str | None:
     """Where the subject is, seen from the other; None where it is not clear-cut."""
     dx = (subject.box[0] + subject.box[2] - other.box[0] - other.box[2]) / 2
     dy = (subject.box[1] + subject.box[3] - other.box[1] - other.box[3]) / 2
