@@ -94,25 +94,6 @@ def test_hungarian_match_has_the_largest_total():
         assert len(set(taken.tolist())) == len(taken) == min(shape)
 
 
-def test_cheapest_match_has_the_smallest_total_of_the_most_pairs():
-    rng = np.random.default_rng(3)
-    for shape in [(3, 3), (2, 5), (5, 2), (1, 1), (20, 32)]:
-        costs = (30 * rng.random(shape)).astype(np.float32)
-        for allowed in (np.ones(shape, bool), rng.random(shape) < 0.4):
-            got = np.asarray(geometry.cheapest_match(costs, allowed))
-            # What is not allowed costs more than any number of pairs that are.
-            dear = np.where(allowed, costs, 1e4)
-            rows, columns = linear_sum_assignment(dear)
-            kept = allowed[rows, columns]
-            wanted = costs[rows, columns][kept].sum()
-            (found,) = np.nonzero(got >= 0)
-            assert allowed[found, got[found]].all() and len(found) == kept.sum()
-            assert len({*got[found].tolist()}) == len(found)
-            assert costs[found, got[found]].sum() == pytest.approx(wanted, abs=1e-3)
-    none = geometry.cheapest_match(jnp.zeros((2, 0)), jnp.zeros((2, 0), bool))
-    np.testing.assert_array_equal(none, [-1, -1])
-
-
 def test_matches_take_positive_scores_only():
     scores = jnp.array([[0.0, jnp.nan], [0.7, 0.0]])
     for match in (

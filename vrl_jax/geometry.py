@@ -203,20 +203,6 @@ def hungarian_match(scores: Float[Array, "N M"]) -> Int[Array, " N"]:
     return jnp.where((matched >= 0) & (found > 0), matched, -1)
 
 
-def cheapest_match(
-    costs: Float[Array, "N M"], allowed: Bool[Array, "N M"]
-) -> Int[Array, " N"]:
-    """The column matched to each row, or -1, for the smallest total cost.
-
-    As many pairs as can be, of the allowed ones alone; of 32 pairs, costs count to a
-    hundred thousandth of the largest. None is negative.
-    """
-    costs = jnp.where(allowed, costs, 0)
-    shares = costs / jnp.maximum(costs.max(initial=0), 1e-30)
-    worth = 1 + min(costs.shape) - shares  # one pair more beats any saving
-    return hungarian_match(jnp.where(allowed, worth, 0))
-
-
 def matched_scores(
     scores: Float[Array, "N M"], matched: Int[Array, " N"]
 ) -> Float[Array, " N"]:

@@ -87,6 +87,8 @@ class Turn:
     The first `given` tokens of what it wrote were put into its mouth. `finished` is
     False where the token budget ended it. `logprob` is the sum of log q over the tokens
     that were drawn, q being what they were drawn from: with `allowed` ids, among those.
+    `number` is that of its ask in the episode, by which the engine knows it again, also
+    with other facts or text; None where nobody was asked.
     """
 
     text: str
@@ -97,15 +99,17 @@ class Turn:
     images: tuple[ImageRef, ...] = ()
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     logprob: float = dataclasses.field(default=0.0, compare=False)
+    number: int | None = dataclasses.field(default=None, compare=False)
 
 
 @dataclasses.dataclass(frozen=True)
 class Episode:
     """What happened for one sample: the prompt as text, then turns.
 
-    `finished` is False where the token budget ended the last turn. `step` counts the
-    training steps before this one, of `total_steps`; both are 0 in an evaluation.
-    `facts` are those of the whole episode: numbers that are logged, and why it ended.
+    `finished` is False where the token budget ended the last turn, or where a fact
+    `ended/...` says why it went no further. `step` counts the training steps before
+    this one, of `total_steps`; both are 0 in an evaluation. `facts` are those of the
+    whole episode: numbers that are logged, NaN where unknown, and why it ended.
     """
 
     sample: Sample

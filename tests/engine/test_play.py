@@ -317,6 +317,109 @@ def test_what_was_only_tried_is_no_row(ends, kept):
         assert turns == list(one.episode.turns)[:kept]
 
 
+def tried_on(sample):
+    """A picture is shown after the first answer; of two that go on, one is returned."""
+    first = yield Ask(question(sample))
+    more = user("<image>And now?", [small.png(99, 56, 28)])
+    on = Ask((*question(sample), first, more), tentative=True)
+    second, third = yield [on, dataclasses.replace(on, max_new_tokens=3)]
+    return first, third if sample.id != "row-2" else second
+
+
+def test_a_rejected_answer_leaves_what_came_before_it():
+    """Law 1 where the first answer's row is cut, and its picture with the rest."""
+    groups, rollout = rolled(tried_on, rows=2)
+    scored = small.actor().likelihood(rollout).logprobs
+    np.testing.assert_allclose(scored, rollout.old_logprobs, rtol=0, atol=1e-5)
+    mask = np.asarray(rollout.mask)
+    for one in (one for group in groups for one in group):
+        written = [[said.turn for said in row.said] for row in one.rows]
+        first, last = one.episode.turns
+        whole = one.episode.sample.id == "row-2"
+        assert written == ([[first, last]] if whole else [[first], [last]])
+        assert len(one.rows[0].pictures) == whole
+    kept = [len(turn.tokens) for g in groups for e in g for turn in e.episode.turns]
+    assert mask.sum() == sum(kept)
+
+
+def test_what_a_trained_answer_goes_on_with_is_trained():
+    """In the row of another: two go on with one try, and the second is returned."""
+
+    def program(sample):
+        tries = yield [Ask(question(sample), tentative=True)] * 2
+        on = Ask((*question(sample), tries[1], user("So?")), tentative=True)
+        return (yield [on, on])[1]
+
+    for group in played(program, small.chain_actor(), limits=Limits(row_tokens=64)):
+        for one in group:
+            tried, last = one.rows
+            (turn,) = one.episode.turns
+            assert [said.turn for said in last.said] == [turn]
+            assert [said.turn.number for said in tried.said] == [1]
+            assert turn.number == 3
+
+
+def noted(turn):
+    return dataclasses.replace(turn, facts={"seen": 1})
+
+
+def test_a_turn_is_known_again_with_other_facts():
+    """Returned, or gone on with in the middle; equal words of two tries too."""
+
+    def returned(sample):
+        it = Ask(question(sample), tentative=True, allowed=("it",), max_new_tokens=1)
+        one, other = yield [it, it]
+        assert one == other and one is not other
+        return noted(other)
+
+    def given(sample):
+        opening = yield Ask(question(sample), tentative=True, max_new_tokens=2)
+        return noted((yield Ask(question(sample), given=noted(opening))))
+
+    for program, asks in ((returned, [1]), (given, [0, 1])):
+        groups, rollout = rolled(program)
+        scored = small.actor().likelihood(rollout).logprobs
+        np.testing.assert_allclose(scored, rollout.old_logprobs, rtol=0, atol=1e-5)
+        for one in (one for group in groups for one in group):
+            (row,), (turn,) = one.rows, one.episode.turns
+            assert [said.turn.number for said in row.said] == asks
+            assert turn.facts == {"seen": 1} and turn.given == 0
+            assert turn.tokens == tuple(row.whole.tokens[len(row.prompt.tokens) :])
+
+
+def test_an_opening_that_was_shortened_is_given_and_not_trained():
+    """Its log-probs would be those of other tokens."""
+
+    def program(sample):
+        opening = yield Ask(question(sample), allowed=("it",), max_new_tokens=2)
+        cut = dataclasses.replace(opening, tokens=opening.tokens[:1])
+        return (yield Ask(question(sample), given=cut))
+
+    groups, rollout = rolled(program, rows=2)
+    scored = small.actor().likelihood(rollout).logprobs
+    np.testing.assert_allclose(scored, rollout.old_logprobs, rtol=0, atol=1e-5)
+    assert all(len(one.rows) == 2 for group in groups for one in group)
+    assert all(one.episode.turns[0].given == 1 for group in groups for one in group)
+
+
+@pytest.mark.parametrize(
+    ("facts", "finished"),
+    [
+        ({}, True),
+        ({"ended/no room": 1}, False),
+        ({"ended/no room": 0}, True),
+        ({"bended/ended/": 1}, True),
+    ],
+)
+def test_what_ended_early_is_not_finished(facts, finished):
+    def program(sample):
+        return Outcome(((yield Ask(question(sample), stops=("",))),), facts)
+
+    (first, *_), *_ = played(program, small.chain_actor(), group_size=1)
+    assert first.episode.turns[0].finished
+    assert first.episode.finished == finished
+
+
 def test_an_answer_that_is_given_elsewhere_is_not_trained_again():
     """As text or ids are: of another context, or where it was asked untrained."""
     elsewhere = (user("What?"),)

@@ -77,6 +77,31 @@ def test_gated_opening_goes_on_with_the_first_that_is_worth_it():
     assert outcome.facts == {"tries": 2, "opening": 4, "accepted": 1}
 
 
+@pytest.mark.parametrize(
+    ("values", "asked", "taken", "opening", "accepted"),
+    [
+        ((np.nan, 5), 2, 1, 5, 1),
+        ((np.nan, 1, np.nan), 3, 1, 1, 0),
+        ((1, np.nan, 2), 3, 2, 2, 0),
+        ((np.nan, np.nan, np.nan), 3, 0, np.nan, 0),
+        ((np.nan, -np.inf, np.nan), 3, 0, np.nan, 0),
+    ],
+)
+def test_an_opening_of_no_value_is_worse_than_any(
+    values, asked, taken, opening, accepted
+):
+    given = iter(values)
+    program = gated_opening(
+        SAMPLE, value=lambda *_: next(given), threshold=4, closing="."
+    )
+    replies = [said(f"{n}.") for n in range(asked)]
+    asks, outcome = talk(program, [*replies, said("end")])
+    assert len(asks) == asked + 1 and asks[-1].given is replies[taken]
+    np.testing.assert_equal(
+        outcome.facts, {"tries": asked, "opening": opening, "accepted": accepted}
+    )
+
+
 @pytest.mark.parametrize(("answer", "gate"), [("<a1>4</a1>", 1), ("<a1>5</a1>", 0)])
 def test_checklist_branch_reasons_where_it_perceived(answer, gate):
     probe = checklist_of(["Which digit?"])

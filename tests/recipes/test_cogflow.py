@@ -13,6 +13,7 @@ from vrl_jax.programs.recital import recited
 from vrl_jax.recipes.cogflow import (
     cogflow,
     cogflow_reward,
+    complete_geometry_seen,
     geometry_seen,
     laid_out,
     look_alike,
@@ -140,9 +141,10 @@ def test_what_nothing_can_follow_is_all_there_is():
         (GOLD, 0, 0),  # without its block
         ("<watching>" + GOLD, 0, 0),
         ("</watching><watching>", 0, 0),
-        # Nothing that can be read: two points and a circle are missed, at 1 each.
-        ("<watching>a circle</watching>", math.exp(-1), 0.9),
-        ("<watching></watching>", math.exp(-1), 0.9),
+        # Nothing that can be read shows nothing, rather than exp(-1) and 0.9.
+        ("<watching>a circle</watching>", 0, 0),
+        ("<watching></watching>", 0, 0),
+        ("<watching>line (0, 0) (1, 1)</watching>", 0, 0.9),  # of no kind in the row
         (f"<watching>{GOLD}</watching> and more", 1, 0.9),
     ],
 )
@@ -151,6 +153,30 @@ def test_whatever_is_written_has_a_score(words, vpr, vsr):
     assert found["synergy_vpr"] == pytest.approx(vpr)
     assert found["synergy_vsr"] == pytest.approx(vsr)
     assert found["overall"] == pytest.approx(0.6 * vpr + 0.4 * vsr + 0.7)
+
+
+def test_an_honest_guess_beats_an_empty_block():
+    """Points 3 away and nothing else: costs 3 and 3, the circle missed, of three."""
+    guess = "<watching>point A (3, 0)\npoint B (5, 3)</watching>"
+    empty = "<watching></watching>"
+    assert geometry_seen(SAMPLE, guess) == pytest.approx(math.exp(-7 / 3))
+    for geometry in (geometry_seen, complete_geometry_seen):
+        gate = visual_score(geometry, look_alike(embed))
+        assert gate(SAMPLE, said(empty)) == 0 < gate(SAMPLE, said(guess))
+    lineless = dataclasses.replace(SAMPLE, annotations={"watching": "point (1, 2)"})
+    assert segments_seen(lineless, empty) == 0
+    assert segments_seen(lineless, guess) == 1  # neither has lines, as in the file
+
+
+def test_the_complete_geometry_pays_for_what_is_left_out():
+    """One of two points exactly and the circle: 1 of 3 missed, exp(-1/3) by hand."""
+    some = f"<watching>point A (0, 0)\n{GOLD.splitlines()[-1]}</watching>"
+    assert geometry_seen(SAMPLE, some) == 1
+    found = scored(cogflow_reward, some, geometry=complete_geometry_seen)
+    assert found["synergy_vpr"] == pytest.approx(math.exp(-1 / 3))
+    assert complete_geometry_seen(SAMPLE, some, missed=3) == pytest.approx(math.exp(-1))
+    whole = complete_geometry_seen(SAMPLE, text())
+    assert whole == pytest.approx(0.860708, abs=1e-6) and whole > found["synergy_vpr"]
 
 
 def test_a_row_without_a_picture_looks_like_nothing():
@@ -162,8 +188,13 @@ def test_a_row_without_a_picture_looks_like_nothing():
 def test_a_picture_is_embedded_once_for_its_group():
     seen = []
     look = look_alike(lambda picture: seen.append(picture) or embed(picture))
-    assert look(SAMPLE, text()) == look(SAMPLE, text())
-    assert seen.count(PICTURE) == 1 and len(seen) == 3
+    opening = text().partition("</watching>")[0] + "</watching>"
+    assert look(SAMPLE, opening) == look(SAMPLE, text())  # the gate, then the reward
+    assert seen.count(PICTURE) == 1 and len(seen) == 2
+    look(SAMPLE, text("a circle\n" + SEEN))
+    assert len(seen) == 2
+    look(SAMPLE, text(GOLD))
+    assert len(seen) == 3
 
 
 @pytest.mark.parametrize("given", [None, "", "a circle", GOLD + "\nsquare (1, 1) 2", 3])
@@ -173,6 +204,15 @@ def test_a_row_that_lacks_its_primitives_is_named(given):
         reference(row)
     with pytest.raises(ValueError, match="one needs the column 'watching'"):
         scored(cogflow_reward, text(), row)
+
+
+@pytest.mark.parametrize(
+    "given", ["point (1, 2)\n" * 33, "line" + " (1, 2) (3, 4)" * 17]
+)
+def test_a_row_with_too_many_primitives_is_told_the_limit(given):
+    row = dataclasses.replace(SAMPLE, annotations={"watching": given})
+    with pytest.raises(ValueError, match="up to 32 of a kind and 32 points of a line"):
+        reference(row)
 
 
 def test_layout():
@@ -245,7 +285,8 @@ def test_a_demonstration_is_learnt_as_it_would_be_played(monkeypatch):
         dataclasses.replace(row, annotations={"demonstration": ["is it e", " it is"]})
         for row in small.samples()
     ]
-    program = functools.partial(watched_first, gate=lambda *_: 1.0, tau=1.0)
+    tau = 1.0
+    program = functools.partial(watched_first, gate=lambda *_: tau, tau=tau)
     actor = small.actor()
     limits = Limits(row_tokens=40)
     learnt = recited(

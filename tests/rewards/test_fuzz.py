@@ -75,6 +75,8 @@ PIECES = (
     '"point_2d": [NaN, 1e999]', r"\frac", r"\text{", r"\sqrt", "Answer:", "A.", "B",
     "yes", "no", "None", "nan", "inf", "1e999", "-", "1", "2", ".", ",", ":", '"', "'",
     "point A (1, -2.5)\n", "line (0, 0) (9, 1)\n", "circle (99, -99) 99\n",
+    "circle (1e-400, 0.1) 1e-999\n", "line (0, 0) (1e-300, 0)\n", "(7.142857142857142",
+    "point (-7.14285714285714285714, 1e-05)\n", "<watching>", "</watching>",
     " ", "\n", "\\", "%", "=", "9" * 5000, "١", "½", "\u2028", "\ud800", "\x00", "é",
 )  # fmt: skip
 WRITTEN = st.one_of(
@@ -103,6 +105,7 @@ READERS = [
     parse.last_boxed,
     parse.boxed_or_none_text,
     parse.answer_tag,
+    lambda t: parse.first_tag(t, "watching"),
     parse.last_answer_line,
     parse.first_answer_line,
     parse.final_answer_line,
@@ -166,6 +169,7 @@ SCORES_OF_TWO = [
     (text.rouge_l, 0, 1),
     (text.caption_score, 0, 1),
     (lambda p, g: of_primitives(primitives.primitive_score, p, g), 0, 1),
+    (lambda p, g: of_primitives(primitives.complete_primitive_score, p, g), 0, 1),
     (lambda p, g: of_primitives(primitives.segment_f1, p, g), 0, 1),
 ]
 SECONDS = 5.0  # for 100 kB, beside other work; quadratic code takes minutes

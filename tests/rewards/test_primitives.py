@@ -1,14 +1,18 @@
 """Points, lines and circles: read, drawn, compared."""
 
+import itertools
 import math
 
+import jax
 import numpy as np
 import pytest
 
+from vrl_jax.rewards import primitives
 from vrl_jax.rewards.primitives import (
     MOST,
     Primitives,
     as_text,
+    complete_primitive_score,
     draw,
     fitted_line,
     primitive_score,
@@ -62,10 +66,24 @@ def test_what_is_no_primitive_is_counted(line):
     assert found == Primitives(points=((1, 2),), circles=((0, 0, 1),), unread=1)
 
 
+@pytest.mark.parametrize(
+    "number", [-50 / 7, 1 / 3, 0.1 + 0.2, 0.0001 / 3, math.sin(math.pi), 1e-05, -1e-300]
+)
+def test_numbers_are_read_as_computed(number):
+    """Python prints -7.142857142857143, 3.3333333333333335e-05, 1.2246e-16."""
+    text = f"point A ({number!r}, 2)\npoint A ({number:.20f}, 2)"
+    found = read_primitives(text)
+    assert found.points[0] == (number, 2) and found.unread == 0
+    assert found.points[1][0] == pytest.approx(number, abs=1e-19)
+    chain = "line" + f" ({-50 / 7:.20f}, {number:.20f}) (9.5, 1)" * (MOST // 2)
+    assert read_primitives(chain).lines
+
+
 def test_only_so_many_are_read():
     found = read_primitives("point (1, 2)\n" * 500 + "line (0, 0) (1, 1)\n" * 50)
     assert (len(found.points), len(found.lines)) == (MOST, MOST)
     assert found.unread == 550 - 2 * MOST
+    assert found.count == 2 * MOST
 
 
 @pytest.mark.parametrize(
@@ -103,6 +121,78 @@ def test_a_kind_on_one_side_costs_a_penalty_each():
     more = Primitives(points=((9, 9), (0, 0), (-9, 9)))
     alone = Primitives(points=((0, 0),))
     assert primitive_score(more, alone) == primitive_score(alone, more) == 1
+
+
+@pytest.mark.parametrize("score", [primitive_score, complete_primitive_score])
+def test_without_a_pair_there_is_no_score(score):
+    """Neither of nothing nor of a kind that the other side lacks."""
+    assert score(Primitives(), Primitives()) == 1
+    points, ring = Primitives(points=((0, 0),)), Primitives(circles=((1, 1, 2),))
+    for given, gold in itertools.permutations((Primitives(), points, ring), 2):
+        assert score(given, gold) == 0
+
+
+def test_the_complete_score_charges_what_is_left_over():
+    """By hand: of 3 points, 2 lines and a circle, costs 0.2 each, or three of them."""
+    gold = Primitives(
+        points=((0, 0), (5, 0), (0, 5)),
+        lines=(((0, 0), (5, 0)), ((0, 0), (0, 5))),
+        circles=((1, 1, 2),),
+    )
+    one_of_each = Primitives(gold.points[:1], gold.lines[:1], gold.circles)
+    # y + 0.2 costs a horizontal line 0.2 too, and a vertical one 0.2 as x + 0.2.
+    near = Primitives(
+        points=((0, 0.2), (5, 0.2), (0, 5.2)),
+        lines=(((0, 0.2), (5, 0.2)), ((0.2, 0), (0.2, 5))),
+        circles=((1, 1, 2.2),),
+    )
+    assert primitive_score(one_of_each, gold) == 1
+    for score in (primitive_score, complete_primitive_score):
+        assert score(near, gold) == pytest.approx(math.exp(-0.2))
+    few = complete_primitive_score(one_of_each, gold)
+    assert few == pytest.approx(math.exp(-3 / 6))
+    assert few < complete_primitive_score(near, gold)
+    assert complete_primitive_score(gold, one_of_each, extra=2) == pytest.approx(
+        math.exp(-3 * 2 / 6)
+    )
+    assert complete_primitive_score(one_of_each, gold, missed=2) == pytest.approx(
+        math.exp(-3 * 2 / 6)
+    )
+    # As in the other, a kind on one side alone: the circle is missed, of six.
+    ringless = gold._replace(circles=())
+    assert complete_primitive_score(ringless, gold) == pytest.approx(math.exp(-1 / 6))
+
+
+def test_scores_are_found_on_the_host():
+    """No device waits for a reward, nor a reward for a device."""
+    with jax.transfer_guard("disallow"):
+        with pytest.raises(Exception, match="Disallowed"):
+            jax.jit(lambda x: x)(np.zeros(2))
+        for score in (primitive_score, complete_primitive_score, segment_f1):
+            assert score(KNOWN, KNOWN) == 1
+
+
+def test_a_line_is_fitted_once(monkeypatch):
+    fits = []
+    known = primitives._fitted
+    monkeypatch.setattr(
+        primitives, "_fitted", lambda chain: fits.append(chain) or known(chain)
+    )
+    assert f1(FOUR[:3]) == pytest.approx(6 / 7)
+    assert len(fits) == 7
+
+
+def test_most_primitives_are_matched_with_themselves():
+    """32 of each kind on both sides: the same set in another order is all there."""
+    angles = np.linspace(0, 3, MOST)
+    gold = Primitives(
+        points=tuple((9 * math.cos(a), 9 * math.sin(a)) for a in angles),
+        lines=tuple(((0, 0), (9 * math.cos(a), 9 * math.sin(a))) for a in angles),
+        circles=tuple((a, -a, 1 + a) for a in angles),
+    )
+    turned = Primitives(*(kind[::-1] for kind in gold[:3]))
+    for score in (primitive_score, complete_primitive_score, segment_f1):
+        assert score(turned, gold) == pytest.approx(1)
 
 
 def test_pairs_are_those_of_the_smallest_total():

@@ -16,6 +16,7 @@ from vrl_jax.training.metrics import (
     as_floats,
     average,
     by_source,
+    fact_metrics,
     learning_rate_metrics,
     mean_known,
     merged,
@@ -25,11 +26,23 @@ from vrl_jax.training.metrics import (
 )
 from vrl_jax.types import Batch, Episode, Likelihood, Mean, Rollout, Sample, Turn
 
+from ..fixtures import small
 from ..fixtures.chain import chain_prompts
 
 MASK = jnp.array([[1, 1, 0], [1, 0, 0], [1, 1, 1], [1, 1, 0]], bool)
 SLOWER = optax.linear_schedule(1.0, 0.0, 4)
 OLD = jnp.array([[-1, -2, 9], [-1, 9, 9], [-1, -1, -1], [-3, -1, 9]], jnp.float32)
+
+
+def test_a_fact_that_is_not_known_is_not_in_the_mean():
+    rollout = small.scored([1.0, 2.0, 3.0])
+    facts = {"opening": [np.nan, 1.0, 2.0], "tries": [1.0, 2.0, 6.0]}
+    facts = {name: jnp.array(values) for name, values in facts.items()}
+    found = fact_metrics(dataclasses.replace(rollout, facts=facts))
+    assert {name: float(x.total / x.weight) for name, x in found.items()} == {
+        "play/opening": 1.5,
+        "play/tries": 3.0,
+    }
 
 
 def test_policy_metrics_by_hand():

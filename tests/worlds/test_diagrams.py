@@ -1,6 +1,7 @@
 """Diagrams: what is drawn is what is said, and it answers the question."""
 
 import collections
+import functools
 import io
 import json
 import math
@@ -11,6 +12,7 @@ from PIL import Image
 
 from vrl_jax.recipes.cogflow import (
     cogflow_reward,
+    complete_geometry_seen,
     geometry_seen,
     look_alike,
     reference,
@@ -70,7 +72,12 @@ def test_answers_are_as_often_and_follow_from_what_is_drawn():
 
 
 @pytest.mark.parametrize(
-    ("make", "most"), [(cogflow_reward, 4.0), (released_reward, 1.0)]
+    ("make", "most"),
+    [
+        (cogflow_reward, 4.0),
+        (functools.partial(cogflow_reward, geometry=complete_geometry_seen), 4.0),
+        (released_reward, 1.0),
+    ],
 )
 def test_the_demonstration_passes_the_gate_and_earns_everything(make, most):
     look = look_alike(ink, pixels=84)

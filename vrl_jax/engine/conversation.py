@@ -31,8 +31,10 @@ class Ask:
     """A request to a model: what it reads, and how its answer is drawn.
 
     `model` names it; only the `policy` is trained, and only where `trained`. A
-    `tentative` answer is trained where the program returns it, or an answer that goes
-    on with it; else it was only tried. What is None is the actor's.
+    `tentative` answer is trained where the program returns it, also with other facts by
+    `dataclasses.replace`, or where a trained answer goes on with it; else it was only
+    tried, and is left out of training, while what came before it in the conversation
+    stays. What is None is the actor's.
 
     The answer begins with `given`, text or ids, which are not drawn, or an earlier
     turn: where that was asked to be trained, after the same context, both are one row.

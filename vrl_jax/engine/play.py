@@ -22,7 +22,7 @@ import functools
 import itertools
 import logging
 import zlib
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence, Set
 from typing import Any, NamedTuple
 
 import jax
@@ -57,7 +57,11 @@ def ignore(number: int, group: list["Played"]) -> None:
 
 
 class Outcome(NamedTuple):
-    """What a program may return: turns for the rewards, numbers for the log."""
+    """What a program may return: turns for the rewards, numbers for the log.
+
+    A fact `ended/...` says why it went no further: the episode is not finished. NaN is
+    a number that is not known, and not in the mean that is logged.
+    """
 
     turns: Sequence[Turn]
     facts: Mapping[str, float] = {}
@@ -186,14 +190,17 @@ class _OpenRow:
 
     def is_given(self, ask: Ask) -> bool:
         """Whether the ask goes on in the middle of the last answer."""
-        if not self.said or ask.given is not self.said[-1].turn:
+        if not self.said or not isinstance(ask.given, Turn):
             return False
-        return identity(ask.context) == identity(self.said[-1].ask.context)
+        last, given = self.said[-1], ask.given
+        if (given.number, given.tokens) != (last.turn.number, last.turn.tokens):
+            return False
+        return identity(ask.context) == identity(last.ask.context)
 
-    def kept(self, returned: Sequence[Turn]) -> bool:
-        """Whether it is trained, where the program returned these turns."""
-        tried = any(said.ask.tentative for said in self.said)
-        return not tried or any(self.said[-1].turn is turn for turn in returned)
+    def up_to(self, numbers: Set[int | None]) -> Row:
+        """It as far as its last answer to one of these asks."""
+        ends = [n for n, said in enumerate(self.said, 1) if said.turn.number in numbers]
+        return Row(self.prompt, tuple(self.said[: max(ends, default=0)]))
 
 
 @dataclasses.dataclass(eq=False)
@@ -255,7 +262,7 @@ class _Playing:
             given = ids_of(desk.processor, ask.given)
             read = context.then(Transcript("", given, (), ()))
             row = None
-            if ask.model == "policy" and ask.trained:
+            if _is_trained(ask):
                 free = (row for row in self.rows if row not in taken)
                 row = next((row for row in free if row.goes_on(ask)), None)
                 row = row or _OpenRow(context)
@@ -295,6 +302,7 @@ class _Playing:
             finished=response.finished,
             facts={} if ask.model == "policy" else {"model": ask.model},
             logprob=before + float(response.logprobs.sum()),
+            number=response.request.turn,
         )
         self.heard[place] = Said(ask, read, response, turn)
 
@@ -323,26 +331,43 @@ class _Playing:
         own = [said for said in self.said if said.turn.chosen]
         first = own[0].read if own else Transcript("", np.zeros(0, np.int32), (), ())
         ended = {f"ended/{self.ended}": 1.0} if self.ended else {}
-        # An answer that was awaited when the program ended is no part of it.
-        rows = tuple(
-            Row(row.prompt, tuple(row.said))
-            for row in self.rows
-            if row.said and row.kept(returned)
-        )
+        facts = {"asks": float(self.count), **facts, **ended}
+        stopped = any(facts[name] for name in facts if name.startswith("ended/"))
         last = [turn for turn in turns if turn.chosen][-1:]
         return Played(
             Episode(
                 sample=self.sample,
                 prompt=first.text,
                 turns=tuple(turns) or (Turn("", ()),),
-                finished=not self.ended and all(turn.finished for turn in last),
+                finished=not stopped and all(turn.finished for turn in last),
                 image_sizes=first.image_sizes,
                 step=actor.step,
                 total_steps=actor.total_steps,
-                facts={"asks": float(self.count), **facts, **ended},
+                facts=facts,
             ),
-            rows,
+            self._trained(returned),
         )
+
+    def _trained(self, returned: Sequence[Turn]) -> tuple[Row, ...]:
+        """The rows without what was only tried, at the end of each or all of it.
+
+        A tentative answer counts where the program returned it, or where an answer that
+        counts goes on with it. An answer that was awaited when the program ended is no
+        part of its row.
+        """
+        counts = {turn.number for turn in returned}
+        for ask, _, _, turn in reversed(self.said):  # what goes on with it comes later
+            if _is_trained(ask) and (not ask.tentative or turn.number in counts):
+                read = (*ask.context, ask.given)
+                counts |= {part.number for part in read if isinstance(part, Turn)}
+                counts.add(turn.number)
+        rows = [row.up_to(counts) for row in self.rows]
+        return tuple(row for row in rows if row.said)
+
+
+def _is_trained(ask: Ask) -> bool:
+    """Whether its answer goes into a row."""
+    return ask.model == "policy" and ask.trained
 
 
 def _all_turns(said: Sequence[Said]) -> tuple[Turn, ...]:

@@ -1,5 +1,7 @@
 """Answers again until one is accepted: the whole of it, or its opening."""
 
+import math
+
 from vrl_jax.engine.conversation import Ask
 from vrl_jax.engine.desk import OutOfRoom
 from vrl_jax.engine.play import Check, Outcome, Steps
@@ -34,7 +36,9 @@ def gated_opening(
     The opening is what comes up to `closing`. Of at most `tries`, the first with a
     value of `threshold` or more is taken, else the best, the first of equal ones. The
     answer goes on from its very tokens, so that both are one row; the others are not
-    trained. An opening that its model or its budget ended unclosed is all there is.
+    trained. A value that is NaN is worse than any other; where none is a number, the
+    fact `opening` is NaN. An opening that its model or its budget ended unclosed is all
+    there is.
     """
     fresh = Ask(
         question(sample),
@@ -45,10 +49,15 @@ def gated_opening(
     opened, values = [], []
     while not opened or (len(opened) < tries and max(values) < threshold):
         opened.append((yield fresh))
-        values.append(value(sample, opened[-1]))
+        worth = float(value(sample, opened[-1]))
+        values.append(-math.inf if math.isnan(worth) else worth)
     best = max(values)
     opening = opened[values.index(best)]
-    facts = {"tries": len(opened), "opening": best, "accepted": int(best >= threshold)}
+    facts = {
+        "tries": len(opened),
+        "opening": best if best > -math.inf else math.nan,
+        "accepted": int(best >= threshold),
+    }
     if closing not in opening.text:
         return Outcome((opening,), {**facts, "ended/opening was not closed": 1})
     try:

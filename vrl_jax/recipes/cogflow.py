@@ -16,18 +16,33 @@ repository is named; a public reward file differs, see `released_reward`.
     loss    clipped surrogate (0.2, 0.2) + weight KL(l_it, l_ref_it), mean over each
             response, then over responses
 
-The paper's anchor is near(reference, weight=0.001), the reference its SFT model. It
-gives no tau, so it is asked for: S_vis is in [0, 2]. Each response of a group has a
-gate of its own, as its formulas are indexed. An attempt and what follows are one turn,
-and one row: the trajectory that the paper names. That rejected attempts are not trained
-and the mean over responses are our reading; so is `primitive_score`, in its docstring.
+The paper's anchor is near(reference, weight=0.001), the reference its SFT model. Each
+response of a group has a gate of its own, as its formulas are indexed. An attempt and
+what follows are one turn, and one row: the trajectory that the paper names. That
+rejected attempts are not trained and the mean over responses are our reading; so is
+`primitive_score`, in its docstring.
+
+S_VPR has two forms. `geometry_seen` is the paper's algorithm and the default: what is
+left out beside a pair of its kind costs nothing there, so that one sure primitive of
+each kind earns more than all of them with small errors. To train with, take
+`complete_geometry_seen`, in the gate and as the reward's `geometry`: it asks for all of
+them, as the F1 of the public file does.
+
+The paper gives no tau, so it is asked for: S_vis is in [0, 2]. A block in which nothing
+can be read has S_VPR = S_VSR = 0, our reading: by the penalty alone its S_VPR would be
+exp(-1) = 0.37, more than of an honest guess whose mean cost is above 1. Two line
+drawings look alike whatever they show, so see first what S_VSR a wrong one has: what
+passes has S_VPR >= tau - S_VSR, a mean cost of -log(tau - S_VSR) at most. Where that
+S_VSR is 0.9, sensible are tau from 1.3 (mean cost 0.92) to 1.75 (0.16); up to 0.9
+whatever is drawn passes.
 
 A column `watching` has the row's primitives in the words of `rewards.primitives`, and
 the question asks for the three blocks: `worlds.diagrams` has such rows. The blocks are
-taught first, by `recited` of `programs.recital` with the program `watched_first`. Where
-no primitives are known, as in the paper's evaluation, the gate looks by `look_alike`
-alone, from 0 to 1. The model that scores internalisation learns from one good solution
-against several bad ones, by `preference.softmax_dpo`.
+taught first, by `recited` of `programs.recital` with the program `watched_first`, whose
+gate must accept each demonstration at once: gate=lambda *_: tau. Where no primitives
+are known, as in the paper's evaluation, the gate looks by `look_alike` alone, from 0 to
+1. The model that scores internalisation learns from one good solution against several
+bad ones, by `preference.softmax_dpo`.
 """
 
 import functools
@@ -56,7 +71,9 @@ from vrl_jax.rewards.combine import (
 from vrl_jax.rewards.format import blocks_in_order
 from vrl_jax.rewards.parse import answer_tag, first_tag
 from vrl_jax.rewards.primitives import (
+    MOST,
     Primitives,
+    complete_primitive_score,
     draw,
     primitive_score,
     read_primitives,
@@ -78,57 +95,73 @@ Look = Callable[[Sample, str], float]
 def geometry_seen(
     sample: Sample, text: str, *, missed: float = 1.0, extra: float = 1.0
 ) -> float:
-    """S_VPR, `primitive_score` against the row's; 0 without a watching block."""
-    gold, seen = reference(sample), watched(text)
-    if seen is None:
-        return 0.0
-    return primitive_score(seen, gold, missed=missed, extra=extra)
+    """S_VPR, `primitive_score` against the row's; 0 where nothing is watched."""
+    gold = reference(sample)
+    return primitive_score(watched(text), gold, missed=missed, extra=extra)
+
+
+def complete_geometry_seen(
+    sample: Sample, text: str, *, missed: float = 1.0, extra: float = 1.0
+) -> float:
+    """S_VPR by `complete_primitive_score`, which asks for all that the row has.
+
+    A guess further off than `missed` is better left out: early in training, where most
+    are, raise it.
+    """
+    gold = reference(sample)
+    return complete_primitive_score(watched(text), gold, missed=missed, extra=extra)
 
 
 def segments_seen(sample: Sample, text: str) -> float:
-    """`segment_f1` against the row's lines; 0 without a watching block."""
+    """`segment_f1` against the row's lines; 0 where nothing is watched."""
     gold, seen = reference(sample), watched(text)
-    return 0.0 if seen is None else segment_f1(seen, gold)
+    return segment_f1(seen, gold) if seen.count else 0.0
 
 
 def look_alike(embed: Embed, *, pixels: int = 336) -> Look:
-    """S_VSR; 0 without a watching block, and where the row has no picture.
+    """S_VSR; 0 where nothing is watched, and where the row has no picture.
 
     Of several pictures it is the first. The drawing is `pixels` wide and high.
     """
-    known = functools.lru_cache(maxsize=256)(embed)  # a group looks at one picture
+
+    @functools.lru_cache(maxsize=256)  # a group looks at one picture
+    def given(picture: ImageRef) -> Float[np.ndarray, " D"]:
+        return np.asarray(embed(picture), np.float64)
+
+    @functools.lru_cache(maxsize=4096)  # the reward looks at what the gate looked at
+    def drawn(seen: Primitives) -> Float[np.ndarray, " D"]:
+        return np.asarray(embed(as_png(draw(seen, pixels=pixels))), np.float64)
 
     def look(sample: Sample, text: str) -> float:
         seen = watched(text)
-        if seen is None or not sample.images:
+        if not seen.count or not sample.images:
             return 0.0
-        drawn = embed(as_png(draw(seen, pixels=pixels)))
-        return (1 + _cosine(drawn, known(sample.images[0]))) / 2
+        alike = _cosine(drawn(seen._replace(unread=0)), given(sample.images[0]))
+        return (1 + alike) / 2
 
     return look
 
 
-def _cosine(a: Float[Array, " D"], b: Float[Array, " D"]) -> float:
+def _cosine(a: Float[np.ndarray, " D"], b: Float[np.ndarray, " D"]) -> float:
     """0 where one of them has no length."""
-    a, b = (np.asarray(x, np.float64) for x in (a, b))
     scale = np.linalg.norm(a) * np.linalg.norm(b)
     return float(np.clip(a @ b / scale, -1, 1)) if scale > 0 else 0.0
 
 
-def watched(text: str) -> Primitives | None:
-    """The primitives of the first watching block; None without one."""
-    inside = first_tag(text, "watching")
-    return None if inside is None else read_primitives(inside)
+def watched(text: str) -> Primitives:
+    """The primitives of the first watching block; none without one."""
+    return read_primitives(first_tag(text, "watching") or "")
 
 
 def reference(sample: Sample) -> Primitives:
     """The row's primitives; a ValueError where there are none, or some are unread."""
     given = column(sample, "watching", str, "what is drawn, a primitive a line")
     found = read_primitives(given)
-    if found.unread or found == Primitives():
+    if found.unread or not found.count:
         raise ValueError(
             f"{sample.id} needs the column 'watching', a primitive a line as in "
-            f"rewards.primitives; {found.unread} lines could not be read of {given!r}."
+            f"rewards.primitives, up to {MOST} of a kind and {MOST} points of a line; "
+            f"{found.unread} lines could not be read of {given!r}."
         )
     return found
 
@@ -184,22 +217,22 @@ def cogflow_reward(
 ) -> Reward:
     """alpha S_VPR + (1 - alpha) S_VSR + internalisation + accuracy + format, at most 4.
 
-    `look` is a `look_alike`; `internalised` gives in [0, 1] how faithful the steps are
-    to what was seen: a trained judge's scores, brought together by such as
-    `rewards.steps.mean_step`. The part `synergy_unread` counts lines of the block that
-    are no primitives, which cost nothing.
+    `look` is a `look_alike`; as `geometry` we recommend `complete_geometry_seen`.
+    `internalised` gives in [0, 1] how faithful the steps are to what was seen: a
+    trained judge's scores, brought together by such as `rewards.steps.mean_step`. The
+    part `synergy_unread` counts lines of the block that are no primitives, which cost
+    nothing.
     """
 
     def synergy(episode: Episode) -> dict[str, float]:
         sample, text = episode.sample, episode.text
         vpr, vsr = geometry(sample, text), look(sample, text)
-        seen = watched(text) or Primitives()
         overall = alpha * vpr + (1 - alpha) * vsr
         return {
             "overall": overall,
             "vpr": vpr,
             "vsr": vsr,
-            "unread": float(seen.unread),
+            "unread": float(watched(text).unread),
         }
 
     return weighted(
@@ -221,8 +254,9 @@ def released_reward(
 ) -> Reward:
     """The mean of S_VSR, F1 of lines, accuracy, format and internalisation, at most 1.
 
-    So does a public reward file that seems to be the method's. What was seen pays
-    only where the format is right; the judge's logit is cut to [0, 1].
+    It follows a public reward file that looks like this method's, although its
+    repository is not known. What was seen pays only where the format is right; the
+    judge's logit is cut to [0, 1].
     """
 
     def if_laid_out(rule: Look) -> Reward:
@@ -259,10 +293,12 @@ def cogflow(
 ) -> Recipe:
     """`gate` is visual_score(geometry_seen, look_alike(embed)), or another score.
 
-    The actor's reward is a `cogflow_reward`. An attempt may have `watching_tokens`,
-    with what follows it `row_tokens` of the `limits`. `play/tries` and `play/accepted`
-    tell of the gate, `play/ended/...` of attempts that nothing could follow. A gate
-    that raises ends its episode untrained, and is counted there too.
+    We recommend `complete_geometry_seen` in it, and in the reward; the text above says
+    why, and how to choose `tau`. The actor's reward is a `cogflow_reward`. An attempt
+    may have `watching_tokens`, with what follows it `row_tokens` of the `limits`.
+    `play/tries` and `play/accepted` tell of the gate, `play/ended/...` of attempts that
+    nothing could follow. A gate that raises ends its episode untrained, and is counted
+    there too.
     """
     program = functools.partial(
         watched_first,

@@ -6,6 +6,9 @@ has one primitive a line, a point with any name or none, a line by two points or
     point A (-7.5, 3)
     line (-7.5, 3) (2, 4) (9, -1)
     circle (1, 2) 4
+
+Up to 32 primitives of a kind are read, and up to 32 points of a line. A number is
+between -100 and 100, with up to 20 decimals, as computers print it: 7.1e-15 too.
 """
 
 import itertools
@@ -14,12 +17,10 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import jax
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from PIL import Image, ImageDraw
-
-from vrl_jax import geometry
+from scipy.optimize import linear_sum_assignment
 
 MOST = 32
 """Primitives of a kind that are read of a text, and points of a line."""
@@ -29,14 +30,13 @@ REACH = 10.0
 """The largest coordinate in the picture."""
 PAPER, INK = (255, 255, 255), (20, 20, 20)
 
-_NUMBER = r"([+-]?\d{1,2}(?:\.\d{1,9})?)"  # under 100: what lies far outside is unread
+# Under 100: what lies far outside is unread.
+_NUMBER = r"([+-]?\d{1,2}(?:\.\d{1,20})?(?:e-\d{1,3})?)"
 _PLACE = rf"\(\s*{_NUMBER}\s*,\s*{_NUMBER}\s*\)"
 _POINT = re.compile(rf"point(?:\s+[^\s(]{{1,20}})?\s*{_PLACE}")
 _LINE = re.compile(rf"line(?:\s*{_PLACE})+")
 _CIRCLE = re.compile(rf"circle\s*{_PLACE}\s*{_NUMBER}")
 _PLACES = re.compile(_PLACE)
-
-_match = jax.jit(geometry.cheapest_match)
 
 Place = tuple[float, float]
 
@@ -53,6 +53,11 @@ class Primitives(NamedTuple):
     lines: tuple[tuple[Place, ...], ...] = ()
     circles: tuple[tuple[float, float, float], ...] = ()
     unread: int = 0
+
+    @property
+    def count(self) -> int:
+        """How many there are, of all kinds."""
+        return len(self.points) + len(self.lines) + len(self.circles)
 
 
 def read_primitives(text: str) -> Primitives:
@@ -72,8 +77,8 @@ def read_primitives(text: str) -> Primitives:
             x, y, radius = _numbers(found.groups())
             if radius > 0:
                 circles.append((x, y, radius))
-    unread = len(said) - len(points) - len(lines) - len(circles)
-    return Primitives(tuple(points), tuple(lines), tuple(circles), unread)
+    found = Primitives(tuple(points), tuple(lines), tuple(circles))
+    return found._replace(unread=len(said) - found.count)
 
 
 def _numbers(found: Sequence[str]) -> tuple[float, ...]:
@@ -133,19 +138,24 @@ def fitted_line(chain: Sequence[Place]) -> tuple[float, float, float]:
     return float(a), float(b), float(-(a * x + b * y))
 
 
-def _fitted(
-    chain: Sequence[Place],
-) -> tuple[Float[np.ndarray, " 2"], Float[np.ndarray, " 2"], Float[np.ndarray, " n"]]:
+class _Fitted(NamedTuple):
     """The middle of the places, the direction of their line, and where each lies on it.
 
     The direction is the first principal axis.
     """
+
+    middle: Float[np.ndarray, " 2"]
+    along: Float[np.ndarray, " 2"]
+    spans: Float[np.ndarray, " n"]
+
+
+def _fitted(chain: Sequence[Place]) -> _Fitted:
     places = np.array(chain, float)
     middle = places.mean(0)
     (xx, xy), (_, yy) = (places - middle).T @ (places - middle)
     angle = 0.5 * math.atan2(2 * xy, xx - yy)
     along = np.array([math.cos(angle), math.sin(angle)])
-    return middle, along, (places - middle) @ along
+    return _Fitted(middle, along, (places - middle) @ along)
 
 
 def primitive_score(
@@ -158,26 +168,64 @@ def primitive_score(
     side alone has a kind, each of it costs `missed` or `extra`. The mean is over all of
     these: how the paper counts the last, and lambda_FN and lambda_FP themselves, are
     not given. As in its algorithm 1, what is left over beside pairs of its kind costs
-    nothing, so that more is never worse. Two empty sides are 1.
+    nothing: leaving out is not punished beside a pair of its kind, and neither is
+    guessing on. One primitive of each kind, exact, is 1; `complete_primitive_score`
+    asks for all.
+
+    Without any pair it is 0, our reading: the mean is over pairs. So saying nothing
+    earns nothing, where any guess of the right kind earns something. Two empty sides
+    are 1.
     """
-    total, count = 0.0, 0
+    kinds = _matched(given, gold)
+    return _score(
+        [paired or [missed] * left + [extra] * over for paired, left, over in kinds],
+        any(paired for paired, _, _ in kinds),
+    )
+
+
+def complete_primitive_score(
+    given: Primitives, gold: Primitives, *, missed: float = 1.0, extra: float = 1.0
+) -> float:
+    """`primitive_score` in which all that is left over costs `missed` or `extra`.
+
+    Beside pairs of its kind too, as F1 counts it. There are as many pairs as can be, so
+    that leaving one out pays where the guess would be further off than `missed`.
+    """
+    kinds = _matched(given, gold)
+    return _score(
+        [paired + [missed] * left + [extra] * over for paired, left, over in kinds],
+        any(paired for paired, _, _ in kinds),
+    )
+
+
+def _score(costs: Sequence[Sequence[float]], met: bool) -> float:
+    """exp(-mean cost) over the kinds; 0 where there are costs and no pair."""
+    every = [*itertools.chain(*costs)]
+    if every and not met:
+        return 0.0
+    return math.exp(-sum(every) / max(len(every), 1))
+
+
+def _matched(given: Primitives, gold: Primitives) -> list[tuple[list[float], int, int]]:
+    """Of each kind, the costs of its pairs, and how many gold and given are left over.
+
+    As many pairs as can be, of the smallest total.
+    """
     ours_fitted, theirs_fitted = (
         [*map(fitted_line, side.lines)] for side in (given, gold)
     )
+    found = []
     for ours, theirs, distances in (
         (given.points, gold.points, _apart),
         (ours_fitted, theirs_fitted, _lines_apart),
         (given.circles, gold.circles, _apart),
     ):
+        paired = []
         if ours and theirs:
             costs = distances(np.array(theirs), np.array(ours))
-            paired = _pairs(costs, np.ones(costs.shape, bool))
-            total += sum(costs[pair] for pair in paired)
-            count += len(paired)
-        else:
-            total += missed * len(theirs) + extra * len(ours)
-            count += len(theirs) + len(ours)
-    return float(np.exp(-total / max(count, 1)))
+            paired = costs[linear_sum_assignment(costs)].tolist()
+        found.append((paired, len(theirs) - len(paired), len(ours) - len(paired)))
+    return found
 
 
 def _apart(
@@ -191,17 +239,6 @@ def _lines_apart(
 ) -> Float[np.ndarray, "N M"]:
     """Of both signs, which are the same line, the nearer one."""
     return np.minimum(_apart(a, b), _apart(a, -b))
-
-
-def _pairs(
-    costs: Float[np.ndarray, "N M"], allowed: Bool[np.ndarray, "N M"]
-) -> list[tuple[int, int]]:
-    """`geometry.cheapest_match` in one size, so that it is compiled once."""
-    table, mask = np.zeros((MOST, MOST), np.float32), np.zeros((MOST, MOST), bool)
-    here = tuple(map(slice, costs.shape))
-    table[here], mask[here] = costs, allowed
-    matched = np.asarray(_match(table, mask)).tolist()
-    return [(row, column) for row, column in enumerate(matched) if column >= 0]
 
 
 def segment_f1(
@@ -219,21 +256,19 @@ def segment_f1(
     """
     if not given.lines or not gold.lines:
         return float(not given.lines and not gold.lines)
+    ours, theirs = ([*map(_fitted, side.lines)] for side in (given, gold))
     allowed = np.array(
-        [
-            [_same_segment(b, a, degrees, overlap) for b in given.lines]
-            for a in gold.lines
-        ]
+        [[_same_segment(b, a, degrees, overlap) for b in ours] for a in theirs]
     )
-    pairs = _pairs(np.zeros(allowed.shape), allowed)
-    return 2 * len(pairs) / (len(given.lines) + len(gold.lines))
+    pairs = allowed[linear_sum_assignment(allowed, maximize=True)].sum()
+    return float(2 * pairs / (len(ours) + len(theirs)))
 
 
 def _same_segment(
-    given: Sequence[Place], gold: Sequence[Place], degrees: float, overlap: float
+    given: _Fitted, gold: _Fitted, degrees: float, overlap: float
 ) -> bool:
-    middle, along, spans = _fitted(gold)
-    other, direction, others = _fitted(given)
+    middle, along, spans = gold
+    other, direction, others = given
     across = abs(along[0] * direction[1] - along[1] * direction[0])
     angle = math.degrees(math.atan2(across, abs(along @ direction)))
     ends = (other + np.outer([others.min(), others.max()], direction) - middle) @ along

@@ -181,12 +181,12 @@ def advantage_metrics(batch: Batch) -> Metrics:
 
 
 def fact_metrics(rollout: Rollout) -> Metrics:
-    """The mean of each number that was noted of the episodes.
+    """The mean of each number that was noted of the episodes, where it is not NaN.
 
     On the host: which there are is not known when a step is compiled.
     """
     facts = on_host(rollout.facts)
-    return {f"play/{name}": once(fact.mean()) for name, fact in facts.items()}
+    return {f"play/{name}": mean_known(fact) for name, fact in facts.items()}
 
 
 def by_source(
