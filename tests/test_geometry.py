@@ -1,3 +1,4 @@
+import functools
 import inspect
 import itertools
 from types import SimpleNamespace
@@ -67,6 +68,35 @@ def test_union_areas_equal_a_count_of_pixels():
     floats = jnp.asarray(boxes, jnp.float32)
     got = jax.jit(geometry.union_areas)(floats[0], mask[0], floats[1], mask[1])
     np.testing.assert_array_equal(got, [a.sum(), b.sum(), (a & b).sum()])
+
+
+def test_union_area_is_that_of_the_first_of_two():
+    rng = np.random.default_rng(4)
+    corners = rng.random((6, 2), np.float32)
+    boxes, mask = jnp.concatenate([corners, corners + 0.5], -1), rng.random(6) < 0.7
+    whole, _, _ = geometry.union_areas(boxes, mask, boxes[:1], mask[:1])
+    assert geometry.union_area(boxes, mask) == pytest.approx(float(whole), rel=1e-6)
+    assert geometry.union_area(boxes, mask & False) == 0
+
+
+def test_coverage_equals_a_count_of_pixels():
+    """5 x 5 cells of 8 x 6 pixels; boxes stand out of the picture on all sides."""
+    rng = np.random.default_rng(5)
+    corners = rng.integers(-9, 40, (12, 2))
+    boxes = np.concatenate([corners, corners + rng.integers(1, 12, (12, 2))], -1)
+    mask = rng.random(12) < 0.7
+    picture = np.zeros((40, 30), bool)
+    for x1, y1, x2, y2 in np.maximum(boxes[mask], 0):
+        picture[x1:x2, y1:y2] = True
+    wanted = picture.reshape(5, 8, 5, 6).mean((1, 3))
+    assert (wanted * (1 - wanted)).max() > 0  # some cells are covered in part
+    size = jnp.array([40.0, 30.0])
+    cover = jax.jit(functools.partial(functions.coverage, cells=5))
+    floats = jnp.asarray(boxes, jnp.float32)
+    np.testing.assert_allclose(cover(floats, mask, size), wanted, atol=1e-6)
+    broken = jnp.concatenate([floats, NOT_BOXES[:3]])
+    kept = np.concatenate([mask, np.ones(3, bool)])
+    np.testing.assert_allclose(cover(broken, kept, size), wanted, atol=1e-6)
 
 
 def test_rescale_converts_frames():

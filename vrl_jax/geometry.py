@@ -102,6 +102,41 @@ def union_areas(
     return size(in_a), size(in_b), size(in_a & in_b)
 
 
+def union_area(boxes: Float[Array, "N 4"], mask: Bool[Array, " N"]) -> Float[Array, ""]:
+    """Area of the union of all boxes; exact."""
+    return union_areas(boxes, mask, boxes[:0], mask[:0])[0]
+
+
+def coverage(
+    boxes: Float[Array, "N 4"],
+    mask: Bool[Array, " N"],
+    size: Float[Array, " 2"],
+    *,
+    cells: int,
+) -> Float[Array, "X Y"]:
+    """Which share of each cell the union of all boxes covers; exact.
+
+    The cells part a (width, height) picture into cells x cells; x is the first axis.
+    """
+    kept = mask & is_box(boxes)
+    whole = jnp.concatenate([size, size])
+    edges = jnp.where(kept[:, None], jnp.clip(boxes, 0, whole) * (cells / whole), 0)
+    xs, ys = jnp.sort(edges[:, 0::2].ravel()), jnp.sort(edges[:, 1::2].ravel())
+    starts = jnp.arange(cells)
+
+    def lengths(edges: Float[Array, " K"]) -> Float[Array, "K-1 cells"]:
+        """What each stretch between two edges has in each cell."""
+        high = jnp.minimum(edges[1:, None], starts + 1)
+        return jnp.maximum(high - jnp.maximum(edges[:-1, None], starts), 0)
+
+    found = covered(edges, kept, xs, ys).astype(edges.dtype)
+    # A matrix unit's shorter floats would not be exact.
+    shares = jnp.einsum(
+        "xi,xy,yj->ij", lengths(xs), found, lengths(ys), precision="highest"
+    )
+    return jnp.clip(shares, 0, 1)
+
+
 def union_iou(
     a: Float[Array, "N 4"],
     a_mask: Bool[Array, " N"],

@@ -11,6 +11,7 @@ import pytest
 
 from vrl_jax.recipes.dip_r1 import dip_r1, inspected, thinks_looks_answers
 from vrl_jax.rewards import groups
+from vrl_jax.rewards.combine import call_safely
 from vrl_jax.rewards.grounding import resized, thousandths
 from vrl_jax.types import Episode, ImageSize, Likelihood, Sample, Turn
 
@@ -83,13 +84,34 @@ def test_a_group_that_agrees_is_paid_for_looking_nowhere():
     assert column(scores, "accuracy") == [1] * 4
 
 
-def test_without_gold_the_look_may_be_paid_where_answers_spread():
-    """By hand: a quarter of a picture is found by one of two, half of it looked at."""
-    size = ImageSize(640, 640, 640, 640)
-    quarter, half = [0, 0, 320, 320], [0, 0, 320, 160]
-    told = group(said([quarter], [half]), said([], [[0, 0, 640, 640]]), size=size)
-    scores = inspected(groups.spread_look, most=8)(told)
+SMALL = ImageSize(640, 640, 640, 640)
+SPREAD = (  # a quarter of a picture is found by one of two, and half of it looked at
+    said([[0, 0, 320, 320]], [[0, 0, 320, 160]]),
+    said([], [[0, 0, 640, 640]]),
+)
+
+
+def test_the_look_may_be_paid_where_answers_spread():
+    scores = inspected(groups.spread_look, most=8)(group(*SPREAD, size=SMALL))
     np.testing.assert_allclose(column(scores, "look"), [0.5 - 0.125, 0], atol=1e-6)
+    assert column(scores, "accuracy") == [0, 0]
+
+
+@pytest.mark.parametrize("blank", ["", " "])
+def test_without_gold_accuracy_does_not_apply(blank):
+    reward = inspected(look_without_gold=groups.spread_look, most=8)
+    scores = call_safely(reward, group(*SPREAD, gold=blank, size=SMALL))
+    assert not any("accuracy" in score for score in scores)
+    np.testing.assert_allclose(column(scores, "look"), [0.5 - 0.125, 0], atol=1e-6)
+    np.testing.assert_allclose(column(scores, "overall"), [1.375, 1], atol=1e-6)
+    # Rows that have gold are paid as ever, and so are those with nothing to find.
+    assert reward(worked_group()) == REWARD(worked_group())
+    assert reward(group(*SPREAD, gold=[])) == REWARD(group(*SPREAD, gold=[]))
+
+
+def test_without_gold_and_a_look_for_it_the_row_is_named():
+    with pytest.raises(ValueError, match=r"row needs .* `look_without_gold`"):
+        REWARD(group(*SPREAD, gold=""))
 
 
 @pytest.mark.parametrize(
@@ -158,6 +180,42 @@ def test_objects_are_boxes_too():
     assert score["overall"] == 3
 
 
+SILENT = ("garbage", "<think>so</think><look>[]</look>", "<answer>[]")
+
+
+@pytest.mark.parametrize(
+    ("text", "right"),
+    [
+        *((text, 0) for text in SILENT),
+        ("<answer></answer>", 0),
+        ("<answer>none</answer>", 0),
+        ("<answer>{}</answer>", 0),
+        ('<answer>["none"]</answer>', 0),
+        ("<answer>[]</answer>", 1),
+        ("<answer> [ ]\n</answer>", 1),
+        ("<answer>```json\n[]\n```</answer>", 1),
+        (f"<answer>{GOLD}</answer>", 0),
+    ],
+)
+def test_nothing_to_find_is_found_by_who_says_so(text, right):
+    (score,) = REWARD(group(text, gold=[]))
+    assert score["accuracy"] == right
+
+
+@pytest.mark.parametrize("silent", [*SILENT, "<answer>none</answer>"])
+def test_who_does_not_answer_differs_from_nobody(silent):
+    """One agrees with itself; beside one who says [], what it found is unsure."""
+    found = said(GOLD[:1], GOLD[:1])
+    assert column(REWARD(group(found, silent)), "look")[0] == 0.5
+    assert column(REWARD(group(found, said([]))), "look")[0] == 1
+
+
+def test_boxes_in_a_fence_are_read():
+    fenced = said(GOLD).replace("<answer>", "<answer>```json\n")
+    fenced = fenced.replace("</answer>", "\n```</answer>")
+    assert REWARD(group(fenced))[0]["overall"] == 3
+
+
 @pytest.mark.parametrize(
     ("text", "parts"),
     [
@@ -168,15 +226,15 @@ def test_objects_are_boxes_too():
         ("<think>so</think><answer>[]</answer>", (0, 0, 0)),
         ("<look>[[0, 0, 9, 9]]</look>", (0, 0.5, 0)),
         ("<look>[[0, 0, 9, 9]]", (0, 0, 0)),
-        ("<think>a</think><look>b</look><answer>c</answer>", (1, 1, 0)),
+        ("<think>a</think><look>b</look><answer>c</answer>", (1, 0, 0)),
         (said(["a", None, [1], [9, 9, 0, 0], [1e300, 0, 1, 1]]), (1, 1, 0)),
-        (said([[0, 0, "100", 100]], [[]]), (1, 1, 0)),
-        (said([[[[]]]], [{"bbox_2d": 4}]), (1, 1, 0)),
+        (said([[0, 0, "100", 100]], [[]]), (1, 0, 0)),
+        (said([[[[]]]], [{"bbox_2d": 4}]), (1, 0, 0)),
         (said(GOLD).removesuffix("</answer>"), (0, 1, 0)),
     ],
 )
 def test_what_cannot_be_read(text, parts):
-    """Alone, and so in agreement: an empty look earns 1, no look block nothing."""
+    """Alone, and so in agreement: the look [] earns 1, one that says nothing 0."""
     (score,) = REWARD(group(text))
     names = ("format", "look", "accuracy")
     assert tuple(score[name] for name in names) == parts
@@ -196,7 +254,7 @@ def test_boxes_beyond_the_room_are_counted():
 
 
 @pytest.mark.parametrize(
-    "gold", ["", "a dog", "7", "{}", "[0, 0, 1, 1]", "[[0, 0, 1]]", "[[5, 5, 1, 1]]"]
+    "gold", ["a dog", "7", "{}", "[0, 0, 1, 1]", "[[0, 0, 1]]", "[[5, 5, 1, 1]]"]
 )
 def test_a_row_whose_answer_is_no_list_of_boxes_is_named(gold):
     with pytest.raises(ValueError, match=r"row needs a list of boxes .* as its answer"):

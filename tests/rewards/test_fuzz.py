@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from vrl_jax import geometry
 from vrl_jax.recipes import openthinkimg
+from vrl_jax.recipes.dip_r1 import inspected
 from vrl_jax.rewards import (
     answers,
     average_precision,
@@ -266,10 +267,15 @@ SIZE = 4
 
 
 def looked(rule, predicted, gold):
-    """Of a group of two; the first answers what the second looks at."""
+    """All of a group of two where each looks at what the other answers.
+
+    Once where both have answered, and once where only the second has.
+    """
     answers = jax.tree.map(lambda *x: jnp.stack(x), predicted, gold)
     looks = jax.tree.map(lambda x: x[::-1], answers)
-    return rule(answers, looks, gold, jnp.array([10.0, 10.0]))[0]
+    size, both = jnp.array([10.0, 10.0]), jnp.array([True, True])
+    told = [rule(answers, looks, gold, size, a) for a in (both, both.at[0].set(False))]
+    return jnp.stack(told)
 
 
 BOX_RULES = [
@@ -300,7 +306,7 @@ BOX_RULES = [
 
 @jax.jit
 def all_box_rules(predicted, gold):
-    return jnp.stack([jnp.float32(rule(predicted, gold)) for rule, _, _ in BOX_RULES])
+    return [jnp.ravel(rule(predicted, gold)) for rule, _, _ in BOX_RULES]
 
 
 def raw_boxes(rows, confidence):
@@ -321,8 +327,37 @@ def raw_boxes(rows, confidence):
 def test_box_scores_stay_in_range(predicted, gold, confidence):
     TRIED["box sets"] += 1
     found = all_box_rules(raw_boxes(predicted, confidence), raw_boxes(gold, 1.0))
-    for score, (_, low, high) in zip(np.asarray(found), BOX_RULES, strict=True):
-        check(float(score), low - 1e-6, high + 1e-6)
+    for scores, (_, low, high) in zip(found, BOX_RULES, strict=True):
+        for score in np.asarray(scores):
+            check(float(score), low - 1e-6, high + 1e-6)
+
+
+LISTS = BOXES.map(json.dumps)
+LIST = st.integers(0, 3).flatmap(lambda n: LISTS if n else WRITTEN)  # most are lists
+BLOCKS = st.tuples(st.text(max_size=9), LIST, LIST).map(
+    lambda t: f"<think>{t[0]}</think><look>{t[1]}</look><answer>{t[2]}</answer>"
+)
+LOOKING = inspected(look_without_gold=groups.spread_look, most=8)
+
+
+@fuzz
+@given(
+    st.tuples(BLOCKS, BLOCKS, WRITTEN),
+    st.sampled_from(["", "[]", "[[0, 0, 10, 10], [9, 9, 40, 56]]"]),
+)
+def test_looks_of_all_of_a_group_stay_in_range(texts, gold):
+    TRIED["looking groups"] += 1
+    sample = Sample("1", "fuzz", "?", (), gold)
+    size = (ImageSize(56, 56, 28, 28),)
+    group = [Episode(sample, "?", (Turn(t, (1,)),), True, size) for t in texts]
+    bounds = (
+        {"format": 0, "look": 0, "accuracy": 0} if gold else {"format": 0, "look": -1}
+    )
+    for score in in_time(LOOKING, group):
+        assert score.keys() == {"overall", "left_out", *bounds}
+        for name, low in bounds.items():
+            check(score[name], low - 1e-6, 1 + 1e-6)
+        assert score["overall"] == pytest.approx(sum(score[name] for name in bounds))
 
 
 JSON = st.recursive(

@@ -82,13 +82,47 @@ def test_disagreement_look_of_dip_r1():
     )
     size = jnp.array([1000.0, 1000.0])
     look = jax.jit(groups.disagreement_look)
-    got = look(answers, looks, gold, size)
+    all_did = jnp.ones(4, bool)
+    got = look(answers, looks, gold, size, all_did)
     np.testing.assert_allclose(got, [0.676259, 0.998004, 0.001996, 0], atol=2e-5)
     same = jax.tree.map(lambda x: np.stack([x[0]] * 4), answers)
     # All agree: 1 for no look, psi / 2 with one; psi is 0.5 at 60 of 80 columns.
-    np.testing.assert_allclose(look(same, looks, gold, size)[2:], [0.5, 1])
-    small = look(same, looks, gold, jnp.array([80.0, 100.0]))
+    np.testing.assert_allclose(look(same, looks, gold, size, all_did)[2:], [0.5, 1])
+    small = look(same, looks, gold, jnp.array([80.0, 100.0]), all_did)
     np.testing.assert_allclose(small[2:], [0.25, 1], rtol=1e-6)
+    # Half of the picture is free, and holds all that is unsure.
+    half = stacked([[(0, 0, 1000, 500)], [], [], []])
+    got = look(answers, half, gold, size, all_did)
+    np.testing.assert_allclose(got, [1, 0, 0, 0], rtol=1e-6)
+
+
+def test_disagreement_look_takes_each_union_once():
+    """Of n boxes: n tests of (2n - 1)^2 cells each, for each of the group."""
+    n, size = 16, jnp.array([9.0, 9.0])
+    given = stacked([[(0, 0, 1, 1)] * n] * 3)
+    gold = jax.tree.map(lambda x: x[0], given)
+    done = jax.make_jaxpr(groups.disagreement_look)(
+        given, given, gold, size, jnp.ones(3, bool)
+    )
+    largest = max(out.aval.size for step in done.eqns for out in step.outvars)
+    assert largest == 3 * n * (2 * n - 1) ** 2
+
+
+@pytest.mark.parametrize("rule", [groups.disagreement_look, groups.spread_look])
+def test_looks_ask_only_who_answered(rule):
+    """Two agree and a third is silent: what it holds is noise, and changes nothing."""
+    found, other = (0, 0, 100, 100), (200, 0, 300, 100)
+    gold = jax.tree.map(lambda x: x[0], stacked([[found, other]]))
+    looks = stacked([[found], [], [other]])
+    size = jnp.array([1000.0, 1000.0])
+    heard, everyone = jnp.array([True, True, False]), jnp.ones(3, bool)
+    look = jax.jit(rule)
+    same = look(stacked([[found]] * 3), looks, gold, size, everyone)
+    for noise in ([], [found, other]):
+        answers = stacked([[found], [found], noise])
+        got = look(answers, looks, gold, size, heard)
+        np.testing.assert_allclose(got, same, atol=1e-6)
+        assert abs(look(answers, looks, gold, size, everyone) - same).max() > 0.4
 
 
 def test_spread_look_of_dip_r1():
@@ -100,11 +134,42 @@ def test_spread_look_of_dip_r1():
     size, whole = jnp.array([8.0, 4.0]), 4 * 3 + 2 * 4 + 2 * 3
     look = jax.jit(functools.partial(groups.spread_look, cells=4))
     gold = jax.tree.map(lambda x: x[0], answers)  # which is not asked
+    all_did = jnp.ones(4, bool)
     expected = [12 / whole - 1 / 4, 14 / whole - 1 / 4, 8 / whole - 1 / 8, 0]
-    np.testing.assert_allclose(look(answers, looks, gold, size), expected, atol=1e-6)
+    got = look(answers, looks, gold, size, all_did)
+    np.testing.assert_allclose(got, expected, atol=1e-6)
     same = jax.tree.map(lambda x: np.stack([x[0]] * 4), answers)
     agreed = [-1 / 4, -1 / 4, -1 / 8, 0]
-    np.testing.assert_allclose(look(same, looks, gold, size), agreed, atol=1e-6)
+    got = look(same, looks, gold, size, all_did)
+    np.testing.assert_allclose(got, agreed, atol=1e-6)
+
+
+def test_spread_look_sees_things_smaller_than_a_cell():
+    """By hand: of 1000 x 1000 pixels in 10 x 10 cells, two things 2 wide and high.
+
+    Both vary alike: a look at the cell of one has half of the variance in a hundredth
+    of the picture; one at the thing itself has 4 / 10,000 of both.
+    """
+    first, second = (1, 1, 3, 3), (501, 1, 503, 3)
+    answers = stacked([[first, second], [], [first, second]])
+    looks = stacked([[(0, 0, 100, 100)], [first], [(40, 40, 50, 50)]])
+    size, all_did = jnp.array([1000.0, 1000.0]), jnp.ones(3, bool)
+    gold = jax.tree.map(lambda x: x[0], answers)
+    look = jax.jit(functools.partial(groups.spread_look, cells=10))
+    got = look(answers, looks, gold, size, all_did)
+    wanted = [0.5 - 0.01, 0.0002 - 4e-6, 0.005 - 1e-4]
+    np.testing.assert_allclose(got, wanted, rtol=1e-4)
+
+
+def test_spread_look_costs_where_all_agree():
+    """Any look in the picture, however small; not one of no area or beside it."""
+    size, all_did = jnp.array([1000.0, 1000.0]), jnp.ones(5, bool)
+    answers = stacked([[(10, 10, 333, 777), (300, 1, 801, 300)]] * 5)
+    beside, no_area = (1000, 0, 1100, 100), (15, 15, 15, 15)
+    looks = stacked([[(1, 1, 3, 3)], [(0, 0, 1000, 1000)], [no_area], [beside], []])
+    gold = jax.tree.map(lambda x: x[0], answers)
+    got = jax.jit(groups.spread_look)(answers, looks, gold, size, all_did)
+    np.testing.assert_allclose(got, [-4e-6, -1, 0, 0, 0], rtol=1e-4)
 
 
 SCORES = jnp.array([[0.9, 0.8, 0.7], [0.95, 0.2, 0.1], [0.6, 0.6, 0.4]])

@@ -14,14 +14,19 @@ released.
 
 What we could read names the three rewards and not their formulas, so these are our
 reading. Looking pays where the answers of the group differ: on which of the gold boxes
-(`groups.disagreement_look`) or, without gold, on which part of the picture
-(`groups.spread_look`). Boxes are matched for the largest total IoU and hit from 0.5 on;
-w = 0.5, and 0.3 leans to recall for crowds. The blocks' order, the mean over all tokens
-and an anchor are from others' summaries; no number is, so clip and group size are
-GRPO's usual ones, and so would be near(reference, weight=0.04).
+(`groups.disagreement_look`) or, where a row has none, on which part of the picture
+(`inspected(look_without_gold=groups.spread_look)`). Who writes no answer that can be
+read differs from nobody: a torn response is no doubt about the picture. Boxes are
+matched for the largest total IoU and hit from 0.5 on; w = 0.5, and 0.3 leans to recall
+for crowds. The blocks' order, the mean over all tokens and an anchor are from others'
+summaries; no number is, so clip and group size are GRPO's usual ones, and so would be
+near(reference, weight=0.04).
 
 A group that agrees is paid for looking nowhere, and one that finds nothing agrees: a
-policy needs a cold start that finds something, or it learns to look away first.
+policy needs a cold start that finds something, or it learns to look away first. An
+answer `[]` is an answer: one among others that find things makes each of these worth
+about the same look. Without gold nothing is paid for being right, and answers that
+differ pay: mix such rows with rows that have gold.
 """
 
 import functools
@@ -29,8 +34,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from vrl_jax import advantages, objectives, reductions
 from vrl_jax.engine.reference import Anchor, free
@@ -41,22 +47,26 @@ from vrl_jax.rewards.columns import column
 from vrl_jax.rewards.combine import Reward
 from vrl_jax.rewards.format import blocks_in_order
 from vrl_jax.rewards.grounding import Frame, first_size, in_pixels, original, resized
-from vrl_jax.rewards.parse import last_tag, read_json
+from vrl_jax.rewards.parse import json_text, last_tag, read_json
 from vrl_jax.rewards.parse_boxes import as_boxes, as_detections
 from vrl_jax.training.clipped_recipe import clipped_recipe
 from vrl_jax.training.iteration import Recipe
 from vrl_jax.types import Episode, Sample
 
-Look = Callable[[Boxes, Boxes, Boxes, Float[Array, " 2"]], Float[Array, " G"]]
-"""(answers, looks, gold, (width, height)) -> what each of the G looks earns.
+Look = Callable[
+    [Boxes, Boxes, Boxes, Float[Array, " 2"], Bool[Array, " G"]], Float[Array, " G"]
+]
+"""(answers, looks, gold, (width, height), answered) -> what each of the G looks earns.
 
-Answers and looks have a leading axis G; all are in pixels of the picture.
+Answers and looks have a leading axis G; all are in pixels of the picture. `answered` is
+False where a response has no answer, and its row of answers no meaning.
 """
 
 
 def inspected(
     look: Look = groups.disagreement_look,
     *,
+    look_without_gold: Look | None = None,
     precision_weight: float = 0.5,
     frame: Frame = resized,
     gold_frame: Frame = original,
@@ -70,47 +80,62 @@ def inspected(
     objects with `bbox_2d`, [] where nothing is to be found. Its column `ignore_boxes`,
     if there is one, lists regions in which answers are neither right nor wrong.
 
-    A list that cannot be read is empty, and items that are no boxes are left out; who
-    does not even write a look block has not looked, and gets 0 for it. Of a response's
-    lists the first `most` boxes count, and `left_out` says how many do not; a row with
-    more is an error.
+    A row whose answer is blank has no gold: accuracy does not apply and is left out,
+    and `look_without_gold`, such as `groups.spread_look`, pays the look; without that
+    such a row is an error. `read_samples` counts "" as missing, and keeps " ".
+
+    Items that are no boxes are left out. A block that then holds no box, and is not [],
+    says nothing, as one that is missing: it gets 0, as a look and as an answer, also
+    where nothing is to be found; the format does not mind. Of a response's lists the
+    first `most` boxes count, and `left_out` says how many do not; a row with more is an
+    error.
     """
+    nothing = as_boxes([], size=most)
     accuracy = functools.partial(
         weighted_precision_recall, precision_weight=precision_weight
     )
 
-    @jax.jit
+    @functools.partial(jax.jit, static_argnames="rule")
     def paid(
+        rule: Look,
         answers: Boxes,
         looks: Boxes,
         gold: Boxes,
         ignored: Boxes,
         size: Float[Array, " 2"],
+        answered: Bool[Array, " G"],
     ) -> tuple[Float[Array, " G"], Float[Array, " G"]]:
         counted = jax.vmap(without_ignored, (0, None))(answers, ignored)
         found = jax.vmap(accuracy, (0, None))(counted, gold)
-        return look(counted, looks, gold, size), found
+        looked = rule(counted, looks, gold, size, answered)
+        return looked, jnp.where(answered, found, 0)
 
     def reward(episodes: Sequence[Episode]) -> list[dict[str, float]]:
         sample, size = episodes[0].sample, first_size(episodes[0])
-        answers, unanswered = _tables(episodes, "answer", most)
-        looks, unseen = _tables(episodes, "look", most)
+        if look_without_gold is None or sample.answer.strip():
+            rule, gold = look, _gold(sample, most)
+        else:
+            rule, gold = look_without_gold, None
+        answers, answered, uncounted = _tables(episodes, "answer", most)
+        looks, wrote, unseen = _tables(episodes, "look", most)
         looked, found = paid(
+            rule,
             in_pixels(answers, frame, size),
             in_pixels(looks, frame, size),
-            in_pixels(_gold(sample, most), gold_frame, size),
+            in_pixels(nothing if gold is None else gold, gold_frame, size),
             in_pixels(_ignored(sample, most), gold_frame, size),
             np.array(original(size), np.float32),
+            answered,
         )
         scores = []
         for number, episode in enumerate(episodes):
-            wrote = last_tag(episode.text, "look") is not None
             parts = {
                 "format": float(thinks_looks_answers(episode.text)),
-                "look": float(looked[number]) if wrote else 0.0,
-                "accuracy": float(found[number]),
+                "look": float(looked[number]) if wrote[number] else 0.0,
             }
-            left_out = float(unanswered[number] + unseen[number])
+            if gold is not None:
+                parts["accuracy"] = float(found[number])
+            left_out = float(uncounted[number] + unseen[number])
             scores.append(
                 {"overall": sum(parts.values()), **parts, "left_out": left_out}
             )
@@ -139,18 +164,27 @@ def dip_r1(*, group_size: int = 8, clip: float = 0.2, anchor: Anchor = free) -> 
 
 def _tables(
     episodes: Sequence[Episode], name: str, most: int
-) -> tuple[Boxes, list[int]]:
-    """The boxes of all the last blocks `name`, and how many had no room."""
-    lists = [
-        as_detections(read_json(last_tag(episode.text, name) or ""))
-        for episode in episodes
-    ]
+) -> tuple[Boxes, Bool[np.ndarray, " G"], list[int]]:
+    """The boxes of all the last blocks `name`, which say something, how many too many.
+
+    What holds no box says something if it is [], bare or in a fence.
+    """
+    blocks = [last_tag(episode.text, name) or "" for episode in episodes]
+    given = [read_json(json_text(block)) for block in blocks]
+    lists = [as_detections(found) for found in given]
+    said = np.array([bool(b) or g == [] for b, g in zip(lists, given, strict=True)])
     tables = [as_boxes(found[:most], size=most) for found in lists]
     left_out = [max(len(found) - most, 0) for found in lists]
-    return jax.tree.map(lambda *x: np.stack(x), *tables), left_out
+    return jax.tree.map(lambda *x: np.stack(x), *tables), said, left_out
 
 
 def _gold(sample: Sample, most: int) -> Boxes:
+    if not sample.answer.strip():
+        raise ValueError(
+            f"{sample.id} needs a list of boxes [x1, y1, x2, y2] as its answer, [] for "
+            "none, and it is blank: where nobody knows them, give the reward "
+            "`look_without_gold`, such as groups.spread_look."
+        )
     return _of_row(sample, "as its answer", read_json(sample.answer), most)
 
 

@@ -300,7 +300,7 @@ def area_within(
     0 without a box of positive area. The crop reward of ERGO,
     https://arxiv.org/abs/2509.21991, whose gamma is 0.6.
     """
-    used, _, _ = geometry.union_areas(boxes.boxes, boxes.mask, boxes.boxes, boxes.mask)
+    used = geometry.union_area(boxes.boxes, boxes.mask)
     whole = jnp.asarray(size[0] * size[1], jnp.float32)
     return ((used > 0) & (used <= share * whole)).astype(jnp.float32)
 

@@ -3,6 +3,8 @@
 The last axis is the group. What only needs lengths is in `vrl_jax.rewards.length`.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -84,6 +86,7 @@ def disagreement_look(
     looks: Boxes,
     gold: Boxes,
     size: Float[Array, " 2"],
+    answered: Bool[Array, " G"],
     *,
     iou_threshold: float = 0.5,
     cover: float = 0.5,
@@ -91,27 +94,28 @@ def disagreement_look(
 ) -> Float[Array, " G"]:
     """sum_j w_j [a look box of i covers gold j] psi(area_i): look where answers differ.
 
-    w_j is the variance over the group of gold j's matched IoU, divided by the sum. A
-    look box covers what it shares at least `cover` of the area with. psi is 1 up to
-    `free_area` of the picture and falls linearly to 0 at all of it. Where all answers
-    agree: 1 for an empty look list, else psi / 2. `answers` and `looks` have a leading
-    axis G. A reading of DIP-R1, https://arxiv.org/abs/2505.23179, whose abstract
-    leaves the formula open.
+    w_j is the variance of gold j's matched IoU over the responses that have `answered`,
+    divided by the sum. A look box covers what it shares at least `cover` of the area
+    with. psi is 1 up to `free_area` of the picture and falls linearly to 0 at all of
+    it. Where all answers agree: 1 for an empty look list, else psi / 2. `answers` and
+    `looks` have a leading axis G. A reading of DIP-R1,
+    https://arxiv.org/abs/2505.23179, whose abstract leaves the formula open.
+
+    A box over half the picture costs nothing and need not be near what it covers: where
+    all that is unsure lies in one half, it earns 1. A smaller `free_area` prices it.
     """
     look_boxes, look_mask = jnp.asarray(looks.boxes), jnp.asarray(looks.mask)
     found = jax.vmap(lambda a: matched_gold_iou(a, gold, iou_threshold=iou_threshold))(
         answers
     )
-    variance = jnp.where(gold.mask, found.var(0), 0)
+    variance = jnp.where(gold.mask, _variance(found, answered), 0)
     total = variance.sum()
     weights = variance / jnp.maximum(total, 1e-12)
     a, b = geometry.pairwise(look_boxes, jnp.asarray(gold.boxes))
     shared = geometry.area(geometry.intersection(a, b))
     enough = (shared > 0) & (shared >= cover * geometry.area(gold.boxes))
     covers = (enough & look_mask[..., None] & gold.mask).any(1)
-    used = jax.vmap(lambda box, mask: geometry.union_areas(box, mask, box, mask)[0])(
-        look_boxes, look_mask
-    )
+    used = jax.vmap(geometry.union_area)(look_boxes, look_mask)
     share = used / jnp.maximum(size[0] * size[1], 1)
     psi = jnp.clip((1 - share) / (1 - free_area), 0, 1)
     agreed = jnp.where(look_mask.any(-1), 0.5 * psi, 1.0)
@@ -123,29 +127,39 @@ def spread_look(
     looks: Boxes,
     gold: Boxes,
     size: Float[Array, " 2"],
+    answered: Bool[Array, " G"],
     *,
     cells: int = 32,
 ) -> Float[Array, " G"]:
     """Share of the variance that lies in look boxes - share of the picture that does.
 
-    The picture is cells x cells points, each in the middle of its cell. A point's
-    variance is that, over the group, of whether it lies in a box of the answer. In
-    [-1, 1); an empty look list gets 0, and any other less than 0 where all answers
-    agree. `answers` and `looks` have a leading axis G, and gold is not asked. Another
-    reading of DIP-R1, https://arxiv.org/abs/2505.23179, than `disagreement_look`.
+    Of the picture's cells x cells parts, each has the variance, over the responses that
+    have `answered`, of the share of it that answer boxes cover, evenly spread over the
+    cell: a look at a thing smaller than its cell earns only its part of the cell's
+    variance, so let cells be as small as things. In [-1, 1); a look at no part of the
+    picture gets 0, and any other less than 0 where all answers agree. `answers` and
+    `looks` have a leading axis G. Another reading of DIP-R1,
+    https://arxiv.org/abs/2505.23179, than `disagreement_look`.
     """
-    del gold
-    middles = (jnp.arange(cells) + 0.5) / cells
-    points = jnp.stack(jnp.meshgrid(middles, middles), -1).reshape(-1, 2) * size
+    del gold  # not asked; all looks are called with the same arguments
 
-    def inside(boxes: Boxes) -> Bool[Array, "G C"]:
-        found = geometry.point_in_box(points[:, None], boxes.boxes[:, None])
-        return (found & boxes.mask[:, None]).any(-1)
+    def shares(given: Boxes) -> Float[Array, "G X Y"]:
+        cover = functools.partial(geometry.coverage, size=size, cells=cells)
+        return jax.vmap(cover)(jnp.asarray(given.boxes), jnp.asarray(given.mask))
 
-    variance = inside(answers).var(0)
-    seen = inside(looks)
-    share = jnp.where(seen, variance, 0).sum(-1) / jnp.maximum(variance.sum(), 1e-9)
-    return share - seen.mean(-1)
+    variance, seen = _variance(shares(answers), answered), shares(looks)
+    total = variance.sum()
+    inside = (seen * variance).sum((1, 2)) / jnp.maximum(total, 1e-10)
+    # What rounding makes of equal answers is not theirs.
+    return jnp.where(total > 1e-10, inside, 0) - seen.mean((1, 2))
+
+
+def _variance(
+    x: Float[Array, "G *K"], counted: Bool[Array, " G"]
+) -> Float[Array, "*K"]:
+    """Population variance over the group's counted rows; 0 without any."""
+    rows = jnp.expand_dims(counted, tuple(range(1, x.ndim)))
+    return masked.mean(jnp.square(x - masked.mean(x, rows, 0)), rows, 0)
 
 
 def log_tame_noisy(
