@@ -57,6 +57,11 @@ def text_pieces(question: str) -> list[str]:
     return [piece.replace(rf"\{PLACEHOLDER}", PLACEHOLDER) for piece in pieces]
 
 
+def wording(question: str) -> str:
+    r"""The text of a question without its placeholders; `\<image>` is unescaped."""
+    return "".join(text_pieces(question)).strip()
+
+
 def literal(text: str) -> str:
     """Text in which nothing stands for a picture: what a model or a tool wrote."""
     return text.replace(PLACEHOLDER, f"\\{PLACEHOLDER}")

@@ -7,9 +7,11 @@ import math
 import random
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from vrl_jax.programs import acting
 from vrl_jax.programs.region_pairs import (
     answer_agrees,
     crop_is_read,
@@ -21,6 +23,7 @@ from vrl_jax.programs.region_pairs import (
     two_candidates,
 )
 from vrl_jax.programs.regions import cut, unit_box
+from vrl_jax.recipes.visrl import visrl
 from vrl_jax.types import Episode, Turn
 
 from ..fixtures.signs import (
@@ -100,9 +103,9 @@ def test_sizes_may_differ_more_after_many_tries():
     assert elsewhere((0.0, 0.0, 1.0, 1.0), random.Random(0)) is None
 
 
-def attempt(*replies, sample=SAMPLE, number=0):
+def attempt(*replies, seed=(0, 0)):
     """What an attempt asks and gives, both boxes and then both answers told at once."""
-    program = two_candidates(sample, attempt=number)
+    program = two_candidates(SAMPLE, seed=seed)
     asked, replies = [next(program)], [*map(said, replies)]
     try:
         asked.append(program.send(replies[:2]))
@@ -135,7 +138,7 @@ def test_a_second_box_on_the_first_goes_elsewhere():
         assert right <= 0.5 or bottom <= 0.5
         _, again = attempt(GOOD, second, "B", "C")
         assert again == outcome
-        _, other = attempt(GOOD, second, "B", "C", number=1)
+        _, other = attempt(GOOD, second, "B", "C", seed=(0, 1))
         assert other.turns[2].text != outcome.turns[2].text
     touching = "[0.4, 0.4, 0.55, 0.55]"  # 0.0025 / 0.27
     _, outcome = attempt(GOOD, touching, "B", "C")
@@ -190,6 +193,7 @@ def test_scripted_questions_become_pairs_and_the_rest_is_counted(monkeypatch):
         "attempts/no box": 3,
         "candidates": 24,
         "candidates/cut off": 0,
+        "candidates/too long": 0,
         "candidates/no score": 0,
         "pairs": 2,
     }
@@ -199,6 +203,97 @@ def test_scripted_questions_become_pairs_and_the_rest_is_counted(monkeypatch):
             assert pair.annotations[name] == row.annotations[name]
     assert pairs[0].annotations["rejected_step"] == made[0].annotations["rejected_step"]
     assert pairs[1].annotations["rejected_step"] != good
+
+
+def paired(key, actor=None, **changes):
+    """Of two questions whose second box lies on the first: another is drawn."""
+    made = rows(2)
+    good = [row.annotations["chosen_step"] for row in made]
+    return preferences(
+        actor or chain_actor(),
+        [scripted(row, boxes=(g, g)) for row, g in zip(made, good, strict=True)],
+        key,
+        accuracy=answered_right,
+        accuracy_bbox=on_the_sign,
+        program=functools.partial(two_candidates, **SHORT),
+        limits=ROOM,
+        **changes,
+    )
+
+
+def test_random_boxes_follow_from_the_key_and_the_row(monkeypatch):
+    recite(monkeypatch)
+    first, again, other = (paired(jax.random.key(seed)) for seed in (0, 0, 1))
+    assert first == again and first[1]["pairs"] == other[1]["pairs"] == 2
+    drawn = [pair.annotations["rejected_step"] for pair in first[0] + other[0]]
+    assert len({*drawn}) == 4
+
+
+def test_pairs_are_the_same_whatever_is_played_together(monkeypatch):
+    recite(monkeypatch)
+    sizes, reciting = [], acting.play
+
+    def noted(actor, program, samples, *others, **how):
+        sizes.append(len(samples))
+        return reciting(actor, program, samples, *others, **how)
+
+    monkeypatch.setattr(acting, "play", noted)
+    together = paired(jax.random.key(0))
+    assert paired(jax.random.key(0), size=1) == together
+    one = dataclasses.replace(chain_actor(), prompts_per_pass=1)
+    assert paired(jax.random.key(0), one) == together
+    assert sizes == [2] * 3 + [1] * 12  # in three attempts each
+
+
+def first_alone(episodes):
+    """Of a question's candidates the first is good."""
+    return [1.0] + [0.0] * (len(episodes) - 1)
+
+
+def test_what_cannot_be_spelled_again_is_no_candidate():
+    """Byte 128 is half a character: shown as another one, of three bytes."""
+    actor = dataclasses.replace(chain_actor(), max_new_tokens=6)
+    half = actor.processor.tokenizer.convert_tokens_to_ids("Ģ")
+    said = jnp.array([half, actor.stop_ids[0]])
+    actor = dataclasses.replace(
+        actor,
+        params=jax.tree.map(jnp.zeros_like, actor.params),
+        allowed=jnp.zeros_like(actor.allowed).at[said].set(True),
+    )
+    told = {"read_box": lambda text: (0.0, 0.0, 0.5, 0.5), **SHORT}
+    how = {"overlap": 2.0, "spell_box": lambda box: "it", **told}
+    given = [
+        dataclasses.replace(row, id=f"{row.id}-{n}") for n in "012" for row in rows(2)
+    ]
+    pairs, counts = preferences(
+        actor,
+        given,
+        jax.random.key(0),
+        accuracy=first_alone,
+        accuracy_bbox=first_alone,
+        program=functools.partial(two_candidates, **how),
+        limits=ROOM,
+    )
+    whole = counts["candidates"] - counts["candidates/cut off"]
+    assert 0 < counts["candidates/too long"] < whole
+    assert len(pairs) > 0
+    # All are learnt: nothing raises.
+    rollout = visrl(limits=ROOM, **told).act(actor, iter([pairs]), jax.random.key(0))
+    assert len(rollout.tokens) == 4 * len(pairs)
+    # Fewer tokens for a row than for an answer: no box of four corners fits.
+    short = ROOM._replace(row_tokens=3)
+    how |= {"spell_box": lambda box: "it it it"}
+    _, counts = preferences(
+        actor,
+        given,
+        jax.random.key(0),
+        accuracy=first_alone,
+        accuracy_bbox=first_alone,
+        program=functools.partial(two_candidates, **how),
+        limits=short,
+    )
+    whole = counts["candidates"] - counts["candidates/cut off"]
+    assert 0 < counts["candidates/too long"] == whole
 
 
 def test_a_judge_that_fails_leaves_no_candidate(monkeypatch):
@@ -244,9 +339,9 @@ class Noted:
         return [1.0] * len(questions)
 
 
-def candidate(text="It is B {maybe}."):
+def candidate(text="It is B {maybe}.", sample=SAMPLE):
     box = Turn(GOOD, (), chosen=False, images=(cut(SAMPLE, unit_box(GOOD)),))
-    return Episode(SAMPLE, "?", (box, said(text)), True)
+    return Episode(sample, "?", (box, said(text)), True)
 
 
 def test_judges_see_the_answer_with_the_picture_and_the_crop_alone():
@@ -264,6 +359,25 @@ def test_judges_see_the_answer_with_the_picture_and_the_crop_alone():
         assert pixels(base64.b64decode(body)) == pixels(picture)
         assert "Question: Which letter?\nReference answer: B" in text["text"]
         assert ("Response: It is B {maybe}." in text["text"]) == answer
+
+
+def test_placeholders_that_are_mere_text_stay_text():
+    asked = r"<image>What does \<image> mean?"
+    odd = candidate(sample=dataclasses.replace(SAMPLE, question=asked))
+    for reward in (answer_agrees, crop_suffices):
+        judge = Noted()
+        assert reward(judge)([odd]) == [1.0]
+        ((message,),) = judge.asked
+        assert "Question: What does <image> mean?\n" in message["content"][-1]["text"]
+    seen = []
+
+    def noted(sample, turn):
+        seen.append(sample)
+        return True
+
+    reader = dataclasses.replace(chain_actor(), max_new_tokens=3)
+    assert crop_is_read(reader, noted, alone="<image>{question}")([odd]) == [1.0]
+    assert len(seen) == 1  # it had one picture, and one placeholder for it
 
 
 @pytest.mark.parametrize(

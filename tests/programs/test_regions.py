@@ -31,6 +31,14 @@ from ..fixtures.talk import told
         ("[0.1, 0.2, 0.5, 1]", (0.1, 0.2, 0.5, 1.0)),
         ("It is [0.1, 0.2, 0.5, 0.6].", (0.1, 0.2, 0.5, 0.6)),
         ('{"bbox_2d": [0, 0, 1, 1]}', (0.0, 0.0, 1.0, 1.0)),
+        ("[[0, 0, 1, 1], [0.5, 0, 1, 1]]", (0.0, 0.0, 1.0, 1.0)),
+        ("Of [0.1, 0.2, 0.3, 0.4] and [0.5,0.5,0.6,0.6]", (0.1, 0.2, 0.3, 0.4)),
+        ("I [1] see [a, b] [0, 1]: [ 0.1 ,0.2,\n0.3, 0.4 ]", (0.1, 0.2, 0.3, 0.4)),
+        ("[0, 0, 1, 1] <answer>At [0, 0, 0.5, 1].</answer>", (0.0, 0.0, 0.5, 1.0)),
+        ("[0, 0, 1, 1] <answer>there</answer>", None),
+        ("[0.3333333333333333, 0, 1, 1]", (0.3333333333333333, 0.0, 1.0, 1.0)),
+        ("[0.5, 0, 0.1, 1] or [0, 0, 1, 1]", None),  # the first is none
+        ("[0, 0, 1, 1, 1]", None),
         ("[0.1, 0.2, 0.1, 0.6]", None),  # no area
         ("[0.5, 0.2, 0.1, 0.6]", None),
         ("[0.1, 0.2, 0.5, 1.1]", None),
@@ -82,6 +90,8 @@ def test_the_demonstration_is_recited_in_both_turns():
     assert size(asks[1].context[0].images[1]) == (84, 84)
     assert outcome.facts == {"box": 1}
     asks, outcome = told(look_then_answer(made[0]), "there", "<answer>1</answer>")
-    assert asks[1].context[0].images == made[0].images
-    assert asks[1].context[0].text.count("<image>") == 1
+    (asked,) = asks[1].context
+    assert asked.images == made[0].images and asked.text.count("<image>") == 1
+    assert made[0].question.removeprefix("<image>") in asked.text
+    assert "region" not in asked.text and "closer" not in asked.text
     assert outcome.facts == {"box": 0}

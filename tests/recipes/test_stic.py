@@ -227,7 +227,7 @@ def test_pairs_are_the_same_whatever_is_played_together():
     assert pairs() != pairs(jax.random.key(1))
 
 
-def echo(actor, program, samples, key):
+def echo(actor, program, samples, key, *, limits=None):
     """Every answer is what was asked, and how small the pictures were."""
     for sample in samples:
         (asks,), _ = talk(program(sample), [[said("?"), said("?")]])
@@ -238,7 +238,7 @@ def echo(actor, program, samples, key):
 
 
 def test_chosen_is_the_detailed_one_and_rejected_what_the_row_says(monkeypatch):
-    monkeypatch.setattr("vrl_jax.recipes.stic.play", echo)
+    monkeypatch.setattr("vrl_jax.programs.acting.play", echo)
     actor = small.actor(max_new_tokens=1000)
     made = preferences(actor, many(), KEY)
     assert made.faults == {} and len(made.samples) == 48
@@ -314,6 +314,21 @@ def test_without_a_description_the_question_stays():
     for row, before in zip(made.samples, SEEN, strict=True):
         assert row.question == before.question
         assert row.annotations == {**before.annotations, "description": ""}
+
+
+def test_a_description_for_which_there_is_no_room_is_left_out(monkeypatch):
+    """56 tokens; the longest question has room for some words, and not for 30."""
+    for words, fault in ((" it" * 2, False), (" it" * 30, True)):
+        monkeypatch.setattr("vrl_jax.engine.desk.Desk.text", lambda *_, w=words: w)
+        made = described(small.chain_actor(), SEEN, KEY, **plainly())
+        told = made.faults.get("too long", [])
+        assert told == ([row.id for row in SEEN] if fault else [])
+        assert [row.id for row in made.samples] == [row.id for row in SEEN]
+        for row, before in zip(made.samples, SEEN, strict=True):
+            assert (row.question == before.question) == fault
+            assert row.annotations["description"] == ("" if fault else words.strip())
+        acted = demonstrations(small.chain_actor(), iter([made.samples]), KEY)
+        assert len(acted.tokens) == len(SEEN)  # nothing raises
 
 
 def test_described_rows_are_learnt_and_follow_from_the_key():

@@ -55,6 +55,16 @@ def test_both_answers_are_shown_the_chosen_crop():
     assert np.abs(patches[3] - patches[2]).max() > 0.1
 
 
+def test_a_pair_without_a_picture_is_asked_in_words_that_show_no_crop():
+    (row,) = rows(1)
+    bare = dataclasses.replace(row, images=(), question="Which number?")
+    _, rollout = acted([bare], uncut="Say it. {question}")
+    decode = chain_actor().processor.tokenizer.decode
+    box, answer = map(decode, np.asarray(rollout.prompts.tokens))
+    assert "Which number?" in box and "Say it" not in box
+    assert "Say it. Which number?" in answer
+
+
 def test_stage_one_reads_no_answer():
     made = [
         dataclasses.replace(
@@ -121,6 +131,8 @@ def test_the_worked_pairs(weights, wanted):
     logged = as_floats(metrics)
     assert logged["actor/box_loss"] == pytest.approx(0.598139, abs=1e-6)
     assert logged["rewards/box_margins"] == 2.0
+    means = ((-4, -7), (-7, -10.5))[len(weights) - 1]  # of boxes, of both
+    assert (logged["logps/chosen"], logged["logps/rejected"]) == means
     if len(weights) > 1:
         assert logged["actor/answer_loss"] == pytest.approx(0.575939, abs=1e-6)
         assert logged["rewards/answer_margins"] == 2.5

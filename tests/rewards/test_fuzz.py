@@ -19,6 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from vrl_jax import geometry
+from vrl_jax.programs.regions import unit_box
 from vrl_jax.recipes import openthinkimg
 from vrl_jax.recipes.dip_r1 import inspected
 from vrl_jax.rewards import (
@@ -70,6 +71,7 @@ def counted(request):
 
 
 PIECES = (
+    "[0.1, 0.2, 0.3, 0.4]", "[ 0 , ",
     r"\boxed{", "{", "}", "[", "]", "(", ")", "<answer>", "</answer>", "<think>",
     "</think>", "\n</think>\n<answer>\n", "<tool_call>", "</tool_call>", "```json\n",
     "```", '{"bbox_2d": [0, 1, 2, 3], "label": "a"}', '"rating": ', '"name": "a"',
@@ -118,7 +120,9 @@ READERS = [
     parse_boxes.detections,
     parse_boxes.triune_detections,
     parse_boxes.first_four_integers,
+    parse_boxes.four_numbers,
     parse_boxes.first_point,
+    unit_box,
     primitives.read_primitives,
     answers.letter_vlm_r1,
     answers.letter_vl_prm,

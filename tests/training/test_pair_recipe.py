@@ -18,12 +18,14 @@ NEW = jnp.array([[-1, -2], [-4, 9], [-7, 9], [9, 9], [-3, -3], [-1, -1]], jnp.fl
 REFERENCE = jnp.full(MASK.shape, -2.0)
 
 
-def played(pair_loss):
-    recipe = pair_recipe(None, pair_loss=pair_loss)
+def played(pair_loss, *, steps=None, **columns):
+    named = {"steps": steps} if steps else {}
+    recipe = pair_recipe(None, pair_loss=pair_loss, **named)
     rollout = dataclasses.replace(
         small.scored([1.0, 0.0] * 3),
         mask=MASK,
         extra_logprobs={"reference": REFERENCE},
+        **columns,
     )
     batch, _ = recipe.credit(rollout)
     new = Likelihood(jnp.where(MASK, NEW, 0), jnp.ones(MASK.shape))
@@ -55,3 +57,26 @@ def test_a_pair_without_one_of_its_sides_counts_nowhere():
     assert metrics["rewards/accuracies"] == 0.5
     assert metrics["logps/chosen"] == (-3 - 6) / 2
     assert metrics["logps/rejected"] == (-4 - 2) / 2
+
+
+def test_steps_have_weights_and_are_told_apart():
+    """Pair one is a look, pair three what is said; by hand, of their gains."""
+    mean, metrics, _ = played(
+        lambda chosen, rejected: chosen.gain,
+        steps={"look": 0.25, "say": 1.0},
+        place=jnp.array([0, 0, 0, 0, 1, 1]),
+    )
+    assert mean.total / mean.weight == 0.25 * 1 + 1.0 * -2
+    assert (metrics["actor/look_loss"], metrics["actor/say_loss"]) == (1, -2)
+    margins = [metrics[f"rewards/{step}_margins"] for step in ("look", "say")]
+    right = [metrics[f"rewards/{step}_accuracies"] for step in ("look", "say")]
+    assert (margins, right) == ([3, -4], [1, 0])
+    assert metrics["rewards/margins"] == (3 - 4) / 2  # of both, unweighed
+
+
+def test_without_steps_all_pairs_of_an_episode_weigh_the_same():
+    mean, metrics, _ = played(
+        lambda chosen, rejected: chosen.gain, place=jnp.array([0, 0, 0, 0, 1, 1])
+    )
+    assert (mean.total, mean.weight) == (1 - 2, 2)
+    assert not any("step" in name or "_loss" in name for name in metrics)

@@ -81,13 +81,20 @@ def test_a_sign_must_fit_its_cell(sizes):
         scenes.signs(1, split="train", seed=0, **sizes)
 
 
-@pytest.mark.parametrize("region", [{"cells": 12}, {"cells": 7}, {"shown": 85}])
+def test_regions_are_whole_pixels():
+    (row,) = scenes.signs(1, split="train", seed=0)
+    wanted = "-train-0-0: `shown` must divide by `cells`.*got shown=85, cells=6"
+    with pytest.raises(ValueError, match=wanted):
+        tasks.sign_in_region(row, shown=85)
+
+
+@pytest.mark.parametrize("region", [{"cells": 12}, {"cells": 7}])
 def test_a_region_must_hold_the_sign(region):
     rows = scenes.signs(20, split="train", seed=0, digits=2)
     with pytest.raises(ValueError, match=r"scenes-signs-6-2-train-0-.*holds the sign"):
         [tasks.sign_in_region(row, **region) for row in rows]
     with pytest.raises(ValueError, match=r"scenes-signs-6-2-train-0-.*holds the sign"):
-        [tasks.better_region(row, cells=region.get("cells", 12)) for row in rows]
+        [tasks.better_region(row, **region) for row in rows]
 
 
 def test_the_better_region_shows_the_sign_in_full_and_the_worse_one_does_not():

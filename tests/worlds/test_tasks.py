@@ -17,7 +17,6 @@ from vrl_jax.recipes.satori import satori_reward
 from vrl_jax.recipes.v_triune import verified
 from vrl_jax.recipes.vicrit import critic_reward
 from vrl_jax.recipes.visual_rft import checked, detection
-from vrl_jax.rewards.answers import exact
 from vrl_jax.rewards.boxed import boxed_exact
 from vrl_jax.rewards.combine import per_response
 from vrl_jax.rewards.parse import last_tag
@@ -39,9 +38,15 @@ class Reader:
         return np.mean([line in text for line in lines])
 
 
-def chosen(episode):
-    """Pairs are not paid: what is learnt from them is what was chosen."""
-    return {"overall": float(exact(episode.text, episode.sample.annotations["chosen"]))}
+def things(row):
+    """What is drawn, as the world notes it."""
+    return sorted(f"{o['colour']} {o['shape']}" for o in row.annotations["objects"])
+
+
+def all_that_is_there(episode):
+    """It names every thing that is drawn, and nothing else."""
+    named = sorted(episode.text.split(", "))
+    return {"overall": float(named == things(episode.sample))}
 
 
 def beside_doubt(reward):
@@ -69,7 +74,7 @@ REWARDS = {
     tasks.open_answer: (open_ended, 2.0),
     tasks.facts_first: (lambda verifier: perception_reward(boxed_exact, Reader()), 1.7),
     tasks.degraded: (lambda verifier: quality_reward, 2.0),
-    tasks.one_imagined: (lambda verifier: per_response(chosen), 1.0),
+    tasks.one_imagined: (lambda verifier: per_response(all_that_is_there), 1.0),
 }
 """What pays each task, and how much at most."""
 
@@ -134,7 +139,8 @@ def test_one_phrase_is_wrong_and_names_nothing_that_is_there(task):
 def test_what_is_rejected_names_one_thing_that_is_not_there():
     for row in rows(tasks.one_imagined):
         right, wrong = (row.annotations[n].split(", ") for n in ("chosen", "rejected"))
-        (imagined,) = [name for name in wrong if name not in right]
+        assert sorted(right) == things(row)
+        (imagined,) = [name for name in wrong if name not in things(row)]
         assert [name for name in wrong if name != imagined] == right
 
 

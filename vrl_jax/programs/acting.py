@@ -55,6 +55,28 @@ def act(
     return as_rollout(actor, groups, scores, rows=rows, limits=limits)
 
 
+def played(
+    actor: Actor,
+    program: Program,
+    samples: Sequence[Sample],
+    key: Key[Array, ""],
+    *,
+    size: int | None = None,
+    limits: Limits | None = None,
+) -> Iterator[Episode]:
+    """An episode of the program for each sample, in order, of any number of samples.
+
+    `size` samples are played at a time, by default `prompts_per_pass`: no more pictures
+    are in memory, laid out, than those show. What is sampled does not depend on it.
+    """
+    size = size or actor.prompts_per_pass
+    for start in range(0, len(samples), size):
+        # Answers' keys are folded from the ids: a pass needs none of its own.
+        part = samples[start : start + size]
+        for (one,) in play(actor, program, part, key, limits=limits):
+            yield one.episode
+
+
 class Scoring(contextlib.AbstractContextManager):
     """The rewards of groups as they come: in this thread, or in threads of their own.
 

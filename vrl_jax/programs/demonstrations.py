@@ -119,6 +119,15 @@ def spelled(
     return ids
 
 
+def fits(processor: Processor, text: str, *, most: int) -> bool:
+    """Whether the text and a stop token are `most` tokens, and can be `spelled`.
+
+    What a policy wrote may not: broken characters take more tokens than they were
+    written with.
+    """
+    return len(ids_of(processor, text)) < most
+
+
 def _unscored(
     actor: Actor,
     samples: Sequence[Sample],

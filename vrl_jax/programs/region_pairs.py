@@ -24,7 +24,8 @@ from vrl_jax.engine.conversation import Ask, user
 from vrl_jax.engine.desk import Limits
 from vrl_jax.engine.play import Check, Outcome, Steps, play
 from vrl_jax.models.front_end import load_image, on_white
-from vrl_jax.programs.acting import scored
+from vrl_jax.programs.acting import played, scored
+from vrl_jax.programs.demonstrations import fits
 from vrl_jax.programs.regions import (
     FIND,
     ZOOMED,
@@ -38,7 +39,7 @@ from vrl_jax.programs.regions import (
 from vrl_jax.rewards.combine import Reward, weighted
 from vrl_jax.rewards.judge import AnswersQuestions, judged, picture_part
 from vrl_jax.rewards.parse import json_text, read_json
-from vrl_jax.types import PLACEHOLDER, Episode, Sample, Turn
+from vrl_jax.types import Episode, Sample, Turn, literal, wording
 
 ALONE = """\
 <image>{question}
@@ -78,7 +79,7 @@ def elsewhere(box: Box, drawn: random.Random, *, tries: int = 100) -> Box | None
 def two_candidates(
     sample: Sample,
     *,
-    attempt: int,
+    seed: Sequence[int],
     overlap: float = 0.05,
     find: str = FIND,
     zoomed: str = ZOOMED,
@@ -87,9 +88,9 @@ def two_candidates(
 ) -> Steps:
     """One attempt: box and answer that may be good, box and answer that may be bad.
 
-    A box is told, with its crop, not as the policy wrote it. What a box that is drawn
-    depends on is the sample's id and the attempt's number. Without two boxes that can
-    be cut out there is no candidate, and a fact `ended/...` says why.
+    A box is told, with its crop, not as the policy wrote it. A box that is drawn
+    follows from the seed and the sample's id. Without two boxes that can be cut out
+    there is no candidate, and a fact `ended/...` says why.
     """
     asked = user(find.format(question=sample.question), sample.images)
     pointing = Ask((asked,), trained=False)
@@ -98,7 +99,7 @@ def two_candidates(
     if good is None or bad is None:
         return Outcome((), {"ended/no box": 1})
     if geometry.iou(np.array(good), np.array(bad)) > overlap:
-        bad = elsewhere(good, random.Random(f"{sample.id} {attempt}"))
+        bad = elsewhere(good, random.Random(f"{seed} {sample.id}"))
         if bad is None:
             return Outcome((), {"ended/no place elsewhere": 1})
     spelled = [spell_box(box) for box in (good, bad)]
@@ -128,6 +129,7 @@ def preferences(
     high: float = 0.8,
     low: float = 0.2,
     program: Callable[..., Steps] = two_candidates,
+    size: int | None = None,
     limits: Limits | None = None,
 ) -> tuple[list[Sample], dict[str, int]]:
     """The samples of which pairs could be made, with them; and counts of everything.
@@ -136,10 +138,12 @@ def preferences(
     rejected, answers. The rewards judge the candidates of a question, episodes whose
     `text` is the answer and whose first turn is the box, its crop the turn's picture:
     `answer_agrees` and `crop_suffices` ask a judge. A judge that is a model on the
-    mesh of several processes needs an actor with rewards_everywhere.
+    mesh of several processes needs an actor with rewards_everywhere. `size` samples are
+    played at a time, by default `prompts_per_pass`.
 
     Counted are questions, attempts and candidates, and under each what was dropped, by
-    its reason: ended attempts, candidates that are cut off or have no score, questions
+    its reason: ended attempts; candidates that are cut off, that are too long to be
+    learnt within the same limits, spelled again, or that have no score; questions
     without a picture and those that `picked` finds no pair in.
     """
     rewards = {"accuracy": (accuracy, 1.0), "accuracy_bbox": (accuracy_bbox, 0.0)}
@@ -150,12 +154,16 @@ def preferences(
     shown = [sample for sample in samples if sample.images]
     counts["questions/no picture"] = len(samples) - len(shown)
     found: list[list[Episode]] = [[] for _ in shown]
-    for attempt in range(attempts if shown else 0):
-        trial = functools.partial(program, attempt=attempt)
-        again = jax.random.fold_in(key, attempt)
-        played = play(actor, trial, shown, again, limits=limits)
-        for candidates, (one,) in zip(found, played, strict=True):
-            candidates += _candidates(one.episode, counts)
+    budget = actor.max_new_tokens
+    most = min(budget, (limits or Limits()).row_tokens or budget)
+    learnable = functools.partial(fits, actor.processor, most=most)
+    for again in jax.random.split(key, attempts):
+        draw_key, play_key = jax.random.split(again)
+        seed = jax.random.key_data(draw_key).tolist()
+        trial = functools.partial(program, seed=seed)
+        episodes = played(actor, trial, shown, play_key, size=size, limits=limits)
+        for candidates, episode in zip(found, episodes, strict=True):
+            candidates += _candidates(episode, learnable, counts)
     verdicts = iter(scored(actor, [*filter(None, found)]))
     pairs = []
     for sample, candidates in zip(shown, found, strict=True):
@@ -184,8 +192,12 @@ def _as_row(sample: Sample, better: Episode, worse: Episode) -> Sample:
     return dataclasses.replace(sample, annotations={**sample.annotations, **columns})
 
 
-def _candidates(episode: Episode, counts: collections.Counter[str]) -> list[Episode]:
-    """The two of an attempt, each a box and an answer, but for those that are cut off.
+def _candidates(
+    episode: Episode,
+    learnable: Callable[[str], bool],
+    counts: collections.Counter[str],
+) -> list[Episode]:
+    """The two of an attempt, each a box and an answer, but for what cannot be learnt.
 
     Counts the attempt, and what it lacks.
     """
@@ -198,7 +210,9 @@ def _candidates(episode: Episode, counts: collections.Counter[str]) -> list[Epis
     whole = [turns for turns in both if turns[-1].finished]
     counts["candidates"] += len(both)
     counts["candidates/cut off"] += len(both) - len(whole)
-    return [dataclasses.replace(episode, turns=turns) for turns in whole]
+    kept = [turns for turns in whole if all(learnable(turn.text) for turn in turns)]
+    counts["candidates/too long"] += len(whole) - len(kept)
+    return [dataclasses.replace(episode, turns=turns) for turns in kept]
 
 
 def picked(
@@ -272,8 +286,8 @@ def crop_suffices(judge: AnswersQuestions, *, rule: str = CROP_RULE) -> Reward:
 
 
 def _question(rule: str, episode: Episode) -> str:
-    asked = episode.sample.question.replace(PLACEHOLDER, "").strip()
-    return f"{rule}\n\nQuestion: {asked}\nReference answer: {episode.sample.answer}"
+    asked, wanted = wording(episode.sample.question), episode.sample.answer
+    return f"{rule}\n\nQuestion: {asked}\nReference answer: {wanted}"
 
 
 def _asked(pictures: Sequence[bytes], text: str) -> list[dict[str, Any]]:
@@ -290,7 +304,7 @@ def crop_is_read(
     """
 
     def read(sample: Sample) -> Steps:
-        asked = sample.question.replace(PLACEHOLDER, "").strip()
+        asked = literal(wording(sample.question))
         shown = user(alone.format(question=asked), sample.images)
         return (yield Ask((shown,), top_k=1))
 

@@ -11,8 +11,9 @@ from vrl_jax.engine import tools
 from vrl_jax.engine.conversation import Ask, user
 from vrl_jax.engine.play import Outcome, Steps
 from vrl_jax.models.front_end import load_image, on_white
-from vrl_jax.rewards.parse_boxes import detections
-from vrl_jax.types import PLACEHOLDER, Message, Sample
+from vrl_jax.rewards.parse import answer_tag
+from vrl_jax.rewards.parse_boxes import four_numbers
+from vrl_jax.types import Message, Sample
 
 FIND = """\
 {question}
@@ -25,20 +26,26 @@ ZOOMED = """\
 
 <image>This is that region, closer. Write the answer in <answer> and </answer>."""
 
+UNCUT = """\
+{question}
+
+Write the answer in <answer> and </answer>."""
+
 Box = tuple[float, float, float, float]
 ReadBox = Callable[[str], Box | None]
 """What a text points at, in parts of the picture's width and height."""
 
 
 def unit_box(text: str) -> Box | None:
-    """The first box in the text, in its answer tag if it has one.
+    """The first list of four numbers in the text, in its answer tag if it has one.
 
     None unless it has an area and lies inside [0, 1].
     """
-    found = detections(text)
-    if not found:
+    tagged = answer_tag(text)
+    found = four_numbers(text if tagged is None else tagged)
+    if found is None:
         return None
-    left, top, right, bottom = found[0].box
+    left, top, right, bottom = found
     inside = 0 <= left < right <= 1 and 0 <= top < bottom <= 1
     return (left, top, right, bottom) if inside else None
 
@@ -72,21 +79,27 @@ def look_then_answer(
     *,
     find: str = FIND,
     zoomed: str = ZOOMED,
+    uncut: str = UNCUT,
     read_box: ReadBox = unit_box,
 ) -> Steps:
     """A box, then in a fresh context picture and crop, and the answer: two rows.
 
-    A box that cannot be cut out shows no crop: the fact `box` is then 0.
+    A box that cannot be cut out shows no crop: the answer is asked for by `uncut`, and
+    the fact `box` is 0.
     """
     (pointed,) = yield from point(sample, find=find)
     crop = cut(sample, read_box(pointed.text))
-    said = yield Ask((asked_closely(sample, crop, zoomed),))
+    said = yield Ask((asked_closely(sample, crop, zoomed, uncut),))
     return Outcome((pointed, said), {"box": int(crop is not None)})
 
 
-def asked_closely(sample: Sample, crop: bytes | None, zoomed: str) -> Message:
-    """The question with its pictures, and behind them the crop if there is one."""
+def asked_closely(
+    sample: Sample, crop: bytes | None, zoomed: str, uncut: str = UNCUT
+) -> Message:
+    """The question with its pictures: `zoomed`, the crop behind them, or else `uncut`.
+
+    That shows no crop, and speaks of none.
+    """
     if crop is None:
-        zoomed = zoomed.replace(PLACEHOLDER, "")
-    shown = sample.images if crop is None else (*sample.images, crop)
-    return user(zoomed.format(question=sample.question), shown)
+        return user(uncut.format(question=sample.question), sample.images)
+    return user(zoomed.format(question=sample.question), (*sample.images, crop))

@@ -13,7 +13,8 @@ et al., 2024, https://arxiv.org/abs/2405.19716; code https://github.com/yihedeng
     loss    -log sigmoid(0.1 (h_1 - h_2)) - log pi(y_1) / 1024,
             h_i = sum_t log(pi / pi_ref), mean over pairs
 
-Then `sft()` on instruction data with the model's own descriptions before the questions
+The pairs are learnt by `stic(reference=params)`, of the params that wrote them; then
+`sft()` on instruction data with the model's own descriptions before the questions
 (`described`). The paper: 6000 pictures, learning rate 1e-7, one epoch of pairs of 8;
 5000 rows, 2e-5, one epoch, from where the pairs have led; LoRA of rank 128 in both.
 
@@ -29,7 +30,7 @@ import dataclasses
 import functools
 import random
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -38,13 +39,14 @@ from PIL import Image, ImageEnhance
 
 from vrl_jax import preference
 from vrl_jax.engine.actor import Actor
-from vrl_jax.engine.conversation import Ask, ids_of, user
-from vrl_jax.engine.play import Program, Steps, play
-from vrl_jax.engine.processing import question
+from vrl_jax.engine.conversation import Ask, user
+from vrl_jax.engine.play import Steps
+from vrl_jax.engine.processing import encode_one, question
 from vrl_jax.engine.tools import as_png
 from vrl_jax.models.front_end import load_image, on_white
 from vrl_jax.models.policy import Params
-from vrl_jax.programs.demonstrations import preference_pairs
+from vrl_jax.programs.acting import played
+from vrl_jax.programs.demonstrations import fits, preference_pairs
 from vrl_jax.training.iteration import Recipe
 from vrl_jax.training.pair_recipe import Side, pair_recipe
 from vrl_jax.types import PLACEHOLDER, Episode, ImageRef, Sample, literal
@@ -98,8 +100,8 @@ class Contrast(NamedTuple):
 class Made(NamedTuple):
     """Rows, and the ids of those whose descriptions have a fault, by its kind.
 
-    "cut off", "empty", "too long" to be spelled again, or what ended the episode, such
-    as "OutOfRoom".
+    "cut off", "empty", "too long" to be spelled again or, before a question, for the
+    prompt's room, or what ended the episode, such as "OutOfRoom".
     """
 
     samples: list[Sample]
@@ -111,7 +113,8 @@ def stic(
 ) -> Recipe:
     """On the rows of `preferences`; `reference` is the policy that wrote them.
 
-    None takes the policy before each iteration.
+    It stays what it is. None takes the policy before each iteration: all margins then
+    start at 0 in each, and nothing ties the policy to where it began.
     """
 
     def pair_loss(chosen: Side, rejected: Side) -> Array:
@@ -148,8 +151,9 @@ def preferences(
     program = functools.partial(
         two_descriptions, drawn=drawn, detailed=detailed, temperature=temperature
     )
+    _check_pictures(samples)
     pairs, faults = [], {}
-    for episode in _played(actor, program, samples, play_key, size):
+    for episode in played(actor, program, samples, play_key, size=size):
         if fault := _fault(episode) or _unlearnable(actor, episode):
             faults.setdefault(fault, []).append(episode.sample.id)
         else:
@@ -171,7 +175,8 @@ def described(
     It stands behind the placeholders that the question begins with, and before a blank
     line; later turns of a `demonstration` stay as they are, and where there is none the
     answer becomes it. A description that was cut off is used, for it is read and not
-    learnt; without one the question stays as it was. Both are told.
+    learnt. Without one, or where the prompt has no room for it, the question stays as
+    it was. All are told.
 
     The paper's describe-and-respond is this with questions to be measured, and then
     `evals.held_out.answers`. `programs.describe_then_answer` is another thing: who
@@ -185,11 +190,15 @@ def described(
         said = yield _ask(sample, prompt, sample.images, temperature)
         return (said,)
 
+    _check_pictures(samples)
     rows, faults = [], {}
-    for episode in _played(actor, program, samples, play_key, size):
-        if fault := _fault(episode):
-            faults.setdefault(fault, []).append(episode.sample.id)
-        rows.append(_behind(episode.sample, episode.text.strip()))
+    for episode in played(actor, program, samples, play_key, size=size):
+        fault, row = _fault(episode), _behind(episode.sample, episode.text.strip())
+        if episode.text.strip() and not _has_room(actor, row):
+            fault, row = "too long", _behind(episode.sample, "")
+        if fault:
+            faults.setdefault(fault, []).append(row.id)
+        rows.append(row)
     return Made(rows, faults)
 
 
@@ -248,24 +257,13 @@ def recoloured(picture: Image.Image, *, brightness: float, hue: float) -> Image.
     return Image.merge("HSV", (turned, *others)).convert("RGB")
 
 
-def _played(
-    actor: Actor,
-    program: Program,
-    samples: Sequence[Sample],
-    key: Key[Array, ""],
-    size: int | None,
-) -> Iterator[Episode]:
-    """An episode a sample; no more pictures are in memory than a pass needs."""
+def _check_pictures(samples: Sequence[Sample]) -> None:
+    """That there is something to describe in each."""
     for sample in samples:
         if not sample.images:
             raise ValueError(
                 f"{sample.id} has no picture to describe in `images`: leave it out."
             )
-    size = size or actor.prompts_per_pass
-    for start in range(0, len(samples), size):
-        # Answers' keys are folded from the ids: a pass needs none of its own.
-        for (one,) in play(actor, program, samples[start : start + size], key):
-            yield one.episode
 
 
 def _fault(episode: Episode) -> str | None:
@@ -279,9 +277,19 @@ def _fault(episode: Episode) -> str | None:
 
 
 def _unlearnable(actor: Actor, episode: Episode) -> str | None:
-    """Broken characters are spelled with more tokens than they were written with."""
-    lengths = [len(ids_of(actor.processor, turn.text)) for turn in episode.turns]
-    return "too long" if max(lengths) >= actor.max_new_tokens else None
+    """Whether a description, as the policy would have to write it, is too long."""
+    most = actor.max_new_tokens
+    learnt = [fits(actor.processor, turn.text, most=most) for turn in episode.turns]
+    return None if all(learnt) else "too long"
+
+
+def _has_room(actor: Actor, sample: Sample) -> bool:
+    """Whether its prompt is one that training can read."""
+    try:
+        encode_one(actor.processor, sample)
+    except ValueError:
+        return False
+    return True
 
 
 def _pair(episode: Episode, how: Contrast) -> Sample:

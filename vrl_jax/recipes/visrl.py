@@ -17,17 +17,19 @@ followed.
             m = h_chosen - h_rejected, h = sum_t log(pi / pi_ref); mean over questions
 
 `programs.region_pairs.preferences` makes the pairs with the policy as it is, `visrl`
-learns from them; in turns, with the policy before each stage as the reference. Stage 0
-teaches both turns of `programs.regions` by demonstrations, sft(functools.partial(
-recited, program=look_then_answer, rows=2)), stage 1 learns from boxes alone,
-visrl(weights=(1.0,)), stage 2 from both.
+learns from them; in turns, with the policy before each stage, `params`, as the
+reference. Stage 0 teaches both turns of `programs.regions` by demonstrations,
+sft(functools.partial(recited, program=look_then_answer, rows=2)), stage 1 learns from
+boxes alone, visrl(weights=(1.0,), reference=params), stage 2 from both,
+visrl(reference=params) with the params of then.
 
 What differs here: the two boxes of an attempt are drawn side by side; sides and places
 of a random box are ours, uniform, as is that it shares nothing with the good one. All
 boxes of pairs are spelled in one way, so that no box is known by its style, and answers
-that the budget cut off are no candidates. Crops are those of `engine.tools`, small ones
-grown to 28 pixels. The words of all prompts are ours. Of several pictures the first is
-cropped; a pair without a picture has no crop.
+that the budget cut off, or cannot hold once they are spelled again, are no candidates.
+Crops are those of `engine.tools`, small ones grown to 28 pixels. The words of all
+prompts are ours. Of several pictures the first is cropped; a pair without a picture has
+no crop.
 """
 
 import dataclasses
@@ -36,15 +38,15 @@ from collections.abc import Callable, Sequence
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from vrl_jax import preference, reductions
+from vrl_jax import preference
 from vrl_jax.engine.conversation import Ask
 from vrl_jax.engine.desk import Limits
 from vrl_jax.engine.play import Steps
-from vrl_jax.engine.reference import near
 from vrl_jax.models.policy import Params
 from vrl_jax.programs.recital import recited
 from vrl_jax.programs.regions import (
     FIND,
+    UNCUT,
     ZOOMED,
     ReadBox,
     asked_closely,
@@ -53,7 +55,8 @@ from vrl_jax.programs.regions import (
     unit_box,
 )
 from vrl_jax.rewards.columns import column
-from vrl_jax.training.iteration import Recipe, as_batch
+from vrl_jax.training.iteration import Recipe
+from vrl_jax.training.pair_recipe import pair_recipe
 from vrl_jax.types import Sample
 
 Region = Callable[[str, str], str]
@@ -90,14 +93,16 @@ def visrl(
     pair_loss: PairLoss = preference.dpo,
     find: str = FIND,
     zoomed: str = ZOOMED,
+    uncut: str = UNCUT,
     read_box: ReadBox = unit_box,
     limits: Limits | None = None,
 ) -> Recipe:
     """`weights` of boxes and answers; (1.0,) is stage 1, in which no answer is read.
 
     Rows are those of `preferences`. `region` says which box an answer is shown:
-    `own_region` shows the rejected answer its own crop. `reference` stays what it is;
-    None takes the policy before each iteration.
+    `own_region` shows the rejected answer its own crop. `reference` stays what it is,
+    as the paper's does for a stage; None takes the policy before each iteration: all
+    margins then start at 0 in each, and nothing ties the policy to where it began.
     """
     if len(weights) not in (1, 2):
         raise ValueError(
@@ -109,7 +114,7 @@ def visrl(
         yield from point(sample, find=find)
         if count > 1:
             crop = sample.annotations[CROP]
-            yield Ask((asked_closely(sample, crop, zoomed),))
+            yield Ask((asked_closely(sample, crop, zoomed, uncut),))
 
     def act(actor, batches, key):
         samples = next(batches)
@@ -130,39 +135,12 @@ def visrl(
         rewards = jnp.tile(jnp.array([1.0, 0.0]), len(samples))
         return dataclasses.replace(rollout, rewards=rewards)
 
-    def score(actor, rollout, key):
-        params = actor.params if reference is None else reference
-        return near(params, weight=0.0).score(actor, rollout)
-
-    def credit(rollout):
-        sign = 2 * rollout.rewards - 1  # says which is which; the loss reads the order
-        place = jnp.zeros(len(rollout.mask), int)
-        place = place if rollout.place is None else rollout.place
-        step = jnp.broadcast_to(place[:, None], rollout.mask.shape)
-        extra = {**rollout.extra_logprobs, "step": step}
-        return as_batch(rollout, sign[:, None], extra), {}
-
-    def loss(policy, batch):
-        new = policy(batch)
-        gain = preference.log_ratio(new.logprobs, batch.extra["reference"], batch.mask)
-        chosen, rejected = gain.reshape(-1, 2).T
-        both = batch.mask.any(axis=1).reshape(-1, 2).all(axis=1)
-        step = batch.extra["step"][::2, 0]
-        lost = pair_loss(chosen, rejected)
-        right = (chosen > rejected).astype(jnp.float32)
-        metrics = {"actor/entropy": reductions.token_mean(new.entropy, batch.mask)}
-        for place, name in enumerate(STEPS[:count]):
-            here = both & (step == place)
-            metrics |= {
-                f"actor/{name}_loss": reductions.row_mean(lost, here),
-                f"rewards/{name}_margins": reductions.row_mean(chosen - rejected, here),
-                f"rewards/{name}_accuracies": reductions.row_mean(right, here),
-            }
-        # A question has a pair of each step: the mean over pairs is 1 / count of it.
-        weight = count * jnp.array(weights)[step]
-        return reductions.row_mean(weight * lost, both), metrics
-
-    return Recipe(act, score, credit, loss)
+    return pair_recipe(
+        act,
+        pair_loss=lambda chosen, rejected: pair_loss(chosen.gain, rejected.gain),
+        reference=reference,
+        steps=dict(zip(STEPS, weights, strict=False)),
+    )
 
 
 def _twins(

@@ -16,6 +16,10 @@ from vrl_jax.rewards.parse import answer_tag, first_tag, json_in, read_json
 
 # At most 6 digits: no picture has more pixels, and no number takes long to read.
 _FOUR = re.compile(r"\[\s*(\d{1,6}),\s*(\d{1,6}),\s*(\d{1,6}),\s*(\d{1,6})\s*\]")
+# Nor any of these; 20 decimals are more than a float has.
+_FOUR_NUMBERS = re.compile(
+    r"\[\s*" + r"\s*,\s*".join([r"(-?\d{1,9}(?:\.\d{0,20})?)"] * 4) + r"\s*\]"
+)
 _NUMBER = re.compile(r"(?<![\d.])-?\d{1,9}(?:\.\d{0,9})?(?![\d.])")
 _BOX_KEYS = ("bbox_2d", "bbox", "box", "box_2d", "Position", "position")
 _POINT_KEYS = ("point_2d", "point", "click_point")
@@ -88,6 +92,18 @@ def four_integers(text: str) -> tuple[int, int, int, int] | None:
     if found is None:
         return None
     x1, y1, x2, y2 = map(int, found.groups())
+    return x1, y1, x2, y2
+
+
+def four_numbers(text: str) -> tuple[float, float, float, float] | None:
+    """The first [x1, y1, x2, y2] in a text, whatever the numbers, be it a box or not.
+
+    Brackets around it, or a name before it as in JSON, do no harm.
+    """
+    found = _FOUR_NUMBERS.search(text)
+    if found is None:
+        return None
+    x1, y1, x2, y2 = map(float, found.groups())
     return x1, y1, x2, y2
 
 

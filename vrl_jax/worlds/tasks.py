@@ -174,12 +174,13 @@ def sign_in_region(sample: Sample, *, shown: int = 84, cells: int = 6) -> Sample
 
     The demonstration is what is said in each turn, by the frozen reader too. The policy
     sees the picture `shown` pixels wide and high; the region is one of cells x cells.
-    Raises `ValueError` where none of them holds all of the sign.
+    Raises `ValueError` where none of them holds all of the sign, or `shown` does not
+    divide by `cells`.
     """
     if shown % cells:
         raise ValueError(
-            f"{sample.id}: none of {cells} x {cells} regions of {shown} pixels, which "
-            "are no whole ones, holds the sign."
+            f"{sample.id}: `shown` must divide by `cells`, for a region has whole "
+            f"pixels; got shown={shown}, cells={cells}."
         )
     column, row = _cell_of_sign(sample, cells)
     side = shown // cells
