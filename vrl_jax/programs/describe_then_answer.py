@@ -5,7 +5,7 @@ from vrl_jax.engine.desk import OutOfRoom
 from vrl_jax.engine.play import Check, Outcome, Steps
 from vrl_jax.engine.processing import question
 from vrl_jax.rewards.parse import first_tag
-from vrl_jax.types import PLACEHOLDER, Message, Sample, literal
+from vrl_jax.types import Message, Sample, literal, wording
 
 DESCRIBE = """\
 {question}
@@ -71,5 +71,5 @@ def answer_and_reread(
 
 def _reading(sample: Sample, seen: str, answer: str) -> tuple[Message, ...]:
     """The question without its pictures, after what was seen in them."""
-    words = sample.question.replace(PLACEHOLDER, "").strip()
+    words = literal(wording(sample.question))
     return (user(answer.format(seen=literal(seen), question=words)),)

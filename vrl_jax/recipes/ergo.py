@@ -44,7 +44,7 @@ from vrl_jax.rewards.combine import Reward, fact, weighted
 from vrl_jax.rewards.parse import answer_or_rest, first_tag
 from vrl_jax.training.clipped_recipe import clipped_recipe
 from vrl_jax.training.iteration import Recipe
-from vrl_jax.types import PLACEHOLDER, ImageRef, Message, Sample, Turn
+from vrl_jax.types import ImageRef, Message, Sample, Turn, literal, wording
 
 FIND = """\
 {question}
@@ -56,6 +56,11 @@ of what you see, as <zoom>[left, top, right, bottom]</zoom>."""
 ZOOMED = """\
 <image>This is the region, closer.
 
+{question}
+
+Write the answer in <answer> and </answer>."""
+
+UNSEEN = """\
 {question}
 
 Write the answer in <answer> and </answer>."""
@@ -214,19 +219,21 @@ def _png(picture: Image.Image, tokens: int, side: int) -> bytes:
 def asked_closely(sample: Sample, look: Look | None, zoomed: str) -> Message:
     """What follows the zoom: the crop, the question, options and postfix under it.
 
+    Of a row without a picture no crop is spoken of: `UNSEEN`.
+
     `ValueError` where options are no list.
     """
-    words = sample.question.replace(PLACEHOLDER, "").strip()
+    words = literal(wording(sample.question))
     options = sample.annotations.get("options") or []
     if isinstance(options, str):
         raise ValueError(f"{sample.id}: `options` must be a list, got {options!r}.")
     usual = "Answer with the letter alone." if _is_letter(sample.answer) else ""
     postfix = sample.annotations.get("postfix") or usual
     lines = [words, *map(_lettered, enumerate(map(str, options))), postfix]
-    asked = zoomed.format(question="\n".join(filter(None, lines)))
+    question = "\n".join(filter(None, lines))
     if look is None:
-        return user(asked.replace(PLACEHOLDER, ""))
-    return user(asked, [look.picture])
+        return user(UNSEEN.format(question=question))
+    return user(zoomed.format(question=question), [look.picture])
 
 
 def _lettered(numbered: tuple[int, str]) -> str:

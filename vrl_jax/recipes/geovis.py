@@ -57,7 +57,7 @@ from vrl_jax.rewards.combine import Reward, fact, per_response, weighted
 from vrl_jax.rewards.parse import answer_tag, first_tag
 from vrl_jax.training.clipped_recipe import clipped_recipe
 from vrl_jax.training.iteration import Recipe
-from vrl_jax.types import PLACEHOLDER, Episode, Sample, Turn
+from vrl_jax.types import Episode, Sample, Turn, literal, wording
 
 FIND = """\
 {question}
@@ -89,7 +89,7 @@ def zoom_path(
     many, ends the episode, which is counted, and so does a part without room.
     """
     size, region = picture_size(sample), WHOLE
-    words = sample.question.replace(PLACEHOLDER, "").strip()
+    words = literal(wording(sample.question))
     context = (user(find.format(question=sample.question), sample.images),)
     said: list[Turn] = []
     worths: list[float] = []
