@@ -87,6 +87,7 @@ class Turn:
     The first `given` tokens of what it wrote were put into its mouth. `finished` is
     False where the token budget ended it. `logprob` is the sum of log q over the tokens
     that were drawn, q being what they were drawn from: with `allowed` ids, among those.
+    `read` counts all tokens before the first of them.
     """
 
     text: str
@@ -97,6 +98,7 @@ class Turn:
     images: tuple[ImageRef, ...] = ()
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     logprob: float = dataclasses.field(default=0.0, compare=False)
+    read: int = dataclasses.field(default=0, compare=False)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -295,6 +295,7 @@ class _Playing:
             finished=response.finished,
             facts={} if ask.model == "policy" else {"model": ask.model},
             logprob=before + float(response.logprobs.sum()),
+            read=ask.given.read if own else len(read.tokens),
         )
         self.heard[place] = Said(ask, read, response, turn)
 
