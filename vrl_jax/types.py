@@ -92,8 +92,9 @@ class Turn:
     The first `given` tokens of what it wrote were put into its mouth. `finished` is
     False where the token budget ended it. `logprob` is the sum of log q over the tokens
     that were drawn, q being what they were drawn from: with `allowed` ids, among those.
-    `number` is that of its ask in the episode, by which the engine knows it again, also
-    with other facts or text; None where nobody was asked.
+    `read` counts all tokens before the first of these. `number` is that of its ask in
+    the episode, by which the engine knows it again, also with other facts or text; None
+    where nobody was asked.
     """
 
     text: str
@@ -105,6 +106,7 @@ class Turn:
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     logprob: float = dataclasses.field(default=0.0, compare=False)
     number: int | None = dataclasses.field(default=None, compare=False)
+    read: int = dataclasses.field(default=0, compare=False)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -264,6 +264,8 @@ def test_what_is_given_is_read_and_not_trained():
     given = small.tokenizer()("it is")["input_ids"]
     row = groups[0][0].episode.turns[0]
     assert row.tokens[: len(given)] == tuple(given) and row.given == len(given)
+    assert row.read == rollout.prompts.mask[0].sum() + len(given)
+    assert row.logprob == pytest.approx(float(rollout.old_logprobs[0].sum()), abs=1e-5)
     tokens, mask = np.asarray(rollout.tokens), np.asarray(rollout.mask)
     np.testing.assert_array_equal(tokens[:, : len(given)], [given] * 8)
     assert not mask[:, : len(given)].any() and mask[:, len(given)].all()
@@ -294,6 +296,10 @@ def test_an_answer_goes_on_in_the_middle_and_is_one_row():
         assert tuple(tokens[row][mask[row]]) == whole.tokens + last.tokens
         starts = np.flatnonzero(np.diff(mask[row].astype(int), prepend=0) > 0)
         assert len(starts) == 2 and starts[1] > len(whole.tokens)
+        known = np.asarray(rollout.old_logprobs)[row][: starts[1]].sum()
+        assert whole.logprob == pytest.approx(known, abs=1e-4)
+        assert whole.read == len(one.rows[0].prompt.tokens)
+        assert last.read == whole.read + starts[1]
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 from vrl_jax import advantages, objectives, reductions
 from vrl_jax.programs.acting import act
 from vrl_jax.programs.dynamic_sampling import dynamic_sampling
-from vrl_jax.programs.search import tree_search
+from vrl_jax.programs.search import of_each, tree_search
 from vrl_jax.training.iteration import Recipe, as_batch, iteration
 from vrl_jax.training.learner import make_learner
 from vrl_jax.training.metrics import as_floats, rollout_metrics
@@ -24,7 +24,7 @@ def searching(**changes):
     """Steps of two tokens, tried twice from one place: six rows an episode."""
     value = lambda sample, turn: float(sum(turn.tokens) % 7)
     program = functools.partial(
-        tree_search, value=value, width=2, beam=1, depth=3, step_tokens=2
+        tree_search, values=of_each(value), width=2, beam=1, depth=3, step_tokens=2
     )
     settings = {"program": program, "group_size": GROUP, "rows": ROWS, **changes}
     return functools.partial(act, **settings)

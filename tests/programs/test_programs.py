@@ -8,7 +8,9 @@ import jax
 import numpy as np
 import pytest
 
+from vrl_jax.engine.conversation import Ask
 from vrl_jax.engine.desk import Limits, OutOfRoom
+from vrl_jax.engine.processing import question
 from vrl_jax.engine.tools import Call, crop
 from vrl_jax.programs.acting import act
 from vrl_jax.programs.anchored_claims import anchored_claims
@@ -20,7 +22,7 @@ from vrl_jax.programs.describe_then_answer import (
     describe_then_answer,
 )
 from vrl_jax.programs.resample import gated_opening, gated_resample
-from vrl_jax.programs.search import best_of_n, tree_search
+from vrl_jax.programs.search import best_of_n, of_each, tree_search
 from vrl_jax.programs.tool_turns import TAGS, tool_turns
 from vrl_jax.rewards.combine import fact
 from vrl_jax.types import Episode, Turn
@@ -132,7 +134,7 @@ def length(sample, turn):
 
 def test_best_of_n_shows_the_best():
     answers = [said("a"), said("bbb"), said("cc")]
-    (asked,), outcome = talk(best_of_n(SAMPLE, n=3, value=length), [answers])
+    (asked,), outcome = talk(best_of_n(SAMPLE, n=3, values=of_each(length)), [answers])
     assert len(asked) == 3 and len(set(asked)) == 1
     assert outcome.turns == (answers[1],) and outcome.facts["best"] == 1
 
@@ -144,7 +146,7 @@ def test_tree_search_grows_the_best_places():
             for n, a in enumerate(asks)
         ]
 
-    program = tree_search(SAMPLE, value=length, width=3, beam=2, depth=3)
+    program = tree_search(SAMPLE, values=of_each(length), width=3, beam=2, depth=3)
     first = next(program)
     assert len(first) == 3 and {ask.given for ask in first} == {()}
     second = program.send(grown(first))
@@ -158,11 +160,38 @@ def test_tree_search_grows_the_best_places():
 
 
 def test_tree_search_ends_with_the_models_own_end():
-    program = tree_search(SAMPLE, value=length, width=2, beam=1, depth=9)
+    program = tree_search(SAMPLE, values=of_each(length), width=2, beam=1, depth=9)
     next(program)
     with pytest.raises(StopIteration) as end:
         program.send([said("a long answer"), said("short\n\n")])
     assert end.value.value.turns[0].text == "a long answer"
+
+
+def test_a_search_without_room_returns_the_best_so_far():
+    program = tree_search(SAMPLE, values=of_each(length), width=2, beam=1)
+    replies = [[said("a\n\n"), said("bb\n\n")], OutOfRoom()]
+    _, outcome = talk(program, replies)
+    assert outcome.turns[0].text == "bb\n\n" and outcome.facts["steps"] == 1
+    assert outcome.facts["ended/step left no room"] == 1
+    with pytest.raises(OutOfRoom):
+        talk(tree_search(SAMPLE, values=of_each(length)), [OutOfRoom()])
+
+
+def test_answers_may_be_judged_by_others_and_not_at_all():
+    def asking(sample, turns):
+        heard = yield [Ask(question(sample), model="judge")] * len(turns)
+        return [len(h.text) if h.text else None for h in heard]
+
+    answers = [said("a"), said("b"), said("c")]
+    verdicts = [said(""), said("so"), said("so")]
+    program = best_of_n(SAMPLE, n=3, values=asking, tentative=True)
+    asked, outcome = talk(program, [answers, verdicts])
+    assert outcome.turns == (answers[1],)
+    assert outcome.facts == {"best": 1, "value": 2, "unjudged": 1}
+    assert all(ask.tentative for ask in asked[0])
+    program = best_of_n(SAMPLE, n=3, values=asking)
+    _, outcome = talk(program, [answers, [said("")] * 3])
+    assert outcome.facts == {"best": 0, "value": 0.0, "unjudged": 3}
 
 
 def test_cascade_asks_the_next_where_one_is_not_sure():
@@ -260,7 +289,7 @@ def test_tool_turns_in_the_engine_end_with_the_policys_token():
 def test_a_search_is_played_and_scored():
     actor = blind_actor()
     program = functools.partial(
-        tree_search, value=length, width=2, beam=1, depth=3, step_tokens=2
+        tree_search, values=of_each(length), width=2, beam=1, depth=3, step_tokens=2
     )
     rollout = act(
         actor,

@@ -209,6 +209,15 @@ def test_one_shot_score_of_vl_prm():
     assert p == pytest.approx(0.817574, abs=1e-6)
 
 
+def test_scores_of_some_lengths_are_a_table():
+    table, mask = steps.as_table([[0.5, 0.25, 1.0], [], [0.75]])
+    assert table.tolist() == [[0.5, 0.25, 1, 0], [0] * 4, [0.75, 0, 0, 0]]
+    assert mask.sum(1).tolist() == [3, 0, 1] and mask[0, :3].all()
+    assert steps.as_table([[], []])[0].shape == (2, 1)
+    assert steps.as_table([])[1].shape == (0, 1)
+    assert steps.as_table([[0.0] * 4])[1].shape == (1, 4)
+
+
 def test_step_labels_of_vl_prm():
     scores = jnp.array([0.75, 0.5625, 0.3125, 0, 0])
     mask = jnp.ones(5, bool)

@@ -14,6 +14,20 @@ def test_json_text_takes_the_last_fence():
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
+        ("one\n\ntwo\nhalves\n \t\n\nthree\n", ["one", "two\nhalves", "three"]),
+        ("\n\n one", ["one"]),
+        (" \n\n ", []),
+        ("", []),
+        ("\n" * 200_000 + "x" + "\n " * 100_000, ["x"]),
+    ],
+)
+def test_blank_lines_part_paragraphs(text, expected):
+    assert parse.paragraphs(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
         ('{"a": 1}', {"a": 1}),
         ("{'a': [1, 2,],}", {"a": [1, 2]}),
         ("\u201ca\u201d", None),

@@ -303,6 +303,7 @@ class _Playing:
             facts={} if ask.model == "policy" else {"model": ask.model},
             logprob=before + float(response.logprobs.sum()),
             number=response.request.turn,
+            read=ask.given.read if own else len(read.tokens),
         )
         self.heard[place] = Said(ask, read, response, turn)
 

@@ -1,12 +1,12 @@
 """Experts in a row: the next is asked where the one before is not sure, or declines."""
 
 import dataclasses
-import math
 from collections.abc import Generator, Sequence
 
 from vrl_jax.engine.conversation import Ask
 from vrl_jax.engine.play import Check, Outcome, Steps
 from vrl_jax.engine.processing import question
+from vrl_jax.programs.verdicts import probability, said_first, verdict
 from vrl_jax.types import Episode, Sample, Turn
 
 ACCEPT, REJECT = "accept", "reject"
@@ -59,14 +59,7 @@ def first_to_accept(
     This is for measuring, not for training. A batch needs a row of the policy's: where
     it is the first of the experts, each episode has one, its decision.
     """
-    probe = Ask(
-        question(sample),
-        allowed=(accept, reject),
-        max_new_tokens=1,
-        temperature=1.0,
-        top_k=0,
-        top_p=1.0,
-    )
+    probe = verdict(question(sample), words=(accept, reject), trained=True)
 
     def accepts(sample: Sample, decision: Turn) -> bool:
         return acceptance(decision, accept=accept, reject=reject) >= threshold
@@ -82,12 +75,7 @@ def first_to_accept(
 
 def accepted(decision: Turn, *, accept: str = ACCEPT, reject: str = REJECT) -> bool:
     """Whether a decision accepts. `ValueError` where it is neither of the two."""
-    if decision.text not in (accept, reject):
-        raise ValueError(
-            f"a decision is {accept!r} or {reject!r}, got {decision.text!r}: choose "
-            "words of one token each; special tokens are not shown as text."
-        )
-    return decision.text == accept
+    return said_first(decision, (accept, reject))
 
 
 def acceptance(decision: Turn, *, accept: str = ACCEPT, reject: str = REJECT) -> float:
@@ -95,8 +83,7 @@ def acceptance(decision: Turn, *, accept: str = ACCEPT, reject: str = REJECT) ->
 
     The decision was drawn from these two alone, at temperature 1 and not greedily.
     """
-    drawn = math.exp(decision.logprob)
-    return drawn if accepted(decision, accept=accept, reject=reject) else 1 - drawn
+    return probability(decision, (accept, reject))
 
 
 def answered_by(episode: Episode) -> str | None:

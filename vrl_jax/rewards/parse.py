@@ -147,6 +147,14 @@ def final_answer(text: str) -> str | None:
     return answer_tag(text) if box is None else box
 
 
+def paragraphs(text: str) -> list[str]:
+    """What blank lines part, without the blanks around it: the steps of a solution.
+
+    VL-PRM, https://arxiv.org/abs/2509.23250.
+    """
+    return [part.strip() for part in re.split(r"\n\s*\n", text) if part.strip()]
+
+
 def json_text(text: str) -> str:
     """Where JSON is to be expected: the last fenced block, or all of the text.
 

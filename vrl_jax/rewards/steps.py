@@ -4,8 +4,11 @@
 Nothing to score is 0: a record that could not be read earns nothing.
 """
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from vrl_jax import masked
@@ -13,6 +16,21 @@ from vrl_jax import masked
 Steps = Float[Array, "*B S"]
 Mask = Bool[Array, "*B S"]
 Solutions = Float[Array, "*B"]
+
+
+def as_table(
+    scores: Sequence[Sequence[float]],
+) -> tuple[Float[np.ndarray, "B S"], Bool[np.ndarray, "B S"]]:
+    """Scores of solutions of some lengths as an array, and where it has any.
+
+    On the host. S is a power of two, so that few programs serve all lengths.
+    """
+    longest = max(map(len, scores), default=0)
+    width = 1 << max(longest - 1, 0).bit_length()
+    mask = np.arange(width) < np.array([*map(len, scores)], int)[:, None]
+    table = np.zeros(mask.shape, np.float32)
+    table[mask] = np.array([score for row in scores for score in row], np.float32)
+    return table, mask
 
 
 def right_token_probability(
@@ -81,14 +99,18 @@ def share_to_go(scores: Steps, mask: Mask) -> Steps:
 
 
 def one_shot_score(
-    right: Float[Array, "*B"], tokens: Int[Array, "*B"]
+    right: Float[Array, "*B"],
+    tokens: Int[Array, "*B"],
+    *,
+    power: float = 0.3,
+    length_power: float = 0.6,
 ) -> Float[Array, "*B"]:
     """p^0.3 / tokens^0.6 where p >= 1/2, else -1: the solution as one step.
 
     `tokens` counts the whole input, picture tokens too. The code of VL-PRM,
-    https://github.com/theogbrand/vlprm.
+    https://github.com/theogbrand/vlprm; the paper has neither power.
     """
-    score = right**0.3 / jnp.maximum(tokens, 1) ** 0.6
+    score = right**power / jnp.maximum(tokens, 1) ** length_power
     return jnp.where(right >= 0.5, score, -1.0)
 
 

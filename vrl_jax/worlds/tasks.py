@@ -261,6 +261,57 @@ def better_region(sample: Sample, *, cells: int = 6) -> Sample:
     return dataclasses.replace(sample, annotations=annotations)
 
 
+def steps_of_a_sum(sample: Sample) -> Sample:
+    r"""Three steps to the sum of two digits, for `recipes.vl_prm` and `gm_prm`.
+
+    Half of the rows have one false step, and what follows keeps to it. `judged_error`
+    is its number, 0 without; `labels`, which is also the `demonstration`, are + before
+    it and - at it; `record` is what a critic should write.
+    """
+    drawn = random.Random(sample.id)
+    digits = sample.annotations["digits"]
+    truths = _sum_in_steps(*digits, sum(digits))
+    place = drawn.randrange(3) if drawn.random() < 0.5 else None
+    steps = truths
+    if place == 2:
+        other = drawn.choice([n for n in range(19) if n != sum(digits)])
+        steps = _sum_in_steps(*digits, other)
+    elif place is not None:
+        others = [n for n in range(10) if n != digits[place]]
+        claimed = [*digits[:place], drawn.choice(others), *digits[place + 1 :]]
+        steps = _sum_in_steps(*claimed, sum(claimed))
+    intents = ("read the left digit", "read the right digit", "add them")
+    record = [
+        {
+            "intent": intents[number],
+            "purpose": 1,
+            "alignment": int(number == 2 or step == truth),
+            "logic": int(number < 2 or step == truth),
+            "verdict": int(step == truth),
+            "correction": truth if number == place else "",
+        }
+        for number, (step, truth) in enumerate(zip(steps, truths, strict=True))
+    ]
+    labels = ["+"] * 3 if place is None else [*["+"] * place, "-"]
+    columns = {
+        "steps": steps,
+        "judged_error": 0 if place is None else place + 1,
+        "labels": labels,
+        "record": record,
+        "demonstration": labels,
+    }
+    annotations = {**sample.annotations, **columns}
+    return dataclasses.replace(sample, annotations=annotations)
+
+
+def _sum_in_steps(left: int, right: int, total: int) -> list[str]:
+    return [
+        f"The left digit is {left}.",
+        f"The right digit is {right}.",
+        f"The sum is \\boxed{{{total}}}.",
+    ]
+
+
 def _cell_of_sign(sample: Sample, cells: int) -> tuple[int, int]:
     """Column and row of the one of cells x cells regions that holds the sign."""
     sides = np.tile(_picture(sample).size, 2)
