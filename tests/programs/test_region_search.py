@@ -63,15 +63,14 @@ def test_a_region_is_judged_by_the_model_itself():
     assert all(not ask.trained and ask.top_k == 1 for ask in asks)
     texts = [ask.context[0].text for ask in asks]
     claims = ["barn", "barn, top left", "barn, by a road", "barn"]
-    assert [
-        f"this: {claim}?" in text for claim, text in zip(claims, texts, strict=True)
-    ]
+    for claim, text in zip(claims, texts, strict=True):
+        assert f"this: {claim}?" in text
     shown = [ask.context[0].images for ask in asks]
     assert [len(images) for images in shown] == [2, 2, 2, 1]
     assert shown[0][0] == PICTURE and len({images[-1] for images in shown}) == 1
     with pytest.raises(StopIteration) as end:
         program.send([said(text) for text in ("Yes.", "no", "?", "[.3, .3, .8, .7]")])
-    # [.3 is no JSON number, but it is mended; the sheet's reward once more.
+    # The sheet's reward once more; .3 is no number of JSON, but read.
     assert end.value.value == pytest.approx(0.633333, abs=1e-6)
 
 

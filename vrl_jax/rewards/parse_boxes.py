@@ -18,7 +18,9 @@ from vrl_jax.rewards.parse import answer_tag, first_tag, json_in, read_json
 _FOUR = re.compile(r"\[\s*(\d{1,6}),\s*(\d{1,6}),\s*(\d{1,6}),\s*(\d{1,6})\s*\]")
 # Nor any of these; 20 decimals are more than a float has.
 _FOUR_NUMBERS = re.compile(
-    r"\[\s*" + r"\s*,\s*".join([r"(-?\d{1,9}(?:\.\d{0,20})?)"] * 4) + r"\s*\]"
+    r"\[\s*"
+    + r"\s*,\s*".join([r"(-?(?:\d{1,9}(?:\.\d{0,20})?|\.\d{1,20}))"] * 4)
+    + r"\s*\]"
 )
 _NUMBER = re.compile(r"(?<![\d.])-?\d{1,9}(?:\.\d{0,9})?(?![\d.])")
 _BOX_KEYS = ("bbox_2d", "bbox", "box", "box_2d", "Position", "position")
