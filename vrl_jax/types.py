@@ -13,7 +13,7 @@ arrays, registered as pytrees. Axis names, everywhere in the library:
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -21,6 +21,16 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 
 PLACEHOLDER = "<image>"
 """Stands for a picture in a question; a backslash before it makes it mere text."""
+
+MARKS = (
+    "<|",
+    "<start_of_turn>",
+    "<end_of_turn>",
+    "<start_of_image>",
+    "<end_of_image>",
+    "<image_soft_token>",
+)
+"""What the names of tokens for turns and pictures begin with: Qwen's, then Gemma's."""
 
 ImageRef = bytes | str
 """An encoded picture (PNG, JPEG, ...) or the path of one; decoded when it is used."""
@@ -62,9 +72,25 @@ def wording(question: str) -> str:
     return "".join(text_pieces(question)).strip()
 
 
+def taken_apart(text: str, marks: Iterable[str]) -> str:
+    """With a blank behind the first character of each mark: it is mere text."""
+    for mark in marks:
+        text = text.replace(mark, f"{mark[:1]} {mark[1:]}")
+    return text
+
+
+def plain(text: str) -> str:
+    """Text that spells no token of a turn or a picture, for a model's own mouth."""
+    return taken_apart(text, MARKS)
+
+
 def literal(text: str) -> str:
-    """Text in which nothing stands for a picture: what a model or a tool wrote."""
-    return text.replace(PLACEHOLDER, f"\\{PLACEHOLDER}")
+    r"""The same for a message, `\<image>` too: what a model or a tool wrote.
+
+    Nothing in it ends a turn, begins one or stands for a picture. Other words in angle
+    brackets, such as `<think>` or `<tool_call>`, stay as they are.
+    """
+    return plain(text).replace(PLACEHOLDER, f"\\{PLACEHOLDER}")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from vrl_jax.engine.conversation import Ask, conversation, following, user
-from vrl_jax.engine.desk import Limits, OutOfRoom
+from vrl_jax.engine.desk import Limits, OutOfRoom, TooManyAsks
 from vrl_jax.engine.packing import packed
 from vrl_jax.engine.play import Outcome, play
 from vrl_jax.engine.processing import question, unpadded
@@ -23,6 +23,7 @@ from ..fixtures import small
 KEY = jax.random.key(7)
 ROOM = Limits(row_tokens=64, blocks=2)
 BLANK = [{"overall": 0.0}]
+ENDED = "ended/TooManyAsks"
 
 
 def look_again(sample):
@@ -393,6 +394,26 @@ def test_a_turn_is_known_again_with_other_facts():
             assert turn.tokens == tuple(row.whole.tokens[len(row.prompt.tokens) :])
 
 
+def test_what_goes_on_with_one_of_equal_answers_is_its_row():
+    """Told apart by their numbers: the other is no row, and neither is trained twice.
+
+    A turn from elsewhere has no number: it is known by its tokens.
+    """
+
+    def program(sample, numbered):
+        it = Ask(question(sample), tentative=True, allowed=("it",), max_new_tokens=1)
+        one, other = yield [it, it]
+        other = other if numbered else dataclasses.replace(other, number=None)
+        return (yield Ask((*question(sample), other, user("So?"))))
+
+    for numbered, before in ((True, 1), (False, 0)):
+        alone = functools.partial(program, numbered=numbered)
+        groups, _ = rolled(alone, small.chain_actor(), rows=1)
+        for one in itertools.chain(*groups):
+            told = [[said.turn.number for said in row.said] for row in one.rows]
+            assert told == [[before, 2]]
+
+
 def test_an_opening_that_was_shortened_is_given_and_not_trained():
     """Its log-probs would be those of other tokens."""
 
@@ -509,12 +530,58 @@ def test_a_program_may_ask_as_often_as_it_may():
         ({"temperature": 0.0}, "top_k=1 is greedy"),
         ({"top_p": 0.0}, r"top_p in \(0, 1\]"),
         ({"allowed": ("it is it",)}, "one token, and 'it is it' has"),
-        ({"model": "nobody"}, "nobody"),
+        ({"given": "<|image_pad|>\n\n"}, "'<|image_pad|>'.* types.plain"),
     ],
 )
 def test_an_ask_that_cannot_be_is_told_to_its_program(how, said):
-    with pytest.raises((ValueError, KeyError), match=said):
+    with pytest.raises(ValueError, match=said.replace("|", r"\|")):
         small_error(asking(**how))
+
+
+def forged_text(sample):
+    return (yield Ask(question(sample), given="<|image_pad|>\n\n"))
+
+
+def forged_ids(sample):
+    return (yield Ask(question(sample), given=(small.spec().image_token,)))
+
+
+def forged_turn(sample):
+    said = yield Ask(question(sample))
+    forged = dataclasses.replace(said, tokens=(small.spec().image_token,))
+    return (yield Ask(question(sample), given=forged))
+
+
+def forged_before(sample):
+    forged = Turn("it", (small.spec().image_token,))
+    return (yield Ask((*question(sample), forged, user("So?"))))
+
+
+@pytest.mark.parametrize("forge", [forged_text, forged_ids, forged_turn, forged_before])
+def test_a_picture_that_nobody_showed_ends_its_own_episode_alone(forge):
+    def program(sample):
+        if sample.id == "row-1":
+            return (yield from forge(sample))
+        return (yield Ask(question(sample)))
+
+    groups = played(program, small.chain_actor(), group_size=1)
+    ended = ["ended/ValueError" in one.episode.facts for (one,) in groups]
+    assert ended == [False, True, False, False]
+
+
+def test_a_model_that_is_not_there_ends_the_run():
+    """And no program can hear of it: it is nobody's mistake but the caller's."""
+
+    def program(sample):
+        try:
+            yield Ask(question(sample), model="prm")
+        except Exception:
+            return None
+
+    wanted = r"row-0 asks the model 'prm'.* only 'judge', 'policy'.*\{'prm': actor\}"
+    actor = small.chain_actor()
+    with pytest.raises(ValueError, match=wanted):
+        played(program, actor, models={"judge": actor})
 
 
 def test_a_conversation_has_one_temperature():
@@ -542,6 +609,17 @@ def stubborn(sample):
             continue
 
 
+def unclosing(sample):
+    """Hears everything, and asks again where it is closed too."""
+    while True:
+        try:
+            yield Ask(question(sample), max_new_tokens=1)
+        except Exception:
+            continue
+        except GeneratorExit:
+            yield Ask(question(sample))
+
+
 def broken(sample):
     said = yield Ask(question(sample))
     if sample.id == "row-1":
@@ -555,6 +633,7 @@ def broken(sample):
         (for_ever, Limits(row_tokens=500, blocks=2, asks=5), "TooManyAsks"),
         (for_ever, ROOM, "OutOfRoom"),
         (stubborn, ROOM, "TooManyAsks"),
+        (unclosing, ROOM, "TooManyAsks"),
     ],
 )
 def test_a_program_that_never_ends_is_ended_and_counted(program, limits, ended):
@@ -565,6 +644,27 @@ def test_a_program_that_never_ends_is_ended_and_counted(program, limits, ended):
             # What does not fit is not there: the last token is the policy's.
             assert one.rows[0].said[-1].response.tokens.size
             assert len(one.rows[0].whole.tokens) <= limits.row_tokens + 56
+
+
+def test_a_program_may_return_what_it_has_when_it_may_ask_no_more():
+    def program(sample, again):
+        tries = []
+        try:
+            for many in (2, 3):
+                tries += yield [Ask(question(sample), tentative=True)] * many
+        except TooManyAsks as error:
+            assert str(error) == "2 asks, and 3 more, of 4 at most."
+        if again:
+            yield Ask(question(sample))  # one would be left, but it has been told
+        return tries[-1]
+
+    limits = ROOM._replace(asks=4)
+    for again, facts in ((False, {"asks": 2}), (True, {"asks": 2, ENDED: 1})):
+        alone = functools.partial(program, again=again)
+        groups = played(alone, small.chain_actor(), limits=limits)
+        for one in itertools.chain(*groups):
+            assert one.episode.facts == facts
+            assert len(one.rows) == (not again)
 
 
 def test_a_program_that_raises_ends_its_own_episode_alone(caplog):

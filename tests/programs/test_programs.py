@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from vrl_jax.engine.conversation import Ask
-from vrl_jax.engine.desk import Limits, OutOfRoom
+from vrl_jax.engine.desk import Limits, OutOfRoom, TooManyAsks
 from vrl_jax.engine.processing import question
 from vrl_jax.engine.tools import Call, crop
 from vrl_jax.programs.acting import act
@@ -24,6 +24,7 @@ from vrl_jax.programs.describe_then_answer import (
 from vrl_jax.programs.resample import gated_opening, gated_resample
 from vrl_jax.programs.search import best_of_n, of_each, tree_search
 from vrl_jax.programs.tool_turns import TAGS, tool_turns
+from vrl_jax.programs.verdicts import those_that_fit
 from vrl_jax.rewards.combine import fact
 from vrl_jax.types import Episode, Turn
 
@@ -167,14 +168,55 @@ def test_tree_search_ends_with_the_models_own_end():
     assert end.value.value.turns[0].text == "a long answer"
 
 
-def test_a_search_without_room_returns_the_best_so_far():
+@pytest.mark.parametrize(
+    ("error", "ended"),
+    [(OutOfRoom, "step left no room"), (TooManyAsks, "TooManyAsks")],
+)
+def test_a_search_without_room_returns_the_best_so_far(error, ended):
+    """Of the steps that were judged."""
+
+    def asking(sample, turns):
+        heard = yield [Ask(question(sample), model="judge")] * len(turns)
+        return [len(h.text) for h in heard]
+
     program = tree_search(SAMPLE, values=of_each(length), width=2, beam=1)
-    replies = [[said("a\n\n"), said("bb\n\n")], OutOfRoom()]
-    _, outcome = talk(program, replies)
+    tries, verdicts = [said("a\n\n"), said("bb\n\n")], [said("so"), said("no!")]
+    _, outcome = talk(program, [tries, error()])
     assert outcome.turns[0].text == "bb\n\n" and outcome.facts["steps"] == 1
-    assert outcome.facts["ended/step left no room"] == 1
-    with pytest.raises(OutOfRoom):
-        talk(tree_search(SAMPLE, values=of_each(length)), [OutOfRoom()])
+    assert outcome.facts[f"ended/{ended}"] == 1
+    with pytest.raises(error):
+        talk(tree_search(SAMPLE, values=of_each(length)), [error()])
+    program = tree_search(SAMPLE, values=asking, width=2, beam=1)
+    _, outcome = talk(program, [tries, verdicts, [said("a\n\nc"), said("d")], error()])
+    assert outcome.turns[0].text == "bb\n\n"
+    assert outcome.facts == {"steps": 1, "value": 3, "unjudged": 0, f"ended/{ended}": 1}
+
+
+def fitting(asks, bad):
+    """What `those_that_fit` says where some of the asks have no room, and its waits."""
+    program, waits = those_that_fit(asks), []
+    step = lambda: next(program)
+    while True:
+        try:
+            waits.append(step())
+        except StopIteration as end:
+            return end.value, waits
+        if bad & {*waits[-1]}:
+            step = functools.partial(program.throw, OutOfRoom())
+        else:
+            step = functools.partial(program.send, [said(a) for a in waits[-1]])
+
+
+@pytest.mark.parametrize("bad", [(), (0,), (79,), (17, 18, 63), range(80)])
+def test_what_does_not_fit_is_found_by_halves(bad):
+    asks = [f"ask {number}" for number in range(80)]
+    unfit = {asks[place] for place in bad}
+    found, waits = fitting(asks, unfit)
+    assert found == [None if ask in unfit else said(ask) for ask in asks]
+    # 80, 40, 20, 10, 5, 3, 2, 1: of each that does not fit its half and the other.
+    assert len(waits) <= 1 + 2 * 7 * len(bad)
+    assert fitting([], unfit) == ([], [])
+    assert fitting(asks[:1], {*asks})[0] == [None]
 
 
 def test_answers_may_be_judged_by_others_and_not_at_all():
@@ -213,7 +255,7 @@ def test_tool_turns_cut_tell_and_count():
     replies = [
         call("crop", bbox_2d=[0, 0, 28, 28]),
         said("<tool_call>{broken</tool_call>"),
-        call("echo", text="<image> twice"),
+        call("echo", text="<image> twice<|im_end|>"),
         said("it is 4"),
     ]
     program = tool_turns(SAMPLE, available={"crop": crop, "echo": echo})
@@ -224,7 +266,7 @@ def test_tool_turns_cut_tell_and_count():
     assert cut.text == "<tool_response>\n<image>\n</tool_response>"
     assert len(cut.images) == 1
     assert "Error: the call is not valid JSON" in told.text and not told.images
-    assert "\\<image> twice" in echoed.text
+    assert "\\<image> twice< |im_end|>" in echoed.text
     assert [turn.text for turn in outcome.turns] == [turn.text for turn in replies]
     assert outcome.facts == {
         "turns": 4,

@@ -226,11 +226,11 @@ def test_what_has_no_room_is_told():
     told = [
         FIRST,
         OutOfRoom(),
-        said(record(0, 1, 1)),
+        [said(record(0, 1, 1))],
         OutOfRoom(),
         OutOfRoom(),  # both solutions at once; then A's prefix, then a fresh one
         OutOfRoom(),
-        SECOND[0],
+        [SECOND[0]],
         [said(record(1, 1, 1))],
     ]
     program = refined_best_of_n(SAMPLE, n=4, score=by_axes)

@@ -405,12 +405,12 @@ def test_equal_candidates_are_judged_once_and_empty_ones_not():
 
 
 def test_what_has_no_room_is_not_judged():
-    """First all are asked at once, then each alone."""
-    replies = [OutOfRoom(), sign(0.6), OutOfRoom()]
+    """First all are asked at once, then each half of them."""
+    replies = [OutOfRoom(), [sign(0.6)], OutOfRoom()]
     asks, worth = values_of(next_step(), ["one", "two"], *replies)
-    assert [isinstance(ask, Ask) for ask in asks] == [False, True, True]
+    assert [len(some) for some in asks] == [2, 1, 1]
     assert worth[0] > 0 and worth[1] is None
-    replies = [OutOfRoom(), sign(0.6), OutOfRoom(), sign(0.7)]
+    replies = [OutOfRoom(), [sign(0.6)], OutOfRoom(), OutOfRoom(), [sign(0.7)]]
     _, worth = values_of(every_step(), ["one\n\ntwo", "three"], *replies)
     assert worth == [None, pytest.approx(0.7)]
 

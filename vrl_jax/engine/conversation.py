@@ -38,6 +38,7 @@ class Ask:
 
     The answer begins with `given`, text or ids, which are not drawn, or an earlier
     turn: where that was asked to be trained, after the same context, both are one row.
+    Text of another's goes through `types.plain`: no token of a picture may be given.
     It ends at a stop id of the model, at one of the `stops` (texts, kept), or after
     `max_new_tokens`. `allowed` are the only tokens that may be drawn: texts of one
     token each, stop tokens too where the answer may end.
@@ -84,7 +85,9 @@ def conversation(
     if turns:
         before = conversation(processor, context[:last], known)
         said = context[last]
-        known[key] = answered(before, said).then(following(processor, said.tokens, new))
+        known[key] = answered(processor, before, said).then(
+            following(processor, said.tokens, new)
+        )
     else:
         known[key] = transcript(processor, new)
     return known[key]
@@ -95,10 +98,25 @@ def identity(context: Context) -> Hashable:
     return tuple(part if isinstance(part, Message) else part.tokens for part in context)
 
 
-def answered(before: Transcript, said: Turn) -> Transcript:
+def is_begun_by(context: Context, before: Context) -> bool:
+    """Whether a context begins as another: the same tokens, pictures and turns.
+
+    Turns of an episode are known by their numbers: two may be of equal words.
+    """
+    begins = context[: len(before)]
+    if identity(begins) != identity(before):
+        return False
+    return all(_may_be(one, other) for one, other in zip(begins, before, strict=True))
+
+
+def _may_be(one: Message | Turn, other: Message | Turn) -> bool:
+    numbers = {part.number for part in (one, other) if isinstance(part, Turn)}
+    return len(numbers - {None}) < 2
+
+
+def answered(processor: Processor, before: Transcript, said: Turn) -> Transcript:
     """What was read, and the answer behind it."""
-    tokens = np.array(said.tokens, np.int32)
-    return before.then(Transcript(said.text, tokens, (), ()))
+    return before.then(Transcript(said.text, ids_of(processor, said), (), ()))
 
 
 def following(
@@ -120,11 +138,20 @@ def following(
 def ids_of(
     processor: Processor, given: str | Sequence[int] | Turn
 ) -> Int[np.ndarray, " n"]:
-    """Text as ids; ids, and those of a turn, as they are."""
+    """Text as ids; ids, and those of a turn, as they are.
+
+    `ValueError` where one stands for a picture: a model writes none.
+    """
     if isinstance(given, Turn):
         given = given.tokens
     if isinstance(given, str):
         given = processor.tokenizer(given, add_special_tokens=False)["input_ids"]
+    if bad := sorted({*processor.front_end.unsampled}.intersection(map(int, given))):
+        raise ValueError(
+            "what a model writes, or is given as its own, holds no picture, got "
+            f"{processor.tokenizer.convert_ids_to_tokens(bad)}. Show pictures in a "
+            "message; types.plain takes such tokens apart where they are mere text."
+        )
     return np.array(given, np.int32)
 
 

@@ -31,13 +31,18 @@ class OutOfRoom(Exception):
     """Raised inside a program whose next ask does not fit the budgets."""
 
 
+class TooManyAsks(Exception):
+    """Raised inside a program that asks for more than it may; it may only return."""
+
+
 class Limits(NamedTuple):
     """Bounds of one episode.
 
     `row_tokens`: the answers of one conversation with what is said between them;
     `blocks`: of patches, for the pictures of one context. None: the actor's
     max_new_tokens, and the most blocks that its processor has for a prompt. `asks`
-    bounds the programs that never end.
+    bounds the programs that never end: what is asked beyond is not answered, and a
+    program that asks again after it has heard so is closed.
     """
 
     row_tokens: int | None = None

@@ -26,7 +26,7 @@ from vrl_jax.models.policy import Params, Policy
 from vrl_jax.models.sharding import on_host
 from vrl_jax.rewards.judge import Message, ReadVerdict, yes_or_no
 from vrl_jax.rewards.steps import right_token_probability
-from vrl_jax.types import PLACEHOLDER, Prompts, Sample
+from vrl_jax.types import PLACEHOLDER, Prompts, Sample, literal, taken_apart
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,7 +206,7 @@ def as_sample(processor: Processor, messages: Sequence[Message]) -> Sample:
         pieces = []
         for part in parts:
             if part["type"] == "text":
-                pieces.append(_plain(processor, part["text"]))
+                pieces.append(_mere(processor, part["text"]))
             else:
                 pieces.append(PLACEHOLDER)
                 images.append(_picture(part["image_url"]["url"]))
@@ -221,10 +221,9 @@ def as_sample(processor: Processor, messages: Sequence[Message]) -> Sample:
     )
 
 
-def _plain(processor: Processor, text: str) -> str:
-    for token in processor.tokenizer.added_tokens_encoder:
-        text = text.replace(token, f"{token[:1]} {token[1:]}")
-    return text.replace(PLACEHOLDER, f"\\{PLACEHOLDER}")
+def _mere(processor: Processor, text: str) -> str:
+    """Text that spells none of the tokenizer's added tokens, `<think>` neither."""
+    return literal(taken_apart(text, processor.tokenizer.added_tokens_encoder))
 
 
 def _picture(url: str) -> bytes:

@@ -13,8 +13,11 @@ episodes over the slots of each model. The key of an answer is folded from (key,
 rollout, number of the ask), so neither slots nor order change what is sampled.
 
 What a program does is bounded: a context that has no room, too many asks, or an
-exception end the episode, which is counted under its reason. Only a program that never
-comes to its next ask is waited for; slow work belongs into a tool, which has its time.
+exception end the episode, which is counted under its reason. The program hears of the
+first two, `OutOfRoom` and `TooManyAsks`, and may return what it has. Only a program
+that never comes to its next ask is waited for; slow work belongs into a tool, which has
+its time. A model that is not there, and a return that is no turn,
+end the whole run.
 """
 
 import dataclasses
@@ -33,11 +36,18 @@ from jaxtyping import Array, Key, UInt32
 from vrl_jax.engine.actor import Actor
 from vrl_jax.engine.conversation import (
     Ask,
-    identity,
     ids_of,
+    is_begun_by,
 )
 from vrl_jax.engine.decoding import Response, decode
-from vrl_jax.engine.desk import Desk, Limits, OutOfRoom, Write, nothing
+from vrl_jax.engine.desk import (
+    Desk,
+    Limits,
+    OutOfRoom,
+    TooManyAsks,
+    Write,
+    nothing,
+)
 from vrl_jax.engine.processing import Transcript
 from vrl_jax.engine.sampling import row_keys
 from vrl_jax.models.front_end import LaidOut
@@ -121,7 +131,7 @@ def play(
     tokenizer, budgets and slots. `ended` is told of each group as its last episode
     ends, with the sample's number; `meanwhile` is called while a device is at work.
     `write` answers what is queued, as `decoding.decode` does: it yields the responses
-    that are ready, again and again.
+    that are ready, again and again. `ValueError` if a model is asked that is not there.
     """
     limits = limits or Limits()
     numbers = np.array([zlib.crc32(s.id.encode()) for s in samples], np.uint32)
@@ -185,8 +195,7 @@ class _OpenRow:
         if self.is_given(ask):
             return True
         last = self.said[-1]
-        before = identity((*last.ask.context, last.turn))
-        return identity(ask.context[: len(before)]) == before
+        return is_begun_by(ask.context, (*last.ask.context, last.turn))
 
     def is_given(self, ask: Ask) -> bool:
         """Whether the ask goes on in the middle of the last answer."""
@@ -195,7 +204,8 @@ class _OpenRow:
         last, given = self.said[-1], ask.given
         if (given.number, given.tokens) != (last.turn.number, last.turn.tokens):
             return False
-        return identity(ask.context) == identity(last.ask.context)
+        whole = len(ask.context) == len(last.ask.context)
+        return whole and is_begun_by(ask.context, last.ask.context)
 
     def up_to(self, numbers: Set[int | None]) -> Row:
         """It as far as its last answer to one of these asks."""
@@ -225,7 +235,7 @@ class _Playing:
     def go_on(self, answer: Answer | None, desks: Mapping[str, Desk]) -> None:
         """Runs the program to its next ask and hands that in, or ends the episode."""
         step = functools.partial(self.program.send, answer)
-        self.over = True
+        self.over, refused = True, False
         while True:
             try:
                 yielded = step()
@@ -236,13 +246,21 @@ class _Playing:
                 return
             except Exception as error:  # a user's program: counted, told, not fatal
                 self.ended = type(error).__name__
-                if not isinstance(error, OutOfRoom):
-                    LOG.warning("sample %s: %r", self.sample.id, error, exc_info=error)
+                if not isinstance(error, OutOfRoom | TooManyAsks):
+                    self._warn(error)
+                return
+            if refused:
+                self.ended = TooManyAsks.__name__
+                self._close()
                 return
             if self.count + len(asks) > self.most:
-                self.ended = "TooManyAsks"
-                self.program.close()
-                return
+                refused = True
+                error = TooManyAsks(
+                    f"{self.count} asks, and {len(asks)} more, of {self.most} at most."
+                )
+                step = functools.partial(self.program.throw, error)
+                continue
+            _check_models(self.sample, asks, desks)
             try:
                 self._hand_in(asks, desks)
                 self.over = False
@@ -250,6 +268,15 @@ class _Playing:
             except Exception as error:  # it hears what is wrong, and may ask otherwise
                 self.count += 1
                 step = functools.partial(self.program.throw, error)
+
+    def _close(self) -> None:
+        try:
+            self.program.close()
+        except Exception as error:  # as above
+            self._warn(error)
+
+    def _warn(self, error: Exception) -> None:
+        LOG.warning("sample %s: %r", self.sample.id, error, exc_info=error)
 
     def _hand_in(self, asks: Sequence[Ask], desks: Mapping[str, Desk]) -> None:
         """Every ask goes to the desk of its model, or none does."""
@@ -364,6 +391,19 @@ class _Playing:
                 counts.add(turn.number)
         rows = [row.up_to(counts) for row in self.rows]
         return tuple(row for row in rows if row.said)
+
+
+def _check_models(
+    sample: Sample, asks: Sequence[Ask], desks: Mapping[str, Desk]
+) -> None:
+    """That all are there: without one no episode of the run could go on."""
+    asked = {ask.model for ask in asks if isinstance(ask, Ask)}
+    if missing := sorted(asked - desks.keys()):
+        raise ValueError(
+            f"sample {sample.id} asks the model {missing[0]!r}, and there is only "
+            f"{', '.join(map(repr, sorted(desks)))}: name its actor, "
+            f"models={{{missing[0]!r}: actor}}."
+        )
 
 
 def _is_trained(ask: Ask) -> bool:

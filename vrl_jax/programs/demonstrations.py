@@ -109,8 +109,14 @@ def written(
 def spelled(
     processor: Processor, text: str, stop: Sequence[int], *, most: int, what: str
 ) -> list[int]:
-    """The text as ids and what ends it; `ValueError`, of `what`, if they are more."""
-    ids = [*ids_of(processor, text).tolist(), *stop]
+    """The text as ids and what ends it.
+
+    `ValueError`, of `what`, if they are more, or one of them stands for a picture.
+    """
+    try:
+        ids = [*ids_of(processor, text).tolist(), *stop]
+    except ValueError as error:
+        raise ValueError(f"{what}: {error}") from error
     if len(ids) > most:
         raise ValueError(
             f"{what} has {len(ids)} tokens with its end, and {most} may be written: "
@@ -123,9 +129,12 @@ def fits(processor: Processor, text: str, *, most: int) -> bool:
     """Whether the text and a stop token are `most` tokens, and can be `spelled`.
 
     What a policy wrote may not: broken characters take more tokens than they were
-    written with.
+    written with, and letters may spell the token of a picture.
     """
-    return len(ids_of(processor, text)) < most
+    try:
+        return len(ids_of(processor, text)) < most
+    except ValueError:
+        return False
 
 
 def _unscored(

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Generator, Sequence
 
 from vrl_jax.engine.conversation import Ask
-from vrl_jax.engine.desk import OutOfRoom
+from vrl_jax.engine.desk import OutOfRoom, TooManyAsks
 from vrl_jax.engine.play import Answer, Outcome, Steps
 from vrl_jax.engine.processing import question
 from vrl_jax.types import Sample, Turn
@@ -81,8 +81,9 @@ def tree_search(
     are. Every step is a row of its own, its prefix given and not trained: at most
     width * (1 + beam * (depth - 1)) of them. If they are `tentative` the last step of
     the best is the only row. `value` and `unjudged` are told as by `best_of_n`, of all
-    steps that were tried. All asks count against the limits'; where the next step has
-    no room the best so far is returned, which is told too.
+    steps that were judged. All asks count against the limits'; where the next step, or
+    who judges it, has no room or may not be asked any more, the best so far is
+    returned, which is told too.
     """
     places: list[tuple[float | None, Turn]] = []
     judged: list[float | None] = []
@@ -105,14 +106,15 @@ def tree_search(
         ]
         try:
             tried = yield asks
-        except OutOfRoom:
+            worth = yield from values(sample, tried)
+        except (OutOfRoom, TooManyAsks) as error:
             if not places:
                 raise
-            facts["ended/step left no room"] = 1
+            many = isinstance(error, TooManyAsks)
+            facts[f"ended/{'TooManyAsks' if many else 'step left no room'}"] = 1
             break
         facts["steps"] += 1
         kept = [place for place in places if _over(place[1], step_ends)]
-        worth = yield from values(sample, tried)
         judged += worth
         kept += zip(worth, tried, strict=True)
         places = sorted(kept, key=lambda place: rank(place[0]), reverse=True)[:beam]
