@@ -402,7 +402,7 @@ def test_what_goes_on_with_one_of_equal_answers_is_its_row():
 
     def program(sample, numbered):
         it = Ask(question(sample), tentative=True, allowed=("it",), max_new_tokens=1)
-        one, other = yield [it, it]
+        _, other = yield [it, it]
         other = other if numbered else dataclasses.replace(other, number=None)
         return (yield Ask((*question(sample), other, user("So?"))))
 

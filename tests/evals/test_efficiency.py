@@ -1,5 +1,8 @@
 """Measures of cost by hand: four responses, three of them right."""
 
+import math
+import textwrap
+
 import numpy as np
 import pytest
 
@@ -28,14 +31,38 @@ def test_the_worked_score_of_accuracy_and_length(change, wanted):
     assert found == pytest.approx(wanted)
 
 
-def test_parts_multiply_to_the_whole():
-    """What was cut off is not right."""
+@pytest.mark.parametrize("base", [(0, 2000), (0.5, 0), (0.0, 0.0), (math.nan, 1)])
+def test_a_base_of_nothing_has_no_shares(base):
+    with pytest.raises(ValueError, match="must be above 0: got base_accuracy="):
+        efficiency.accuracy_efficiency(0.5, 1100, *base)
+
+
+def test_lines_are_read_as_documented():
+    """Of the three lines one has no score."""
+    lines = [
+        {"correct": correct, "finished": True, "meta": {"tokens": tokens}}
+        for correct, tokens in ((1.0, 400), (None, 9000), (0.0, 600))
+    ]
+    told = efficiency.__doc__.split("score:\n\n")[1]
+    found = {"rows": lines}
+    exec(textwrap.dedent(told), found)
+    per_thousand = efficiency.per_thousand_tokens(found["correct"], found["lengths"])
+    assert per_thousand == pytest.approx(1)
+    parts = efficiency.parts(*(found[n] for n in ("correct", "finished", "lengths")))
+    assert parts == {"finished": 1, "right_if_finished": 0.5, "tokens": 500}
+
+
+def test_parts_multiply_to_what_was_right_in_the_end():
+    """By hand: .5 / 1100; of three right ones the last was cut off."""
     told = efficiency.parts(RIGHT, np.array([1, 1, 1, 0]), TOKENS)
     assert told == {
         "finished": 0.75,
         "right_if_finished": pytest.approx(2 / 3),
         "tokens": 1100,
     }
+    product = told["finished"] * told["right_if_finished"] / told["tokens"]
+    ended = efficiency.per_thousand_tokens(np.array([1, 1, 0, 0]), TOKENS)
+    assert product == pytest.approx(0.5 / 1100) == pytest.approx(ended / 1000)
     nothing = efficiency.parts(RIGHT, np.zeros(4), TOKENS)
     assert nothing["right_if_finished"] == 0
 

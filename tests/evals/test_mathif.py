@@ -249,6 +249,14 @@ def test_thoughts_break_nothing_and_earn_nothing():
         ),
         ({"constraint_args": ["x"]}, "needs 'keyword' of.*a text; got None"),
         ({"constraint_desc": None}, "needs the column 'constraint_desc'"),
+        (
+            {
+                "constraint_name": [THREE_X[0], COMMA[0]],
+                "constraint_args": [THREE_X[1], None],
+            },
+            "one needs the column 'constraint_desc', a text for each of its 2 const",
+        ),
+        ({"constraint_desc": [None]}, "'constraint_desc', a text for each of its 1"),
     ],
 )
 def test_a_row_that_lacks_something_is_named(changes, said):

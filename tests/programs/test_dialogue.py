@@ -54,6 +54,31 @@ def test_what_a_row_without_turns_asks_is_its_question():
     assert next(dialogue(sample)).context == next(answer(sample)).context
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            {"asks": "<image>What?"},
+            "talk needs the column 'asks', the questions as a l",
+        ),
+        ({"asks": []}, "talk needs the column 'asks'"),
+        ({"asks": ["<image><image><image>", 3]}, "talk needs the column 'asks'"),
+        ({"asks": ["<image>What?", "So?"]}, "talk has 3 pictures, and its questions p"),
+        ({"asks": ["<image>" * 4]}, "talk has 3 pictures, and its questions place 4"),
+    ],
+)
+def test_questions_that_are_no_list_of_texts_are_named(changes, said):
+    row = dataclasses.replace(TALK, annotations={**TALK.annotations, **changes})
+    with pytest.raises(ValueError, match=said):
+        next(dialogue(row))
+
+
+def test_a_column_that_a_row_does_not_fill_is_none():
+    row = dataclasses.replace(TALK, annotations={"asks": None})
+    (asked,) = next(dialogue(row)).context
+    assert (asked.text, asked.images) == (TALK.question, TALK.images)
+
+
 def test_dialogues_are_learnt_turn_by_turn():
     """Both answers are trained, and nothing of what was asked between them."""
     actor = small.actor()

@@ -23,7 +23,7 @@ from vrl_jax.programs.region_search import (
 )
 from vrl_jax.programs.region_tree import WHOLE, best, moved
 from vrl_jax.programs.regions import cut
-from vrl_jax.types import Sample
+from vrl_jax.types import Sample, Turn
 from vrl_jax.worlds.writing import png_bytes
 
 from ..fixtures import small
@@ -221,6 +221,20 @@ def test_a_box_on_the_edge_of_the_picture_is_told():
     for side in [n / 97 for n in range(97)]:
         outcome = placed((said("all"),), WHOLE, (side, 0.0, 1.0, 1.0), {})
         assert told_box(outcome.turns) == (side, 0.0, 1.0, 1.0)
+
+
+def test_the_smallest_box_is_told():
+    """JSON writes it with exponents."""
+    small_box = (1e-05, 0.0, 9e-05, 2e-05)
+    outcome = placed((said("there"),), small_box, WHOLE, {})
+    assert "1e-05" in outcome.turns[-1].text
+    assert told_box(outcome.turns) == small_box
+
+
+@pytest.mark.parametrize("text", ["[0, 0, 1, 1]", "yes", ""])
+def test_what_another_model_said_last_is_no_box(text):
+    assert told_box((Turn(text, (5,), chosen=False),)) is None
+    assert told_box((Turn("there", (), chosen=False),)) is None
 
 
 def test_a_search_in_the_engine_trains_the_last_answer_alone(monkeypatch):

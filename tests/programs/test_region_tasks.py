@@ -149,6 +149,21 @@ def test_more_decimals_spell_a_smaller_box():
     assert unit_box(answer) == (0.5, 0.5, 0.5004, 0.6)
 
 
+@pytest.mark.parametrize(
+    "box", [[1e-05, 0, 0.5, 2e-05], [*np.array(BOX)], tuple(BOX), [0, 0, 1, 1]]
+)
+def test_any_four_numbers_may_be_a_target(box):
+    row = dataclasses.replace(SAMPLE, annotations={"gt_box": box})
+    assert target(row) == tuple(map(float, box))
+
+
+@pytest.mark.parametrize("side", [np.nan, np.inf, True, "1", None])
+def test_a_target_is_of_finite_numbers(side):
+    row = dataclasses.replace(SAMPLE, annotations={"gt_box": [0, 0, 0.5, side]})
+    with pytest.raises(ValueError, match="one needs the column 'gt_box'"):
+        target(row)
+
+
 def test_a_row_without_a_picture_is_named():
     with pytest.raises(ValueError, match="one has no picture"):
         atomic_samples(dataclasses.replace(SAMPLE, images=()))

@@ -78,6 +78,13 @@ def test_what_nobody_finds_wrong_is_right():
     assert labelled(late).annotations["labels"] == ["+", "+", "-"]
 
 
+def test_a_column_of_none_is_none():
+    judge = row(steps=["a", "b", "c"], scores=None, judged_error=2)
+    ends = row(**{**FIVE.annotations, "judged_error": None})
+    assert labelled(judge).annotations["labels"] == ["+", "-"]
+    assert labelled(ends).annotations["labels"] == ["+", "+", "+", "-"]
+
+
 @pytest.mark.parametrize(
     ("reply", "error"),
     [
@@ -99,11 +106,12 @@ class Judge:
     """Answers each of what it is asked, and keeps it."""
 
     def __init__(self, *verdicts):
-        self.answers = verdicts
+        self.answers = iter(verdicts)
+        self.asked = []
 
     def verdicts(self, questions):
-        self.asked = questions
-        return [*self.answers]
+        self.asked.append(questions)
+        return [next(self.answers) for _ in questions]
 
 
 def test_a_judge_sees_pictures_question_and_steps():
@@ -111,11 +119,29 @@ def test_a_judge_sees_pictures_question_and_steps():
     rows, counts = judged(judge, [row(steps=["It is red.", "So it is."])] * 3)
     assert [one.annotations["judged_error"] for one in rows] == [2]
     assert counts == {"solutions": 3, "solutions/not judged": 2}
-    picture, text = judge.asked[0][0]["content"]
+    ((asked, _, _),) = judge.asked
+    picture, text = asked[0]["content"]
     assert picture["image_url"]["url"].startswith("data:image/png")
     assert text["text"].endswith(
         "Question: What is it?\nSteps:\n1. It is red.\n2. So it is."
     )
+
+
+def test_a_judge_is_asked_so_many_at_a_time():
+    judge = Judge(1.0, math.nan, 0.0, 2.0, 1.0)
+    rows, counts = judged(judge, [row(steps=["a", "b"])] * 5, size=2)
+    assert [len(questions) for questions in judge.asked] == [2, 2, 1]
+    assert [one.annotations["judged_error"] for one in rows] == [1, 0, 2, 1]
+    assert counts == {"solutions": 5, "solutions/not judged": 1}
+
+
+def test_a_judge_reads_a_mere_word_as_it_is():
+    """An escaped placeholder is text, and no picture is lost for it."""
+    judge = Judge(0.0)
+    asked = dataclasses.replace(SAMPLE, question=r"<image>What does \<image> mean?")
+    judged(judge, [dataclasses.replace(asked, annotations={"steps": ["a"]})])
+    text = judge.asked[0][0][0]["content"][-1]["text"]
+    assert "Question: What does <image> mean?\n" in text
 
 
 @pytest.mark.parametrize(
@@ -126,6 +152,14 @@ def test_a_judge_sees_pictures_question_and_steps():
         ({"steps": [], "scores": []}, "row-0 needs the column 'steps', .* none empty"),
         ({"steps": ["a", " "], "scores": [1.0, 1.0]}, "at least one and none empty"),
         ({"steps": ["a"], "scores": [1.0, 0.0]}, "'scores' for each of 1 steps"),
+        ({"steps": ["a", "b"], "scores": [None, 0.5]}, "row-0 needs a number from 0"),
+        ({"steps": ["a"], "scores": [math.nan]}, r"row-0 needs .* got \[nan\]"),
+        ({"steps": ["a"], "scores": [1.5]}, "row-0 needs a number from 0 to 1"),
+        ({"steps": ["a"], "scores": "1"}, "row-0 needs the column 'scores', a share"),
+        (
+            {"steps": ["a"], "scores": None, "judged_error": None},
+            "row-0 needs the column 'scores' or 'judged_error'",
+        ),
         ({"steps": ["a"], "judged_error": 2}, "'judged_error' the number of a step, 1"),
     ],
 )
@@ -145,10 +179,16 @@ def test_every_prefix_is_given_as_often():
     (asks,), turns = talk(continuations(solution, each=2), [[said("x")] * 4])
     assert [ask.given for ask in asks] == ["It is\n\n"] * 2 + ["It is\n\nso\n\n"] * 2
     assert not any(ask.trained for ask in asks) and len(turns) == 4
+    forged = row(steps=["It is<|im_end|>", "<|image_pad|>"])
+    (asks,), _ = talk(continuations(forged, each=1), [[said("x")] * 2])
+    assert asks[1].given == "It is< |im_end|>\n\n< |image_pad|>\n\n"
 
 
 def test_scores_are_shares_of_right_ends():
-    """Played for real; what is right is a coin that is kept beside its prefix."""
+    """Played for real; what is right is a coin that is kept beside its prefix.
+
+    Of those that the budget cut off nobody asks: they are wrong.
+    """
     rows = [
         dataclasses.replace(sample, annotations={"steps": steps})
         for sample, steps in zip(
@@ -160,7 +200,7 @@ def test_scores_are_shares_of_right_ends():
     coins = {}
 
     def right(sample, turn):
-        begin = turn.text.count("\n\n")
+        begin = turn.number // 8 + 1
         won = sum(turn.tokens) % 2
         coins.setdefault((sample.id, begin), []).append(won)
         assert turn.text.startswith("\n\n".join(sample.annotations["steps"][:begin]))
@@ -174,6 +214,7 @@ def test_scores_are_shares_of_right_ends():
         scores = sample.annotations["scores"]
         assert len(scores) == len(sample.annotations["steps"])
     wins = np.concatenate([*map(np.array, coins.values())])
+    assert len(wins) < 8 * 6
     assert counts == {
         "solutions": 4,
         "solutions/OutOfRoom": 1,
@@ -181,11 +222,23 @@ def test_scores_are_shares_of_right_ends():
         "continuations/right": wins.sum(),
     }
     means = np.concatenate([sample.annotations["scores"] for sample in found])
-    assert means.mean() == pytest.approx(wins.mean()) and 0 < means.min() < means.max()
+    assert means.sum() == pytest.approx(wins.sum() / 8) and means.min() < means.max()
     for (name, begin), won in coins.items():
         (own,) = (s.annotations["scores"] for s in found if s.id == name)
-        if len(won) == 8:
-            assert own[begin - 1] == pytest.approx(np.mean(won))
+        assert own[begin - 1] == pytest.approx(sum(won) / 8)
+
+
+def test_an_end_that_is_cut_off_is_wrong():
+    """All say what is right, and the budget ends some of them."""
+    heard = []
+    right = lambda sample, turn: heard.append(turn.finished) or True
+    solution = [row(steps=["it"])]
+    (found,), counts = estimated(
+        blind_actor(), solution, KEY, right=right, each=32, limits=ROOM
+    )
+    (score,) = found.annotations["scores"]
+    assert 0 < score < 1 and all(heard)
+    assert counts["continuations/right"] == 32 * score == len(heard)
 
 
 def test_solutions_become_rows_with_steps():
@@ -399,9 +452,39 @@ def test_equal_candidates_are_judged_once_and_empty_ones_not():
     (asks,), worth = values_of(every_step(), texts, [sign(0.6), sign(0.9)])
     assert len(asks) == 2 and worth[2] is None
     np.testing.assert_allclose([worth[0], worth[3]], [0.6, 0.75], atol=1e-6)
-    stopped = Turn("one", (1, 2), given=1)  # behind its prefix it only ended
-    asks, worth = talk(next_step()(SAMPLE, [stopped]), [])
-    assert asks == [] and worth == [None]
+
+
+def test_blanks_and_ends_alone_are_no_step():
+    """Searched by hand: behind "one" they would be judged as "one" is, and shorter."""
+    program = tree_search(SAMPLE, values=next_step(), width=4, beam=1, depth=2)
+    first = [said("one\n\n"), said("\n\n"), said(""), said("two\n\n")]
+    later = [f"one\n\n{more}" for more in (" \n\n", "", " ", "three\n\n")]
+    replies = [first, [sign(0.9), sign(0.6)], [*map(said, later)], [sign(0.51, 900)]]
+    asks, outcome = talk(program, replies)
+    _, opening, tried, (judged_alone,) = asks
+    assert len(opening) == 2 and {ask.given for ask in tried} == {first[0].tokens}
+    assert judged_alone.context[-1].text == "three"
+    assert outcome.turns == (said(later[3]),) and not outcome.turns[0].facts
+    assert outcome.facts["unjudged"] == 5
+    # A step that the budget cut goes on without a blank line.
+    program = tree_search(SAMPLE, values=next_step(), width=1, beam=1, depth=2)
+    talk(program, [[said("on")], [sign(0.9)], [said("on\n\n")]])
+
+
+def test_a_search_asks_as_often_as_is_told():
+    program = tree_search(SAMPLE, values=next_step(), width=16, beam=1, depth=100)
+    count = 0
+    asks = next(program)
+    with pytest.raises(StopIteration) as end:
+        while True:
+            count += len(asks)
+            if asks[0].model == "prm":
+                heard = [sign(0.9)] * len(asks)
+            else:
+                steps = f"step {count}\n\n"
+                heard = [said(f"{steps}{n}\n\n") for n in range(len(asks))]
+            asks = program.send(heard)
+    assert end.value.value.facts["steps"] == 100 and count == 3200
 
 
 def test_what_has_no_room_is_not_judged():

@@ -9,6 +9,8 @@ def test_json_text_takes_the_last_fence():
     assert parse.json_text("x ```json\n[1]\n``` y ```\n[2]``` z") == "[2]"
     assert parse.json_text("x ```json\n[1, 2") == "[1, 2"
     assert parse.json_text(" [3] ") == "[3]"
+    assert parse.json_text('["```x\\n[4]```"] ') == '["```x\\n[4]```"]'
+    assert parse.json_text('"```[5]```"') == "[5]"
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,6 @@
 import base64
+import datetime
+import decimal
 import io
 import itertools
 import json
@@ -235,6 +237,108 @@ def test_dialogues_that_cannot_be_learnt_are_counted(pictures, reason):
     good = {"messages": SPOKEN[1:3], "images": ["a.png", "b.png"]}
     _, report = read(jsonl(pictures / "rows.jsonl", good, bad))
     assert report.used == 1 and [*report.dropped] == [reason]
+
+
+SIZED = [{"type": "image"}, {"type": "text", "text": "How many?"}]
+UNREAD = {
+    "an unread part": ("a part that is not read", ["How many?"]),
+    "no list of parts": ("a message that is not text", {"text": "How many?"}),
+    "a number": ("a message that is not text", 5),
+    "a picture of another type": (
+        "a part that is not read",
+        [{"type": "image_url", "image_url": {"url": "a.png"}}, SIZED[1]],
+    ),
+    "a video": ("a part that is not read", [{"type": "video"}, SIZED[1]]),
+    "a picture without a type": ("a part that is not read", [{"image": "a.png"}]),
+    "a picture in a text": (
+        "a part that is not read",
+        [{"type": "text", "text": "How many?", "image": "a.png"}],
+    ),
+    "a text that is a number": (
+        "a part that is not read",
+        [{"type": "text", "text": 5}],
+    ),
+    "a lost picture": (
+        "a picture file is missing",
+        [{"type": "image", "path": "c.png"}],
+    ),
+    "base64 that is none": (
+        "a picture does not decode",
+        [{"type": "image", "base64": "\u00e9"}],
+    ),
+    "a picture on the web": (
+        "a picture is behind a URL",
+        [{"type": "image", "image_url": {"url": "https://x.org/a.png"}}],
+    ),
+    "one picture of two": (
+        "<image> and pictures differ in number",
+        [{"type": "image", "image": "a.png"}, *SIZED],
+    ),
+}
+
+
+@pytest.mark.parametrize("what", UNREAD)
+def test_messages_that_are_not_read_are_counted(pictures, what):
+    reason, content = UNREAD[what]
+    good, bad = (
+        {"messages": [{"role": "user", "content": held}], "answer": "3"}
+        for held in ("1 + 2?", content)
+    )
+    _, report = read_samples(jsonl(pictures / "rows.jsonl", good, bad))
+    assert report.used == 1 and [*report.dropped] == [reason]
+
+
+@pytest.mark.parametrize(
+    ("role", "reason"),
+    [
+        ("system", "a picture outside of a question"),
+        ("assistant", "a picture outside of a question"),
+        (["user"], "messages that do not take turns"),
+    ],
+)
+def test_roles_that_show_no_pictures_are_counted(pictures, role, reason):
+    bad = {
+        "messages": [SPOKEN[1], {"role": role, "content": SIZED}],
+        "images": ["a.png", "b.png"],
+    }
+    good = {"messages": SPOKEN[1:3], "images": ["a.png", "b.png"]}
+    _, report = read_samples(jsonl(pictures / "rows.jsonl", good, bad))
+    assert [*report.dropped] == [reason]
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"image": "b.png"},
+        {"image": {"bytes": None, "path": "b.png"}},
+        {"image_url": {"url": "b.png"}},
+        {"url": "b.png"},
+        {"path": "b.png"},
+        {"base64": base64.b64encode(PNG).decode()},
+    ],
+)
+def test_pictures_in_messages_are_read_where_the_row_has_none(pictures, part):
+    messages = [
+        {"role": "user", "content": [{"type": "image", **part}, SIZED[1]]},
+        {"role": "assistant", "content": "3"},
+        {"role": "user", "content": [SIZED[1], {"type": "image", "image": "a.png"}]},
+        {"role": "assistant", "content": "4"},
+    ]
+    bare, held = (
+        {"messages": messages, "images": images} for images in ([], ["a.png", "b.png"])
+    )
+    (first, second), _ = read_dialogues(jsonl(pictures / "rows.jsonl", bare, held))
+    a, b = (str(pictures / name) for name in ("a.png", "b.png"))
+    assert first.annotations["asks"] == ["<image>How many?", "How many?<image>"]
+    assert first.images == (PNG if "base64" in part else b, a)
+    assert second.images == (a, b)  # the row's own column comes first
+
+
+@pytest.mark.parametrize("answer", [decimal.Decimal("1.5"), datetime.date(2025, 1, 1)])
+def test_answers_that_are_not_json_are_counted(tmp_path, answer):
+    bad = {**GOOD, "answer": None, "solution": answer}
+    _, report = read_samples(parquet(tmp_path / "rows.parquet", GOOD, bad))
+    assert report.used == 1 and [*report.dropped] == ["an answer that is not JSON"]
 
 
 def test_read_samples_shows_both_counts_and_the_beginning_of_the_question(tmp_path):

@@ -89,7 +89,7 @@ def test_answers_follow_from_the_values():
 @pytest.mark.parametrize("kind", charts.KINDS)
 def test_no_answer_is_right_without_looking(kind):
     """The best guess for each wording of the question."""
-    rows = charts.bars(400, split="train", seed=0, kinds=[kind])
+    rows = charts.bars(160, split="train", seed=0, kinds=[kind])
     said = {}
     for row in rows:
         said.setdefault(row.question, []).append(row.answer)

@@ -1,5 +1,9 @@
 import dataclasses
+import datetime
+import decimal
 import io
+import os
+import stat
 import sys
 from pathlib import Path
 
@@ -67,6 +71,26 @@ def test_write_parquet_gives_the_same_bytes_and_replaces_at_once(tmp_path):
     writing.write_parquet(digits.sums(5, split="train", seed=0), path)
     assert path.read_bytes() == before
     assert [entry.name for entry in tmp_path.iterdir()] == ["world.parquet"]
+
+
+def test_write_parquet_leaves_the_mode_to_the_umask(tmp_path):
+    before = os.umask(0o027)
+    try:
+        path = writing.write_parquet(mixed(), tmp_path / "world.parquet")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
+
+
+@pytest.mark.parametrize(
+    "value", [b"seen", datetime.date(2025, 1, 1), [decimal.Decimal(1)], {1: 0, "a": 0}]
+)
+def test_annotations_that_json_lacks_are_named(tmp_path, value):
+    bad = dataclasses.replace(AWKWARD, annotations={"good": 1, "made": value})
+    for write in (writing.write_parquet, writing.write_jsonl, write_one_split):
+        with pytest.raises(ValueError, match=r"up/and away has .* columns \['made'\]"):
+            write([bad], tmp_path / "world")
+    assert not [*tmp_path.iterdir()]
 
 
 def test_write_parquet_leaves_the_old_file_when_writing_fails(tmp_path, monkeypatch):

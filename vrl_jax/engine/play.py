@@ -16,8 +16,7 @@ What a program does is bounded: a context that has no room, too many asks, or an
 exception end the episode, which is counted under its reason. The program hears of the
 first two, `OutOfRoom` and `TooManyAsks`, and may return what it has. Only a program
 that never comes to its next ask is waited for; slow work belongs into a tool, which has
-its time. A model that is not there, and a return that is no turn,
-end the whole run.
+its time. A model that is not there, and a return that is no turn, end the whole run.
 """
 
 import dataclasses

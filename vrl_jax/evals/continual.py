@@ -54,7 +54,8 @@ def routing(
     `routing/accuracy`: of the responses to questions of a task, the share that its own
     expert gave. Of those to other questions `routing/rejection` is the share that was
     left to the fallback, and `routing/fallback_score` the accuracy of these. An episode
-    that ended before an answer is neither. NaN where there is nothing to count.
+    that ended before an answer was given by nobody and left to nobody: it stays among
+    those that both shares are of, and lowers them. NaN where there is nothing to count.
     """
     flat = [one for group in answered for one in group]
     pairs = [(owner(one.episode.sample), answered_by(one.episode)) for one in flat]

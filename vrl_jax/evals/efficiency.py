@@ -2,9 +2,12 @@
 
 Of N responses with c right or how right, from 0 to 1, and L tokens; the measures that
 "A Survey of Efficient Reasoning for Large Reasoning Models" gathers,
-https://arxiv.org/abs/2503.21614. They read the lines of `predictions.jsonl` so:
+https://arxiv.org/abs/2503.21614. They read the lines of `predictions.jsonl` so, without
+those that nobody could score:
 
+    rows = [row for row in rows if row["correct"] is not None]
     correct = [row["correct"] for row in rows]
+    finished = [row["finished"] for row in rows]
     lengths = [row["meta"]["tokens"] for row in rows]
 """
 
@@ -31,9 +34,11 @@ def area_within(correct: Each, lengths: Each, longest: float) -> float:
 
 
 def parts(correct: Each, finished: Each, lengths: Each) -> dict[str, float]:
-    """mean(c) / mean(L) as a product: finished, right where finished, 1 / mean(L).
+    """mean(c f) / mean(L) = finished right_if_finished / tokens; f: it came to an end.
 
-    A response that was cut off counts as wrong.
+    finished = mean(f), right_if_finished = mean(c f) / mean(f), 0 where nothing ended,
+    tokens = mean(L). So a response that was cut off is wrong, whatever its c, unlike
+    in `per_thousand_tokens`.
     """
     finished = np.asarray(finished, bool)
     right = np.asarray(correct)[finished]
@@ -66,8 +71,14 @@ def accuracy_efficiency(
     """AES: dL + gain dA where dA >= 0, else dL - loss |dA|.
 
     dL = (L_base - L) / L_base, dA = (A - A_base) / A_base; a point that is lost weighs
-    more than one that is won. O1-Pruner, https://arxiv.org/abs/2501.12570.
+    more than one that is won. O1-Pruner, https://arxiv.org/abs/2501.12570. `ValueError`
+    for a base of 0, of which there is no share.
     """
+    if not (base_accuracy > 0 and base_length > 0):
+        raise ValueError(
+            "changes are shares of the base's accuracy and length, which must be above "
+            f"0: got base_accuracy={base_accuracy} and base_length={base_length}."
+        )
     shorter = (base_length - length) / base_length
     change = (accuracy - base_accuracy) / base_accuracy
     return shorter + (gain if change >= 0 else loss) * change

@@ -277,11 +277,16 @@ def _constraint(sample: Sample, name: Any, given: Any) -> Constraint:
 def asked(sample: Sample, *, cue: str = CUE) -> Sample:
     """The row's question, the cue, and what `constraint_desc` says, joined by blanks.
 
-    `ValueError` where its constraints cannot be checked.
+    `ValueError` where its constraints cannot be checked, or one is not described.
     """
-    constraints(sample)
+    given = constraints(sample)
     said = column(sample, "constraint_desc", list | tuple, "a text a constraint")
-    told = literal(" ".join(str(one).strip() for one in said))
+    if len(said) != len(given) or not TEXTS.holds(said):
+        raise ValueError(
+            f"{sample.id} needs the column 'constraint_desc', a text for each of its "
+            f"{len(given)} constraints: without it nobody asks for them; got {said!r}."
+        )
+    told = literal(" ".join(one.strip() for one in said))
     return dataclasses.replace(sample, question=f"{sample.question} {cue} {told}")
 
 

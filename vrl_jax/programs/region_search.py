@@ -28,10 +28,17 @@ from vrl_jax.programs.region_tree import (
     selected,
     to_global,
 )
-from vrl_jax.programs.regions import Box, ReadBox, asked_closely, cut, unit_box
+from vrl_jax.programs.regions import (
+    Box,
+    ReadBox,
+    asked_closely,
+    cut,
+    in_unit_square,
+    unit_box,
+)
 from vrl_jax.rewards.answers import yes_no
 from vrl_jax.rewards.columns import column
-from vrl_jax.rewards.parse import first_tag
+from vrl_jax.rewards.parse import first_tag, read_json
 from vrl_jax.types import Message, Sample, Turn, literal
 
 CENTRE: Box = (0.25, 0.25, 0.75, 0.75)
@@ -249,4 +256,5 @@ def placed(
 def told_box(turns: Sequence[Turn]) -> Box | None:
     """The box that `placed` tells behind what was said; None where there is none."""
     last = turns[-1]
-    return None if last.chosen else unit_box(last.text)
+    written = last.chosen or last.tokens  # by a model, where an episode ended early
+    return None if written else in_unit_square(read_json(last.text))

@@ -32,6 +32,7 @@ from vrl_jax.programs.regions import (
     ReadBox,
     asked_closely,
     cut,
+    in_unit_square,
     spelled_box,
     unit_box,
 )
@@ -45,7 +46,7 @@ def target(sample: Sample) -> Box:
     """The column `gt_box`; a ValueError names a row without one."""
     what = "[left, top, right, bottom] in parts of the picture's sides, from 0 to 1"
     given = column(sample, "gt_box", list | tuple, what)
-    box = unit_box(str([*given]))
+    box = in_unit_square(given)
     if box is None:
         raise ValueError(
             f"{sample.id} needs the column 'gt_box', {what}, with an area; got {given}."

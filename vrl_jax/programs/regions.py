@@ -4,6 +4,7 @@ Two contexts: a box, and afresh the pictures with the crop behind them. Each is 
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from vrl_jax.engine.conversation import Ask, user
 from vrl_jax.engine.play import Outcome, Steps
 from vrl_jax.models.front_end import load_image, on_white
 from vrl_jax.rewards.parse import answer_tag
-from vrl_jax.rewards.parse_boxes import four_numbers
+from vrl_jax.rewards.parse_boxes import are_numbers, four_numbers
 from vrl_jax.types import Message, Sample
 
 FIND = """\
@@ -42,10 +43,14 @@ def unit_box(text: str) -> Box | None:
     None unless it has an area and lies inside [0, 1].
     """
     tagged = answer_tag(text)
-    found = four_numbers(text if tagged is None else tagged)
-    if found is None:
+    return in_unit_square(four_numbers(text if tagged is None else tagged))
+
+
+def in_unit_square(given: Any) -> Box | None:
+    """Four numbers as a box; None for anything else, and as in `unit_box`."""
+    if not are_numbers(given, 4):
         return None
-    left, top, right, bottom = found
+    left, top, right, bottom = map(float, given)
     inside = 0 <= left < right <= 1 and 0 <= top < bottom <= 1
     return (left, top, right, bottom) if inside else None
 

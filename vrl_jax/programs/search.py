@@ -1,5 +1,6 @@
 """Several answers at once, or an answer grown step by step, and the best of them."""
 
+import dataclasses
 import math
 from collections.abc import Callable, Generator, Sequence
 
@@ -83,7 +84,8 @@ def tree_search(
     the best is the only row. `value` and `unjudged` are told as by `best_of_n`, of all
     steps that were judged. All asks count against the limits'; where the next step, or
     who judges it, has no room or may not be asked any more, the best so far is
-    returned, which is told too.
+    returned, which is told too. What a step goes on from is told to `values` as its
+    fact `before`, for `says_more`.
     """
     places: list[tuple[float | None, Turn]] = []
     judged: list[float | None] = []
@@ -92,21 +94,21 @@ def tree_search(
         growing = [turn for _, turn in places if not _over(turn, step_ends)]
         if places and not growing:
             break
-        starts = [turn.tokens for turn in growing] if places else [()]
+        before = growing or [Turn("", ())]
         asks = [
             Ask(
                 question(sample),
-                given=start,
+                given=start.tokens,
                 stops=tuple(step_ends),
                 max_new_tokens=step_tokens,
                 tentative=tentative,
             )
-            for start in starts
+            for start in before
             for _ in range(width)
         ]
         try:
             tried = yield asks
-            worth = yield from values(sample, tried)
+            worth = yield from values(sample, _behind(before, tried))
         except (OutOfRoom, TooManyAsks) as error:
             if not places:
                 raise
@@ -120,6 +122,24 @@ def tree_search(
         places = sorted(kept, key=lambda place: rank(place[0]), reverse=True)[:beam]
     best, turn = places[0]
     return Outcome((turn,), {**facts, **told(judged, best)})
+
+
+def says_more(turn: Turn) -> bool:
+    """Whether it says anything, or its step does behind what that goes on from.
+
+    Blanks say nothing, nor does an end alone.
+    """
+    return turn.text.strip() != turn.facts.get("before", "").strip()
+
+
+def _behind(before: Sequence[Turn], tried: Sequence[Turn]) -> list[Turn]:
+    """The steps, as many from each place, with the fact `before`."""
+    each = len(tried) // len(before)
+    texts = [turn.text for turn in before for _ in range(each)]
+    return [
+        dataclasses.replace(turn, facts={**turn.facts, "before": text})
+        for turn, text in zip(tried, texts, strict=True)
+    ]
 
 
 def _over(turn: Turn, step_ends: Sequence[str]) -> bool:

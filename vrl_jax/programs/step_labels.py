@@ -9,7 +9,7 @@ import collections
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,15 +18,16 @@ from jaxtyping import Array, Key
 from vrl_jax.engine.actor import Actor
 from vrl_jax.engine.conversation import Ask
 from vrl_jax.engine.desk import Limits
-from vrl_jax.engine.play import Check, Program, Steps, play
+from vrl_jax.engine.play import Check, Steps
 from vrl_jax.engine.processing import question
 from vrl_jax.engine.tools import as_png
 from vrl_jax.models.front_end import load_image, on_white
+from vrl_jax.programs.acting import played
 from vrl_jax.rewards.columns import column
 from vrl_jax.rewards.judge import AnswersQuestions, picture_part
 from vrl_jax.rewards.parse import json_text, paragraphs, read_json
 from vrl_jax.rewards.steps import as_table, step_labels
-from vrl_jax.types import PLACEHOLDER, Episode, Sample
+from vrl_jax.types import Episode, Sample, plain, wording
 
 SIGNS = ("+", "-")
 """What is said of a step that is right, and of one that is wrong."""
@@ -50,9 +51,28 @@ def steps_of(sample: Sample) -> list[str]:
     return steps
 
 
+def scores_of(sample: Sample) -> list[float]:
+    """The row's column `scores`, 0 to 1 for each of its steps; `ValueError` without."""
+    scores = column(sample, "scores", list, "a share of right ends for each step")
+    most = len(steps_of(sample))
+    if len(scores) != most or not all(map(_is_share, scores)):
+        raise ValueError(
+            f"{sample.id} needs a number from 0 to 1 in 'scores' for each of {most} "
+            f"steps, got {scores!r}."
+        )
+    return scores
+
+
+def _is_share(score: Any) -> bool:
+    return isinstance(score, int | float) and 0 <= score <= 1
+
+
 def prefix_of(steps: Sequence[str]) -> str:
-    """How a solution begins that has these steps: a blank line after each."""
-    return "".join(f"{step}\n\n" for step in steps)
+    """How a solution begins that has these steps: a blank line after each.
+
+    It can be put into a model's mouth: it spells no token of a turn or a picture.
+    """
+    return plain("".join(f"{step}\n\n" for step in steps))
 
 
 def continuations(sample: Sample, *, each: int = 16) -> Steps:
@@ -88,7 +108,8 @@ def solved(
         return (yield [Ask(question(sample), trained=False)] * each)
 
     rows, counts = [], collections.Counter()
-    for episode in _played(actor, solve, samples, key, limits, asks=each):
+    limits = _with_asks(limits, each)
+    for episode in played(actor, solve, samples, key, limits=limits):
         counts["questions"] += 1
         if end := _ended(episode):
             counts[f"questions/{end}"] += 1
@@ -123,12 +144,15 @@ def estimated(
     program = functools.partial(continuations, each=each)
     asks = each * max((len(steps_of(sample)) for sample in samples), default=0)
     rows, counts = [], collections.Counter()
-    for episode in _played(actor, program, samples, key, limits, asks=asks):
+    limits = _with_asks(limits, asks)
+    for episode in played(actor, program, samples, key, limits=limits):
         counts["solutions"] += 1
         if end := _ended(episode):
             counts[f"solutions/{end}"] += 1
             continue
-        known = [right(episode.sample, turn) for turn in episode.turns]
+        known = [
+            turn.finished and right(episode.sample, turn) for turn in episode.turns
+        ]
         counts["continuations"] += len(known)
         counts["continuations/right"] += sum(known)
         scores = np.reshape(known, (-1, each)).mean(1).tolist()
@@ -150,14 +174,22 @@ def judged_error(reply: str) -> float | None:
 
 
 def judged(
-    judge: AnswersQuestions, samples: Sequence[Sample], *, rule: str = RULE
+    judge: AnswersQuestions,
+    samples: Sequence[Sample],
+    *,
+    rule: str = RULE,
+    size: int = 64,
 ) -> tuple[list[Sample], dict[str, int]]:
     """The samples with the column `judged_error`, as `judged_error` says; and counts.
 
     The judge sees pictures, question and steps. What it does not answer, or answers of
-    a step that is not there, is left out and counted.
+    a step that is not there, is left out and counted. `size` solutions are asked at a
+    time: no more pictures are in memory, and each time has the judge's whole budget.
     """
-    verdicts = judge.verdicts([_question(sample, rule) for sample in samples])
+    verdicts = []
+    for start in range(0, len(samples), size):
+        some = samples[start : start + size]
+        verdicts += judge.verdicts([_question(sample, rule) for sample in some])
     rows = [
         _with(sample, judged_error=int(verdict))
         for sample, verdict in zip(samples, verdicts, strict=True)
@@ -172,21 +204,19 @@ def labelled(sample: Sample) -> Sample:
 
     Later steps have none: nobody knows what they are worth. By the row's `scores` a
     step without a right continuation is bad, by `judged_error` the one that it names;
-    with both columns the earlier one, with one that alone. `ValueError` with neither.
+    with both columns the earlier one, with one that alone; a column of None is none.
+    `ValueError` with neither.
     """
     steps, told = steps_of(sample), sample.annotations
-    if "scores" not in told and "judged_error" not in told:
+    scored = told.get("scores") is not None
+    error = told.get("judged_error")
+    if not scored and error is None:
         raise ValueError(
             f"{sample.id} needs the column 'scores' or 'judged_error': make them by "
             "programs.step_labels.estimated or judged."
         )
-    scores = told.get("scores", [1.0] * len(steps))
-    if not isinstance(scores, list) or len(scores) != len(steps):
-        raise ValueError(
-            f"{sample.id} needs a number in 'scores' for each of {len(steps)} steps, "
-            f"got {scores!r}."
-        )
-    error = told.get("judged_error", 0)
+    scores = scores_of(sample) if scored else [1.0] * len(steps)
+    error = 0 if error is None else error
     if not isinstance(error, int) or not 0 <= error <= len(steps):
         raise ValueError(
             f"{sample.id} needs in 'judged_error' the number of a step, 1 to "
@@ -209,24 +239,10 @@ def wrong_to_the_end(sample: Sample) -> Sample:
     return _with(sample, labels=[*labels, *[SIGNS[1]] * later])
 
 
-def _played(
-    actor: Actor,
-    program: Program,
-    samples: Sequence[Sample],
-    key: Key[Array, ""],
-    limits: Limits | None,
-    *,
-    asks: int,
-) -> Iterator[Episode]:
-    """An episode a sample; no more pictures are in memory than a pass needs."""
+def _with_asks(limits: Limits | None, asks: int) -> Limits:
+    """The limits, with room for as many asks."""
     limits = limits or Limits()
-    limits = limits._replace(asks=max(limits.asks, asks))
-    size = actor.prompts_per_pass
-    for start in range(0, len(samples), size):
-        # Answers' keys are folded from the ids: a pass needs none of its own.
-        some = samples[start : start + size]
-        for (one,) in play(actor, program, some, key, limits=limits):
-            yield one.episode
+    return limits._replace(asks=max(limits.asks, asks))
 
 
 def _ended(episode: Episode) -> str | None:
@@ -240,7 +256,7 @@ def _with(sample: Sample, **columns: Any) -> Sample:
 
 
 def _question(sample: Sample, rule: str) -> list[dict[str, Any]]:
-    asked = sample.question.replace(PLACEHOLDER, "").strip()
+    asked = wording(sample.question)  # a judge takes text as it is
     listed = numbered(steps_of(sample))
     pictures = [as_png(load_image(image, on_white)) for image in sample.images]
     text = f"{rule}\n\nQuestion: {asked}\nSteps:\n{listed}"

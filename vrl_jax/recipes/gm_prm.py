@@ -22,10 +22,15 @@ What the critic is for is `refined_best_of_n`, with models={"critic": actor}:
     All N are scored by the critic, S = mean_t p_t; the best is the answer. p_t is the
     probability of the verdict 1 among 1 and 0, where the record has it.
 
-Plain best of N is best_of_n(values=critic_values()). Nothing here changes GRPO: as a
-reward, `process_reward` pays correct + 0.5 S to best_of_n(n=1, values=...), with any
-recipe's loss. `step_advantages` is the credit that a step could have of its own; no
-recipe uses it, for rollouts have no table that says which step a token belongs to.
+That is 2 N + N K asks, K the mean number of steps: 16 + 8 K for N = 8, more than the 64
+that an episode has by default where K > 6. Give limits=Limits(asks=1024), enough up to
+K = 100 with some asked again that have no room; `by_axes` needs 2 N alone.
+
+Plain best of N is best_of_n(values=critic_values()), of as many asks. Nothing here
+changes GRPO: as a reward, `process_reward` pays correct + 0.5 S to best_of_n(n=1,
+values=...), with any recipe's loss. `step_advantages` is the credit that a step could
+have of its own; no recipe uses it, for rollouts have no table that says which step a
+token belongs to.
 
 The record is JSON and judges all steps, though it may correct one alone: S is of all. A
 refined solution inherits a wrong correction, so its original stays in the pool. The
@@ -49,7 +54,7 @@ from vrl_jax.engine.play import Answer, Outcome, Steps
 from vrl_jax.engine.processing import question
 from vrl_jax.programs.demonstrations import demonstrations
 from vrl_jax.programs.search import Judging, Values, first_best
-from vrl_jax.programs.step_labels import numbered, prefix_of, steps_of
+from vrl_jax.programs.step_labels import numbered, prefix_of, scores_of, steps_of
 from vrl_jax.programs.verdicts import probability, those_that_fit, verdict
 from vrl_jax.rewards.columns import column
 from vrl_jax.rewards.combine import Reward, fact, weighted
@@ -57,7 +62,7 @@ from vrl_jax.rewards.parse import json_text, paragraphs, read_json
 from vrl_jax.rewards.steps import as_table, mean_step, share_to_go
 from vrl_jax.training.iteration import Recipe
 from vrl_jax.training.likelihood_recipe import likelihood_recipe
-from vrl_jax.types import Sample, Turn, literal
+from vrl_jax.types import Sample, Turn, literal, plain
 
 CRITIC = """\
 {question}
@@ -106,6 +111,9 @@ class Written(NamedTuple):
 
 
 Scoring = Generator[Ask | Sequence[Ask], Answer, list[Sequence[float] | None]]
+Read = Callable[[str, int], Record | None]
+"""What a text says of so many steps; None where that cannot be read."""
+
 ScoreSteps = Callable[[Sequence[Written]], Scoring]
 """Scores of the steps of each solution; it may ask the critic again."""
 
@@ -174,7 +182,7 @@ def by_verdict(solutions: Sequence[Written]) -> Scoring:
                 one.ask.context,
                 model=one.ask.model,
                 words=_WORDS,
-                given=one.said.text[: found.end()],
+                given=plain(one.said.text[: found.end()]),
             )
             for found in _VERDICT.finditer(one.said.text)
         ]
@@ -211,8 +219,9 @@ def criticised(
     critic: str = "critic",
     rule: str = CRITIC,
     score: ScoreSteps = by_verdict,
+    read_reply: Read = read_record,
 ) -> Generator[Ask | Sequence[Ask], Answer, list[Critique | None]]:
-    """What the critic says of each solution; None where that cannot be read.
+    """What the critic says of each solution; None where `read_reply` cannot read that.
 
     Solutions are cut at blank lines. The critic is greedy, and not trained where it is
     the policy itself. None also where there is no room, or no step.
@@ -231,7 +240,7 @@ def criticised(
     said = yield from those_that_fit([*asks.values()])
     readable = {}
     for (place, ask), reply in zip(asks.items(), said, strict=True):
-        record = read_record(reply.text, len(cut[place])) if reply else None
+        record = read_reply(reply.text, len(cut[place])) if reply else None
         if record:
             readable[place] = Written(ask, reply, record)
     scores = yield from score([*readable.values()])
@@ -248,13 +257,19 @@ def critic_values(
     critic: str = "critic",
     rule: str = CRITIC,
     score: ScoreSteps = by_verdict,
+    read_reply: Read = read_record,
     aggregate: Aggregate = mean_step,
 ) -> Values:
     """S of each solution, for `programs.search`."""
 
     def values(sample: Sample, turns: Sequence[Turn]) -> Judging:
         critiques = yield from criticised(
-            sample, turns, critic=critic, rule=rule, score=score
+            sample,
+            turns,
+            critic=critic,
+            rule=rule,
+            score=score,
+            read_reply=read_reply,
         )
         return _solution_scores(critiques, aggregate)
 
@@ -276,6 +291,7 @@ def refined_best_of_n(
     critic: str = "critic",
     rule: str = CRITIC,
     score: ScoreSteps = by_verdict,
+    read_reply: Read = read_record,
     aggregate: Aggregate = mean_step,
     temperature: float = 0.7,
 ) -> Steps:
@@ -287,17 +303,26 @@ def refined_best_of_n(
 
     Facts: `value` is the best S, `best` its place; `refined` counts refined solutions,
     `refined/best` says whether the best is one; `unjudged` counts solutions without a
-    score, `unfit` those for which no room was left; `policy_tokens` are written in all.
-    `ValueError` unless n is even and 2 at least.
+    score, `unfit` those for which no room was left; `policy_tokens` are written in all,
+    and `critic_tokens`, verdicts too. `ValueError` unless n is even and 2 at least.
+
+    It asks 2 n + n K times, K the mean number of steps, `by_axes` 2 n: raise the
+    limits' asks.
     """
     if n < 2 or n % 2:
         raise ValueError(f"half of n solutions are refined: n is even, got n={n}.")
     criticise = functools.partial(
-        criticised, sample, critic=critic, rule=rule, score=score
+        criticised,
+        sample,
+        critic=critic,
+        rule=rule,
+        score=score,
+        read_reply=read_reply,
     )
     fresh = Ask(question(sample), tentative=True, temperature=temperature)
     first = yield [fresh] * (n // 2)
-    critiques = yield from criticise(first)
+    heard: list[Turn] = []
+    critiques = yield from _noted(criticise(first), heard)
     starts = [
         _corrected(turn, critique)
         for turn, critique in zip(first, critiques, strict=True)
@@ -306,7 +331,7 @@ def refined_best_of_n(
         [dataclasses.replace(fresh, given=start) for start in starts]
     )
     added = [(t, bool(s)) for t, s in zip(second, starts, strict=True) if t]
-    critiques += yield from criticise([turn for turn, _ in added])
+    critiques += yield from _noted(criticise([turn for turn, _ in added]), heard)
     everyone = [(turn, False) for turn in first] + added
     worth = _solution_scores(critiques, aggregate)
     best = first_best([value or 0.0 for value in worth])
@@ -320,9 +345,31 @@ def refined_best_of_n(
             "refined/best": int(is_refined),
             "unjudged": worth.count(None),
             "unfit": n - len(everyone),
-            "policy_tokens": sum(len(t.tokens) - t.given for t, _ in everyone),
+            "policy_tokens": _tokens_written([turn for turn, _ in everyone]),
+            "critic_tokens": _tokens_written(heard),
         },
     )
+
+
+def _tokens_written(turns: Sequence[Turn]) -> int:
+    return sum(len(turn.tokens) - turn.given for turn in turns)
+
+
+def _noted(talking: Generator, heard: list[Turn]) -> Generator:
+    """The same talk; each answer in it is added to `heard`."""
+    step = functools.partial(next, talking)
+    while True:
+        try:
+            asks = step()
+        except StopIteration as end:
+            return end.value
+        try:
+            answer = yield asks
+        except Exception as error:  # it hears what is wrong, and may ask otherwise
+            step = functools.partial(talking.throw, error)
+        else:
+            heard += [answer] if isinstance(answer, Turn) else answer
+            step = functools.partial(talking.send, answer)
 
 
 def _corrected(turn: Turn, critique: Critique | None) -> str:
@@ -361,8 +408,7 @@ def agreed(sample: Sample) -> bool:
 
     By `scores` a step is wrong after which no continuation was right.
     """
-    scores = column(sample, "scores", list, "a share of right ends for each step")
-    zero = next((t for t, score in enumerate(scores) if not score), None)
+    zero = next((t for t, score in enumerate(scores_of(sample)) if not score), None)
     return first_wrong(_own_record(sample)) == zero
 
 
@@ -370,29 +416,44 @@ def _own_record(sample: Sample) -> Record:
     """The row's column `record`; `ValueError` where it is none of its steps."""
     given = column(sample, "record", list, "what is to be said of each step")
     record = as_record(given, len(steps_of(sample)))
-    wrong = None if record is None else first_wrong(record)
-    if record is None or (wrong is not None and not record[wrong].correction):
+    wrong = first_wrong(record or ())
+    if (
+        record is None
+        or any(one.verdict != all(one.axes) for one in record)
+        or (wrong is not None and not record[wrong].correction)
+    ):
         raise ValueError(
             f"{sample.id} needs in the column 'record' an object for each of "
-            f"{len(steps_of(sample))} steps, with intent, {', '.join(AXES)}, verdict "
-            f"and, at the first wrong step, a correction; got {given!r}."
+            f"{len(steps_of(sample))} steps, with intent, {', '.join(AXES)}, verdict, "
+            "1 if all three are, else 0, and, at the first wrong step, a correction; "
+            f"got {given!r}."
         )
     return record
 
 
-def gm_prm(*, rule: str = CRITIC, spell: Callable[[Record], str] = spelled) -> Recipe:
+def gm_prm(
+    *,
+    rule: str = CRITIC,
+    spell: Callable[[Record], str] = spelled,
+    read_reply: Read = read_record,
+) -> Recipe:
     """Rows have the columns `steps`, and `record`, a list of objects.
 
-    `spell` writes a record as the critic is to write it; `read_record` must read it.
+    `spell` writes a record as the critic is to write it, and `read_reply` must read it
+    again, else `ValueError`; so must that of `criticised`.
     """
 
     def act(actor, batches, key):
         rows = []
         for sample in next(batches):
-            told = {
-                **sample.annotations,
-                "demonstration": spell(_own_record(sample)),
-            }
+            record = _own_record(sample)
+            text = spell(record)
+            if read_reply(text, len(record)) != record:
+                raise ValueError(
+                    f"{sample.id}: what `spell` writes must be read by `read_reply` as "
+                    f"the same record; got {text!r} of the column 'record', {record!r}."
+                )
+            told = {**sample.annotations, "demonstration": text}
             shown = asked(sample, steps_of(sample), rule=rule)
             rows.append(dataclasses.replace(shown, annotations=told))
         return demonstrations(actor, iter([rows]), key)

@@ -23,13 +23,16 @@ others, which stay as they are:
     memory += remembered(task, key, share=0.1)
 
 What answers is `programs.cascade.first_to_accept`, played by the newest of `experts`
-with the others as the models of the play; `evals.continual` has the measures. What we
-read of the paper is its abstract and a summary of its figure: the two words, one token
-each, the order of the experts, who of them sees what as a negative, w, the mean and all
-numbers are ours. Newest first is the order in which each expert has rejected in
-training what those behind it accept. Rows kept of old tasks are negatives alone. The
-first task has no older one: its negatives are general questions, or there are none and
-it accepts whatever it is asked.
+with the others as the models of the play; `evals.continual` has the measures. Under
+`evals.held_out` with greedy=True the newest alone is greedy: older experts and the
+general model draw their answers as their own actors say, so give these `top_k=1`.
+
+What we read of the paper is its abstract and a summary of its figure: the two words,
+one token each, the order of the experts, who of them sees what as a negative, w, the
+mean and all numbers are ours. Newest first is the order in which each expert has
+rejected in training what those behind it accept. Rows kept of old tasks are negatives
+alone. The first task has no older one: its negatives are general questions, or there
+are none and it accepts whatever it is asked.
 
 Where an expert shall learn by reward, `decide_then_answer` is what it plays, and
 `routed` what pays it:

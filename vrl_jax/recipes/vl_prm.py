@@ -19,12 +19,17 @@ solutions, with p+ = e^l+ / (e^l+ + e^l-) of the two tokens:
                 L = all tokens that were read
                 best_of_n(n=16, values=one_shot())
     steps       the mean of p+ over steps, or another of `rewards.steps`
-                best_of_n(n=16, values=every_step())
+                best_of_n(n=16, values=every_step()), 16 + 16 S asks
     greedy      each next step of 16, scored as in one-shot behind the steps before it,
                 which are all marked "+"
-                tree_search(values=next_step(), width=16, beam=1, depth=100)
+                tree_search(values=next_step(), width=16, beam=1, depth=100,
+                step_tokens=1024), 32 asks a step, 3200 in all
 
 The programs are `programs.search`'s, play(..., models={"prm": actor}) says who judges.
+S is the mean number of steps. Steps and greedy need more asks than an episode has by
+default: limits=Limits(asks=4000) is enough for both, up to S = 200 and with some asked
+again that have no room. A step ends at a blank line; 1024 tokens are there so that no
+step is cut before, as the search's default of 64 would.
 Where all are -1 the smallest p- is taken, else the first of equal ones; empty ones are
 passed over. The policies draw at temperature 0.7, top-p 0.8, top-k 20; training has
 learning rate 1e-5, two epochs, a tower that is trained too. As a reward, a value is the
@@ -51,7 +56,7 @@ from vrl_jax.engine.desk import Limits
 from vrl_jax.engine.play import Answer, Steps
 from vrl_jax.engine.processing import question
 from vrl_jax.programs.recital import recited
-from vrl_jax.programs.search import Judging, Values
+from vrl_jax.programs.search import Judging, Values, says_more
 from vrl_jax.programs.step_labels import SIGNS, steps_of
 from vrl_jax.programs.verdicts import probability, those_that_fit, verdict
 from vrl_jax.rewards.columns import column
@@ -196,9 +201,8 @@ def _verdicts(
 
 
 def _written(turn: Turn, cut: Cut) -> tuple[str, ...]:
-    """Its steps; none where it wrote nothing but its end."""
-    own = len(turn.tokens) - turn.given
-    return tuple(cut(turn.text)) if own > turn.finished else ()
+    """Its steps; none where it wrote nothing but blanks or its end."""
+    return tuple(cut(turn.text)) if says_more(turn) else ()
 
 
 def _labels(sample: Sample) -> list[str]:

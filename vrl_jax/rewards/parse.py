@@ -159,10 +159,11 @@ def json_text(text: str) -> str:
     """Where JSON is to be expected: the last fenced block, or all of the text.
 
     The last fence may be left open, as in a response that was cut. VLM-R1,
-    https://github.com/om-ai-lab/VLM-R1.
+    https://github.com/om-ai-lab/VLM-R1. Fences inside the strings of a text that is
+    JSON as it stands are none.
     """
     pieces = _FENCE.split(text)
-    if len(pieces) < 2:
+    if len(pieces) < 2 or isinstance(_strict_json(text), dict | list):
         return text.strip()
     # text, block, text, block, ...: blocks have odd places.
     last = len(pieces) - 1 if len(pieces) % 2 == 0 else len(pieces) - 2

@@ -9,7 +9,6 @@ rest train.
 """
 
 import base64
-import binascii
 import contextlib
 import dataclasses
 import io
@@ -36,6 +35,8 @@ _ROLES = {"human": "user", "gpt": "assistant"}
 """ShareGPT's names."""
 _BLANKS = ("<ref-object>", "<bbox>")
 """What ms-swift fills from a column `objects`."""
+_CARRIED = ("image", "image_url", "url", "path")
+"""Where a part of a message holds its own picture, beside `base64`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +77,8 @@ def read_samples(
     object in a column `annotations`, and every other column that is not read here,
     becomes annotations. A system message becomes `annotations["system"]`, and an answer
     among the messages `annotations["demonstration"]`, beside the row's own answer or
-    in its place.
+    in its place. Pictures that parts of the questions hold are read where the row has
+    none in its column.
     """
     return _read(path, image_root, _one_turn)
 
@@ -244,6 +246,7 @@ class _Exchange(NamedTuple):
     asks: Sequence[str]
     answers: Sequence[str] = ()
     system: str = ""
+    pictures: Sequence[Any] = ()
 
 
 def _one_turn(exchange: _Exchange) -> None:
@@ -265,8 +268,8 @@ def _sample(
     """The sample of a row, and whether placeholders were put in front."""
     if _has(row, "videos"):
         raise _Unusable("has videos", "only pictures are read")
-    pictures = _first(row, _PICTURES) or []
-    pictures = pictures if isinstance(pictures, list) else [pictures]
+    pictures = _first(row, _PICTURES) or exchange.pictures
+    pictures = pictures if isinstance(pictures, list | tuple) else [pictures]
     images = tuple(_picture(picture, root) for picture in pictures)
     first, *others = exchange.asks
     placeholders = sum(len(text_pieces(text)) - 1 for text in exchange.asks)
@@ -337,26 +340,63 @@ def _exchange(row: Mapping[str, Any]) -> _Exchange:
         raise _Unusable("blanks to fill", f"{' or '.join(_BLANKS)}, from `objects`")
     system = "\n".join(text for role, text in texts if role == "system")
     asks = [text for role, text in texts if role == "user"]
-    return _Exchange(asks, [t for role, t in texts if role == "assistant"], system)
+    answers = [text for role, text in texts if role == "assistant"]
+    return _Exchange(asks, answers, system, _pictures_in(question))
 
 
 def _role(turn: Mapping[str, Any]) -> Any:
     role = turn.get("role") or turn.get("from")
-    return _ROLES.get(role, role)
+    return _ROLES.get(role, role) if isinstance(role, str) else role
 
 
 def _said(turn: Mapping[str, Any]) -> str:
-    return _content(turn.get("content") or turn.get("value"))
-
-
-def _content(content: Any) -> str:
     """The text of a message; each picture among its parts becomes a placeholder."""
+    content = _content(turn)
     if isinstance(content, str):
         return content
-    return "".join(
-        PLACEHOLDER if part.get("type") == "image" else part.get("text") or ""
-        for part in content or []
-    )
+    if not isinstance(content, list):
+        raise _Unusable("a message that is not text", f"{content!r}"[:80])
+    return "".join(map(_part, content))
+
+
+def _content(turn: Mapping[str, Any]) -> Any:
+    """What the message holds; nothing is empty text."""
+    found = (turn.get(name) for name in ("content", "value"))
+    return next((content for content in found if content is not None), "")
+
+
+def _part(part: Any) -> str:
+    if not isinstance(part, Mapping):
+        raise _Unusable("a part that is not read", f"{part!r}"[:80])
+    kind, text = part.get("type") or "text", part.get("text")
+    if kind == "image":
+        return PLACEHOLDER
+    if kind != "text" or not isinstance(text, str) or _carried(part) is not None:
+        raise _Unusable(
+            "a part that is not read",
+            f"of type {kind} with {', '.join(key for key in part if part[key])}"[:80],
+        )
+    return text
+
+
+def _carried(part: Mapping[str, Any]) -> Any:
+    """The picture that a part of a message holds itself, if it does."""
+    if part.get("base64"):
+        return f"data:;base64,{part['base64']}"
+    return next((part[name] for name in _CARRIED if part.get(name)), None)
+
+
+def _pictures_in(turns: Sequence[Mapping[str, Any]]) -> list[Any]:
+    """Those that the parts of the questions hold; elsewhere none may be."""
+    found = []
+    for turn in turns:
+        content = _content(turn)
+        parts = content if isinstance(content, list) else []
+        images = [part for part in parts if part.get("type") == "image"]
+        if images and _role(turn) != "user":
+            raise _Unusable("a picture outside of a question", f"of {_role(turn)}")
+        found += [_carried(part) for part in images]
+    return [picture for picture in found if picture is not None]
 
 
 def _answer(row: Mapping[str, Any], answers: Sequence[str]) -> str:
@@ -369,7 +409,10 @@ def _answer(row: Mapping[str, Any], answers: Sequence[str]) -> str:
     if answer is None:
         raise _Unusable("no answer", f"none of {', '.join(_ANSWERS)} is filled")
     if not isinstance(answer, str):
-        return json.dumps(answer)
+        try:
+            return json.dumps(answer)
+        except (TypeError, ValueError) as error:
+            raise _Unusable("an answer that is not JSON", str(error)) from error
     tagged = answer_tag(answer)  # R1-V stores its solutions in answer tags
     return answer if tagged is None else tagged
 
@@ -387,11 +430,11 @@ def _annotations(row: Mapping[str, Any]) -> dict[str, Any]:
 def _picture(cell: Any, root: Path) -> ImageRef:
     """The encoded picture, or its path; found and readable."""
     if isinstance(cell, Mapping):
-        cell = cell.get("bytes") or cell.get("path")
+        cell = cell.get("bytes") or cell.get("path") or cell.get("url")
     if isinstance(cell, str) and cell.startswith("data:"):
         try:
             cell = base64.b64decode(cell.partition(",")[2], validate=True)
-        except binascii.Error as error:
+        except ValueError as error:  # letters that base64 lacks, or a wrong length
             raise _Unusable("a picture does not decode", f"base64: {error}") from error
     if isinstance(cell, str):
         if cell.startswith(("http://", "https://")):

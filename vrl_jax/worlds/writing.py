@@ -55,20 +55,20 @@ def png_bytes(picture: UInt8[np.ndarray, "H W 3"]) -> bytes:
 def write_parquet(samples: Sequence[Sample], path: str | Path) -> Path:
     """Writes samples as one file, their pictures in it: lists of {bytes, path}.
 
-    The file appears whole or not at all, in place of an earlier one.
+    The file appears whole or not at all, in place of an earlier one. `ValueError` for
+    annotations that JSON lacks.
     """
     path = Path(path)
     table = pa.Table.from_pylist(
         [_row(sample, _named_bytes(sample)) for sample in samples], schema=_SCHEMA
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, unfinished = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    try:
+    with tempfile.TemporaryDirectory(
+        dir=path.parent, prefix=f".{path.name}."
+    ) as beside:
+        unfinished = Path(beside) / path.name  # in it a file is as open as any other
         pq.write_table(table, unfinished, row_group_size=1024)
         os.replace(unfinished, path)
-    finally:
-        Path(unfinished).unlink(missing_ok=True)
     return path
 
 
@@ -76,7 +76,8 @@ def write_jsonl(samples: Sequence[Sample], folder: str | Path) -> Path:
     """Writes `rows.jsonl`, and under `images/` the pictures that it names.
 
     The folder appears whole or not at all. Raises `FileExistsError` where it holds
-    something, `ValueError` for a picture that is none.
+    something, `ValueError` for a picture that is none and for annotations that JSON
+    lacks.
     """
     with _appearing(Path(folder)) as unfinished:
         (unfinished / "images").mkdir()
@@ -96,7 +97,8 @@ def write_tfds(splits: Mapping[str, Sequence[Sample]], folder: str | Path) -> Pa
 
     Texts are `Text`, the pictures a sequence of `Image`. The folder appears whole or
     not at all. Raises `FileExistsError` where it holds something, `ValueError` for a
-    split without a plain name or samples, and without `vrl-jax[tfds]`.
+    split without a plain name or samples, for annotations that JSON lacks, and without
+    `vrl-jax[tfds]`.
     """
     for split, samples in splits.items():
         if not split.isidentifier() or split == "all" or not samples:
@@ -186,8 +188,28 @@ def _row(sample: Sample, images: Sequence[object]) -> dict[str, object]:
         "problem": sample.question,
         "images": images,
         "answer": sample.answer,
-        "annotations": json.dumps(dict(sample.annotations), sort_keys=True),
+        "annotations": _annotations(sample),
     }
+
+
+def _annotations(sample: Sample) -> str:
+    try:
+        return json.dumps(dict(sample.annotations), sort_keys=True)
+    except (TypeError, ValueError) as error:
+        wrong = [name for name, one in sample.annotations.items() if not _is_json(one)]
+        raise ValueError(
+            f"{sample.id} has annotations that JSON lacks, in the columns "
+            f"{wrong or [*sample.annotations]} ({error}): make them numbers, texts, "
+            "lists or dicts, named by texts."
+        ) from error
+
+
+def _is_json(value: Any) -> bool:
+    try:
+        json.dumps(value, sort_keys=True)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def _named_bytes(sample: Sample) -> list[dict[str, object]]:
