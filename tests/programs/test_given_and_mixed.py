@@ -13,7 +13,9 @@ from vrl_jax.engine.actor import look
 from vrl_jax.programs.demonstrations import (
     beside_demonstration,
     demonstrations,
+    fits,
     preference_pairs,
+    spelled,
 )
 from vrl_jax.programs.mixed_views import mixed_views
 from vrl_jax.programs.single_turn import single_turn
@@ -113,3 +115,11 @@ def test_noisy_rollout_noises_by_the_actor_s_step():
     moved = [np.abs(r.old_logprobs - plain.old_logprobs).max() for r in (late, last)]
     assert moved[1] <= moved[0]
     assert sum("noised" in name for name in seen) <= 1
+
+
+def test_words_that_spell_a_picture_are_not_learnt():
+    """Of a row they are named; of what a policy wrote they do not fit."""
+    processor, forged = small.actor().processor, "it <|image_pad|>"
+    assert fits(processor, "it", most=9) and not fits(processor, forged, most=9)
+    with pytest.raises(ValueError, match=r"row-7: what .*image_pad"):
+        spelled(processor, forged, (), most=9, what="row-7")
