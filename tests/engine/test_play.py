@@ -575,7 +575,7 @@ def test_a_model_that_is_not_there_ends_the_run():
     def program(sample):
         try:
             yield Ask(question(sample), model="prm")
-        except Exception:
+        except Exception:  # whatever it could hear, it would swallow
             return None
 
     wanted = r"row-0 asks the model 'prm'.* only 'judge', 'policy'.*\{'prm': actor\}"
@@ -614,7 +614,7 @@ def unclosing(sample):
     while True:
         try:
             yield Ask(question(sample), max_new_tokens=1)
-        except Exception:
+        except Exception:  # the worst that a program can do
             continue
         except GeneratorExit:
             yield Ask(question(sample))

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from vrl_jax import recipes
+from vrl_jax.engine.likelihood import likelihood
 from vrl_jax.training.iteration import Recipe, iteration
 from vrl_jax.training.learner import make_learner, split
 from vrl_jax.training.metrics import as_floats, merged
@@ -182,13 +183,63 @@ def test_order_of_the_groups_does_not_matter(played):
     )
 
 
-def test_what_was_sampled_is_what_is_scored(played):
-    """Law 1: with a real policy the ratio starts at 1; 0 where nobody sampled."""
-    rollout = played.acted
-    sampled = np.asarray(rollout.old_logprobs) != 0
-    scored = np.asarray(small.actor().likelihood(rollout).logprobs)
-    old = np.asarray(rollout.old_logprobs)
-    np.testing.assert_allclose(scored[sampled], old[sampled], rtol=0, atol=1e-5)
+@jax.jit
+def real_policy(params, batch: Batch) -> Likelihood:
+    """What the learner's policy says: compiled once for all recipes of one shape."""
+    actor = small.actor()
+    rows = batch.tokens, batch.positions, batch.mask, batch.temperature
+    return likelihood(
+        actor.policy,
+        params,
+        batch.prompts,
+        *rows,
+        actor.allowed,
+        batch.log_kept,
+        batch.shown,
+    )
+
+
+@jax.jit
+def pulled_back(params, batch: Batch, slopes: Likelihood):
+    """The gradient of what the policy says times slopes."""
+    return jax.vjp(lambda p: real_policy(p, batch), params)[1](slopes)[0]
+
+
+def test_loss_reaches_every_weight_of_a_real_policy(played):
+    """Law 1, the ratio starts at 1; then tower and decoder have a gradient.
+
+    By the chain rule, over each time that the loss asks the policy.
+    """
+    params, asked = small.params(), []
+
+    def listening(batch):
+        asked.append((batch, real_policy(params, batch)))
+        return asked[-1][1]
+
+    played.recipe.loss(listening, played.batch)
+    new = np.asarray(asked[0][1].logprobs)
+    old = np.asarray(played.batch.old_logprobs)
+    sampled = old != 0  # 0 where nobody sampled
+    np.testing.assert_allclose(new[sampled], old[sampled], rtol=0, atol=1e-5)
+    zeros = [jax.tree.map(jnp.zeros_like, said) for _, said in asked]
+
+    def shifted(shifts):
+        said = iter(
+            jax.tree.map(jnp.add, told, shift)
+            for (_, told), shift in zip(asked, shifts, strict=True)
+        )
+        return played.recipe.loss(lambda _: next(said), played.batch)[0].total
+
+    slopes = jax.grad(shifted)(zeros)
+    parts = [
+        pulled_back(params, batch, slope)
+        for (batch, _), slope in zip(asked, slopes, strict=True)
+    ]
+    gradient = jax.tree.map(lambda *x: sum(x), *parts)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
+    for part in ("vision", "text"):
+        sizes = [float(jnp.abs(x).max()) for x in jax.tree.leaves(gradient[part])]
+        assert min(sizes) > 0
 
 
 def test_iteration_learns(played):
