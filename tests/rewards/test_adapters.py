@@ -196,6 +196,19 @@ def test_a_function_that_raises_costs_its_group(written, group):
     assert scores[0]["errors"] == 1.0
 
 
+def test_numbers_of_numpy_are_kept(written, group):
+    text = """
+import numpy as np
+def f(reward_inputs):
+    return [{"overall": np.float32(1), "accuracy": np.float32(1), "n": np.int64(3),
+             "f": np.float64(0.5), "flag": True, "note": "text"} for _ in reward_inputs]
+"""
+    expected = {"overall": 1.0, "accuracy": 1.0, "n": 3.0, "f": 0.5, "flag": 1.0}
+    found = adapters.easyr1(written(text, "f"))(group)
+    assert found == [expected, expected]
+    assert all(type(value) is float for value in found[0].values() if value != 1)
+
+
 def test_a_file_is_run_once(tmp_path, group):
     file = tmp_path / "counting.py"
     file.write_text("calls = []\ndef f(completions, **kw):\n    calls.append(1)\n")

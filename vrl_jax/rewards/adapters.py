@@ -21,6 +21,7 @@ import inspect
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from numbers import Number
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -234,7 +235,8 @@ def _as_scores(found: Any, overall: str, reference: str) -> list[Score]:
             raise ValueError(
                 f"{reference} must give dicts with {overall!r}, got {sorted(score)}."
             )
-        parts = {k: v for k, v in score.items() if isinstance(v, int | float)}
+        parts = {k: float(v) for k, v in score.items() if isinstance(v, Number)}
+        # None here is a reward that does not apply; NumPy's scalars are numbers too.
         scores.append({**parts, "overall": score[overall]})
     return scores
 
