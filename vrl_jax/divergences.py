@@ -29,7 +29,7 @@ def absolute(
 
     Gradient sign(d), whatever the distance; 0 where d is.
     """
-    return jnp.abs(logprobs - other_logprobs)
+    return jnp.abs(masked.finite(logprobs - other_logprobs))
 
 
 def k2(
