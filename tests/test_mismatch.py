@@ -58,7 +58,5 @@ def test_k2_of_responses_by_mean_sum_or_max(statistic, threshold, kept):
         k2, BOTH, threshold=threshold, statistic=statistic
     )
     np.testing.assert_array_equal(agree, jnp.array(kept)[:, None] & BOTH)
-    empty = mismatch.agreeing_responses(
-        k2 * jnp.nan, BOTH & False, statistic=statistic
-    )
+    empty = mismatch.agreeing_responses(k2 * jnp.nan, BOTH & False, statistic=statistic)
     assert not empty.any()

@@ -190,6 +190,35 @@ def test_ms_swift(written, group, name):
     assert adapters.ms_swift(written(SWIFT, name))(group) == [1.0, 0.0]
 
 
+OPENRLHF = """
+import numpy as np
+
+
+def reward_func(queries, prompts, labels):
+    right = [float(q[len(p):] == l) for q, p, l in zip(queries, prompts, labels)]
+    return np.array(right, np.float32)
+
+
+def logged(queries, prompts, labels):
+    right = reward_func(queries, prompts, labels)
+    return {"rewards": right - 0.5, "scores": right, "extra_logs": {"acc": right}}
+
+
+def wrong(queries, prompts, labels):
+    return {"scores": [0.0] * len(queries)}
+"""
+
+
+def test_openrlhf(written, group):
+    assert adapters.openrlhf(written(OPENRLHF, "reward_func"))(group) == [1.0, 0.0]
+    assert adapters.openrlhf(written(OPENRLHF, "logged"))(group) == [
+        {"overall": 0.5, "score": 1.0, "acc": 1.0},
+        {"overall": -0.5, "score": 0.0, "acc": 0.0},
+    ]
+    with pytest.raises(ValueError, match="dicts with 'rewards', got"):
+        adapters.openrlhf(written(OPENRLHF, "wrong"))(group)
+
+
 def test_a_function_that_raises_costs_its_group(written, group):
     other = [Episode(Sample("8", "other", "?", (), "3"), "?", group[0].turns, True)]
     scores = call_safely(adapters.verl(written(VERL, "compute_score")), other)

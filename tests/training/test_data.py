@@ -426,7 +426,9 @@ def test_read_samples_reads_lists_of_json_and_lines_called_json(tmp_path):
         assert (sample.question, sample.answer) == ("1 + 1?", "2")
         assert [*report.dropped] == ["not a JSON object"]
     lines.write_text('[{"problem": ')
-    with pytest.raises(ValueError, match=r"lines\.json cannot be read as a list of JSON"):
+    with pytest.raises(
+        ValueError, match=r"lines\.json cannot be read as a list of JSON"
+    ):
         read_samples(lines)
 
 

@@ -1,9 +1,9 @@
 """Rows of a file as samples, and the order in which they come.
 
-Parquet, JSONL, JSON, CSV and folders of TensorFlow Datasets are read as they are, in the
-`formats` of EasyR1, TRL, R1-V, verl, V-Triune, ms-swift, VLM-R1, ShareGPT, OpenRLHF-M
-and GUI sets; TSV, VLMEvalKit's benchmarks. A row that cannot be used is counted by
-reason, and the rest train.
+Parquet, JSONL, JSON, CSV and folders of TensorFlow Datasets are read as they are, in
+the `formats` of EasyR1, TRL, R1-V, verl, V-Triune, ms-swift, VLM-R1, ShareGPT,
+OpenRLHF-M and GUI sets; TSV, VLMEvalKit's benchmarks. A row that cannot be used is
+counted by reason, and the rest train.
 """
 
 import csv
