@@ -402,6 +402,14 @@ def test_rows_of_other_projects_are_read(pictures, project):
     assert told == (project == "verl with bounds") == bool(report.bounded)
 
 
+def test_a_box_beside_an_answer_is_a_column_like_others(pictures):
+    said = {"messages": SPOKEN[1:3], "images": ["a.png", "b.png"], "bbox": [0, 0, 1, 1]}
+    told = {**FOREIGN["another"][0], "answer": "3"}
+    samples, _ = read_samples(jsonl(pictures / "rows.jsonl", said, told))
+    assert [sample.answer for sample in samples] == ["Yes.", "3"]
+    assert all(sample.annotations["bbox"] == [0, 0, 1, 1] for sample in samples)
+
+
 def test_base64_needs_no_prefix(tmp_path):
     wrapped = "\n".join(BARE[i : i + 76] for i in range(0, len(BARE), 76))
     rows = [{**GOOD, "images": [text]} for text in (BARE, wrapped, BARE[:-30])]

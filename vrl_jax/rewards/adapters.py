@@ -22,13 +22,19 @@ import inspect
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from numbers import Number
+from numbers import Real
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
+
 from vrl_jax.rewards.combine import Reward, Score
 from vrl_jax.types import Episode
+
+
+_NUMBER = Real | np.bool_
+"""NumPy's scalars are of these too."""
 
 
 def load(reference: str) -> Callable[..., Any]:
@@ -267,8 +273,7 @@ def _as_scores(found: Any, overall: str, reference: str) -> list[Score]:
             raise ValueError(
                 f"{reference} must give dicts with {overall!r}, got {sorted(score)}."
             )
-        parts = {k: float(v) for k, v in score.items() if isinstance(v, Number)}
-        # None here is a reward that does not apply; NumPy's scalars are numbers too.
+        parts = {k: float(v) for k, v in score.items() if isinstance(v, _NUMBER)}
         scores.append({**parts, "overall": score[overall]})
     return scores
 

@@ -25,8 +25,10 @@ _SPELLED = "message"
 """A list of messages, as JSON."""
 QUESTIONS = ("problem", "prompt", "question", "instruction", *CHATS, _SPELLED)
 _PICTURES = ("images", "image")
-ANSWERS = ("answer", "solution", "ground_truth", "reward_model", "gt_bbox", "bbox")
-"""A box is read as it stands: its frame is an option of the reward."""
+_TOLD = ("answer", "solution", "ground_truth", "reward_model")
+_BOXES = ("gt_bbox", "bbox")
+"""The answer where there is no other, as it stands: the reward knows its frame."""
+ANSWERS = (*_TOLD, *_BOXES)
 _SOURCES = ("data_source", "source")
 _ROLES = {"human": "user", "gpt": "assistant"}
 """ShareGPT's names."""
@@ -242,12 +244,14 @@ def _unread(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _answer(row: Mapping[str, Any], answers: Sequence[str]) -> str:
-    """The row's own, or the last among its messages."""
-    answer = _first(row, ANSWERS)
+    """The row's own, or the last among its messages, or its box."""
+    answer = _first(row, _TOLD)
     if isinstance(answer, Mapping):
         answer = _first(answer, ("ground_truth", "answer"))
     if answer is None and answers:
         answer = answers[-1]
+    if answer is None:
+        answer = _first(row, _BOXES)
     if answer is None:
         raise Unusable("no answer", f"none of {', '.join(ANSWERS)} is filled")
     if not isinstance(answer, str):
