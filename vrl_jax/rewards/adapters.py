@@ -32,7 +32,6 @@ import numpy as np
 from vrl_jax.rewards.combine import Reward, Score
 from vrl_jax.types import Episode
 
-
 _NUMBER = Real | np.bool_
 """NumPy's scalars are of these too."""
 
