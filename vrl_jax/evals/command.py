@@ -69,8 +69,8 @@ def evaluate(
             "accuracy", if it has one, is what counts.
         out: folder of this evaluation.
         style: whose signature a function of your own has, as in `vrl-jax data check`.
-        frame: unit of boxes in responses, for iou, detection and click: original or
-            resized (pixels), norm1000 or norm1.
+        frame: unit of boxes and points in responses, for rewards that read them:
+            original or resized (pixels), norm1000 or norm1.
         gold_frame: unit of boxes in the rows' answers.
         instruction: words under each question: those of training.
         images: folder at which relative picture paths start; by default the file's.

@@ -1,10 +1,12 @@
 """Rows of a file as samples, and the order in which they come.
 
-Parquet, JSONL and folders of TensorFlow Datasets are read as they are, in the `formats`
-of EasyR1, TRL, R1-V, verl, ms-swift, VLM-R1 and ShareGPT; TSV, VLMEvalKit's benchmarks.
-A row that cannot be used is counted by reason, and the rest train.
+Parquet, JSONL, JSON, CSV and folders of TensorFlow Datasets are read as they are, in
+the `formats` of EasyR1, TRL, R1-V, verl, V-Triune, ms-swift, VLM-R1, ShareGPT,
+OpenRLHF-M and GUI sets; TSV, VLMEvalKit's benchmarks. A row that cannot be used is
+counted by reason, and the rest train.
 """
 
+import csv
 import dataclasses
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,6 +15,7 @@ from typing import Any
 
 import grain
 import pyarrow as pa
+import pyarrow.csv as table
 import pyarrow.parquet as pq
 
 from vrl_jax.training import tfds, tsv
@@ -39,6 +42,7 @@ class DataReport:
     used: int
     dropped: Mapping[str, Sequence[str]]
     prepended: int = 0
+    bounded: int = 0
 
     def summary(self, shown: int = 3) -> str:
         """A few lines: counts, and the first rows of each reason."""
@@ -49,6 +53,11 @@ class DataReport:
                 f"  {self.prepended} questions had pictures but no {PLACEHOLDER}: "
                 "the pictures come first."
             )
+        if self.bounded:
+            lines.append(
+                f"  {self.bounded} pictures name bounds of their own, such as "
+                "max_pixels: those of the processor hold for all."
+            )
         for reason, messages in self.dropped.items():
             lines.append(f"  {len(messages)} x {reason}, such as")
             lines += [f"    {message}" for message in messages[:shown]]
@@ -58,8 +67,10 @@ class DataReport:
 def read_samples(
     path: str | Path, *, image_root: str | Path | None = None
 ) -> tuple[list[Sample], DataReport]:
-    """The usable rows of a parquet, JSONL or TSV file, or of a folder of the first two.
+    """The usable rows of a parquet, JSONL, JSON, CSV or TSV file.
 
+    Or of a folder of the first two. JSON is a list of rows, or lines; CSV has a picture
+    a row, a path or base64, and texts.
     `FOLDER@SPLIT` is a split of a folder of TensorFlow Datasets, FOLDER its only one.
     Relative picture paths start at `image_root`, by default the file's folder. A JSON
     object in a column `annotations`, and every other column that is not read here,
@@ -91,7 +102,7 @@ def _read(
 ) -> tuple[list[Sample], DataReport]:
     samples: list[Sample] = []
     dropped: dict[str, list[str]] = {}
-    prepended = 0
+    prepended = bounded = 0
     seen: set[str] = set()
     for file, rows in _tables(Path(path)):
         _check_columns(file, rows)
@@ -101,7 +112,7 @@ def _read(
                 exchange = read_exchange(row)
                 check(exchange)
                 root = Path(image_root or file.parent)
-                sample, added = read_sample(row, exchange, file, number, root)
+                sample, added, sized = read_sample(row, exchange, file, number, root)
             except Unusable as unusable:
                 reason, detail = unusable.args
                 name = f"{label} (id {row['id']})" if has(row, "id") else label
@@ -114,7 +125,8 @@ def _read(
             seen.add(sample.id)
             samples.append(sample)
             prepended += added
-    report = DataReport(str(path), len(samples), dropped, prepended)
+            bounded += sized
+    report = DataReport(str(path), len(samples), dropped, prepended, bounded)
     if not samples:
         raise ValueError(
             f"no row can be used; mend these rows or choose another file.\n"
@@ -174,13 +186,11 @@ def files_of(path: Path) -> list[Path]:
         return files
     if not path.exists():
         raise FileNotFoundError(
-            f"there is no data file {path}; give the path of a .parquet, .jsonl or "
-            f".tsv file, of a folder, or FOLDER@SPLIT (this is {Path.cwd()})."
+            f"there is no data file {path}; give the path of a {_SUFFIXES} file, of a "
+            f"folder, or FOLDER@SPLIT (this is {Path.cwd()})."
         )
-    if path.suffix not in (".parquet", ".jsonl", ".tsv"):
-        raise ValueError(
-            f"data files end in .parquet, .jsonl or .tsv, got {path}; convert it."
-        )
+    if path.suffix not in _READERS:
+        raise ValueError(f"data files end in {_SUFFIXES}, got {path}; convert it.")
     return [path]
 
 
@@ -191,23 +201,19 @@ def _tables(path: Path) -> Iterator[tuple[Path, list[dict[str, Any]]]]:
         yield found[0] / name, rows
         return
     for file in files_of(path):
-        yield file, list(_rows(file))
+        yield file, list(_READERS[file.suffix](file))
 
 
-def _rows(file: Path) -> Iterator[dict[str, Any]]:
-    """The rows; a JSONL line that is not an object comes as {"": the line}."""
-    if file.suffix == ".parquet":
-        try:
-            for batch in pq.ParquetFile(file).iter_batches(1024):
-                yield from batch.to_pylist()
-        except (pa.ArrowInvalid, OSError) as error:
-            raise ValueError(
-                f"{file} cannot be read as parquet ({error}); write or copy it again."
-            ) from error
-        return
-    if file.suffix == ".tsv":
-        yield from tsv.read_rows(file)
-        return
+def _parquet_rows(file: Path) -> Iterator[dict[str, Any]]:
+    try:
+        for batch in pq.ParquetFile(file).iter_batches(1024):
+            yield from batch.to_pylist()
+    except (pa.ArrowInvalid, OSError) as error:
+        raise _unreadable(file, "parquet", error) from error
+
+
+def _lines(file: Path) -> Iterator[dict[str, Any]]:
+    """A line that is not an object comes as {"": the line}."""
     with file.open(encoding="utf-8") as lines:
         for line in filter(str.strip, lines):
             try:
@@ -215,6 +221,61 @@ def _rows(file: Path) -> Iterator[dict[str, Any]]:
             except json.JSONDecodeError:
                 row = None
             yield row if isinstance(row, dict) else {"": line}
+
+
+def _json_rows(file: Path) -> Iterator[dict[str, Any]]:
+    """Of a list of objects; of lines, which some call .json as well."""
+    text = file.read_text(encoding="utf-8")
+    if not text.lstrip().startswith("["):
+        yield from _lines(file)
+        return
+    try:
+        found = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise _unreadable(file, "a list of JSON", error) from error
+    for row in found:
+        yield row if isinstance(row, dict) else {"": json.dumps(row)}
+
+
+def _comma_rows(file: Path) -> Iterator[dict[str, Any]]:
+    """All cells as text; what is empty is ""."""
+    with file.open(encoding="utf-8-sig", newline="") as lines:
+        names = next(csv.reader(lines), [])
+    if {"A", "B"} <= {*names}:
+        raise ValueError(
+            f"{file} has options in columns, as VLMEvalKit's tables do: they are read "
+            "with tabs between their columns, from a .tsv file."
+        )
+    try:
+        found = table.read_csv(
+            file,
+            # A row must lie in one block, and may hold a large picture.
+            read_options=table.ReadOptions(block_size=2**31 - 1),
+            parse_options=table.ParseOptions(newlines_in_values=True),
+            convert_options=table.ConvertOptions(
+                column_types=dict.fromkeys(names, pa.string())
+            ),
+        )
+    except (pa.ArrowInvalid, OSError) as error:
+        raise _unreadable(file, "a table with commas", error) from error
+    yield from found.to_pylist()
+
+
+def _unreadable(file: Path, what: str, error: Exception) -> ValueError:
+    reason = str(error).partition("\n")[0][:300]
+    return ValueError(
+        f"{file} cannot be read as {what} ({reason}); write or copy it again."
+    )
+
+
+_READERS: Mapping[str, Callable[[Path], Iterator[dict[str, Any]]]] = {
+    ".parquet": _parquet_rows,
+    ".jsonl": _lines,
+    ".json": _json_rows,
+    ".csv": _comma_rows,
+    ".tsv": tsv.read_rows,
+}
+_SUFFIXES = ", ".join([*_READERS][:-1]) + f" or {[*_READERS][-1]}"
 
 
 def _check_columns(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
