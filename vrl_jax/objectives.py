@@ -292,6 +292,22 @@ def value_clip_fraction(
     return (bounded > plain).astype(values.dtype)
 
 
+def expectile_loss(
+    values: Float[Array, "..."],
+    targets: Float[Array, "..."],
+    *,
+    expectile: float = 0.9,
+) -> Float[Array, "..."]:
+    """|expectile - 1(u < 0)| u^2, u = targets - values.
+
+    Of targets that scatter the value comes near the best, the more so the nearer the
+    expectile is to 1; 0.5 is half of the square. IQL, equation 5,
+    https://arxiv.org/abs/2110.06169.
+    """
+    error = masked.finite(targets - values)
+    return jnp.where(error < 0, 1 - expectile, expectile) * jnp.square(error)
+
+
 def _value_losses(
     values: Float[Array, "B T"],
     old_values: Float[Array, "B T"],
