@@ -11,8 +11,10 @@ leave it out, and params without one, such as a reference's, give no values.
     policy, params = with_critics(policy, params, key, {"value": linear})
     actor = dataclasses.replace(actor, policy=policy, params=params)
 
-Its learning rate is often ten times the policy's. Each part then has a gradient norm of
-its own to be clipped, as with two optimisers:
+What is trained is said of it too: also(critic, only(language)) trains it beside the
+decoder, also(critic, float32_master) in float32 beside a policy in bfloat16. Its
+learning rate is often ten times the policy's. Each part then has a gradient norm of its
+own to be clipped, as with two optimisers:
 
     optax.multi_transform({"critic": adamw(1e-5), "policy": adamw(1e-6)}, parts)
 """
@@ -84,7 +86,10 @@ def parts(tree: Any) -> Any:
 
 
 def linear_init(key: Key[Array, ""], width: int) -> Params:
-    """Zeros: it says 0 of everything at first, and pulls nothing about."""
+    """Zeros: it says 0 of everything at first, and its trunk is not pulled about.
+
+    TRL's is drawn as torch draws linear maps.
+    """
     del key
     return {"last": {"kernel": jnp.zeros(width), "bias": jnp.zeros(())}}
 

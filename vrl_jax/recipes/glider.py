@@ -39,11 +39,11 @@ That file swaps the two sides of the expectile; here it is IQL's.
 The critics read hidden states, and what they learn does not reach the policy. V reads
 the state that predicts the action's first token, and Q the one that predicts its last,
 the end: it has read the whole action. The code's Q reads one token later, behind the
-end, of which no row has the last. Means are over the actions that there are; the code
-averages its padding too. It takes a step for each loss in turn, here all are one. That
-an environment has ended says nothing more, for a trajectory's last action has no
-successor: the code's column `done` is not read. Pictures among what is seen, in a row
-as in an environment, are our reading.
+end, where a row that fills its room has no state. Means are over the actions that there
+are; the code averages its padding too. It takes a step for each loss in turn; here one
+step is taken on their sum. That an environment has ended says nothing more, for a
+trajectory's last action has no successor: the code's column `done` is not read.
+Pictures among what is seen, in a row as in an environment, are our reading.
 """
 
 import dataclasses
