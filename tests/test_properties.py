@@ -72,6 +72,7 @@ OBJECTIVES = {
     "vespo": objectives.vespo,
     "kl_cov": functools.partial(objectives.kl_cov, share=0.2),
     "clip_cov": functools.partial(objectives.clip_cov, KEY, share=0.2, low=0.1),
+    "values": lambda new, old, a, mask: objectives.clipped_value_loss(new, old, a),
     "k1": lambda new, old, a, mask: divergences.k1(new, old),
     "k2": lambda new, old, a, mask: divergences.k2(new, old),
     "k3": lambda new, old, a, mask: divergences.k3(new, 0.1 * old + 0.9 * new),

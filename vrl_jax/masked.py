@@ -137,3 +137,18 @@ def top(
     order = jnp.lexsort((-values, ~valid), axis=along)
     rank = jnp.argsort(order, axis=along)
     return (valid & (rank < count)).reshape(x.shape)
+
+
+def starts(mask: Bool[Array, "B T"]) -> Bool[Array, "B T"]:
+    """The first of each stretch of the mask: where a turn begins."""
+    return mask & ~jnp.pad(mask, ((0, 0), (1, 0)))[:, :-1]
+
+
+def ends(mask: Bool[Array, "B T"]) -> Bool[Array, "B T"]:
+    """The last of each stretch of the mask: where a turn ends."""
+    return mask & ~jnp.pad(mask, ((0, 0), (0, 1)))[:, 1:]
+
+
+def numbered(mask: Bool[Array, "B T"]) -> Int[Array, "B T"]:
+    """Of which stretch of its row an entry is, from 0; off the mask, of the last."""
+    return jnp.maximum(jnp.cumsum(starts(mask), axis=1) - 1, 0)
