@@ -40,6 +40,8 @@ def test_mathruler_boxed_pays_no_missing_box(verifier):
     reward = final_answer.mathruler_boxed(verifier)
     assert reward(group("None", "no box", r"\boxed{None}")) == [0, 1]
     assert reward(group("60", r"\boxed{60\%}", r"\boxed{61}")) == [1, 0]
+    roots = [r"\boxed{2\sqrt{5}}", r"\boxed{\sqrt{12}}", r"\boxed{3\sqrt{3}}"]
+    assert reward(group(r"2\sqrt{3}", *roots)) == [0, 1, 0]
 
 
 def test_r1v_style_mixes_the_tag_and_the_format_evenly(verifier):
