@@ -109,7 +109,7 @@ def test_summary_by_hand():
     found = benchmark.summary(rows)
     assert (found["questions"], found["responses"], found["unscored"]) == (3, 12, 1)
     assert found["accuracy"] == found["mean@4"] == pytest.approx((0.5 + 0.25 + 1) / 3)
-    assert found["no_box"] == found["cut_off"] == pytest.approx(1 / 12)
+    assert found["unread"] == found["cut_off"] == pytest.approx(1 / 12)
     # Of one and two alone, for a response of three was not scored.
     assert found["pass@1"] == pytest.approx((0.5 + 0.25) / 2)
     assert found["pass@2"] == pytest.approx((1 - 1 / 6 + 1 - 3 / 6) / 2)

@@ -17,15 +17,38 @@ def test_answer_reward_reads_the_last_box_or_tag_and_pays_nothing_without():
 
 
 def test_multiple_choice_knows_the_row_s_options():
-    episodes = group("B", "<answer>a dog</answer>", r"\boxed{(B)}", "B")
+    episodes = group("B", "<answer>a dog</answer>", r"\boxed{(B)}", "It sits.")
     assert final_answer.multiple_choice(episodes) == [0, 1, 0]
     episodes = group("B", "<answer>a dog</answer>", options=["a cat", "a dog"])
     assert final_answer.multiple_choice(episodes) == [1]
+    episodes = group("C", "<answer>a dog</answer>", options=["a cat", "", "a dog"])
+    assert final_answer.multiple_choice(episodes) == [1]
+
+
+def test_thinking_is_no_answer_and_plain_words_may_be_one():
+    texts = [
+        r"<think>A is \boxed{A}? no.</think><answer>B</answer>",
+        r"A is \boxed{A}? no.</think> Answer: B",
+        "The answer is B.",
+        "It is not A, but B",
+        r"<think>\boxed{B}</think>",
+        r"<think>\boxed{B}",
+        "<answer>A</answer> or B",
+    ]
+    assert final_answer.multiple_choice(group("B", *texts)) == [1, 1, 1, 1, 0, 0, 0]
+
+
+def test_numeric_and_count_take_the_last_number_where_none_is_named():
+    texts = ["I see 3 in 2 rows: 6 of them.", "**Answer:** 6", "Answer: 5 or 6", "3/6"]
+    assert final_answer.count(group("6", *texts)) == [1, 1, 0, 0]
+    assert final_answer.numeric(group("100", "about 104%.", "Answer: 106")) == [1, 0]
 
 
 def test_count_compares_numbers():
-    texts = [rf"\boxed{{{given}}}" for given in ("12", "12.0", "1,2", "12 cats", "")]
-    assert final_answer.count(group("12", *texts)) == [1, 1, 0, 0, 0]
+    given = ("12", "12.0", "1,2", "12 cats", "", "Twelve.")
+    texts = [rf"\boxed{{{one}}}" for one in given]
+    assert final_answer.count(group("12", *texts)) == [1, 1, 0, 0, 0, 1]
+    assert final_answer.count(group("twelve", r"\boxed{12}")) == [1]
     assert final_answer.count(group("a dozen", r"\boxed{a dozen}")) == [0]
 
 

@@ -120,7 +120,7 @@ def row(one: Answered, number: int) -> Row:
     """A line of `predictions.jsonl`: the response, what was read off it, its scores.
 
     `correct` is the reward's part `accuracy` or, without one, the reward.
-    `prediction` is the last box or answer tag, None where there is neither.
+    `prediction` is `parse.final_answer`, None where the response names no answer.
     """
     episode, scores = one
     sample = episode.sample
@@ -158,9 +158,9 @@ def summary(rows: Sequence[Row]) -> dict[str, Any]:
     over questions. Of k responses each: `mean@k` the same number; `pass@n`, for powers
     of 2 and k, the chance that one of n is fully right, unbiased, equation 1 of
     https://arxiv.org/abs/2107.03374; `maj@k` whether the most frequent prediction, the
-    first of several, is right. `no_box` is the share without a box or answer tag, and
-    so without a prediction, which some rewards do not ask for; `cut_off` that which
-    reached no end. What cannot be told is None.
+    first of several, is right. `unread` is the share that names no answer, and so has
+    no prediction, which some rewards do not ask for; `cut_off` that which reached no
+    end. What cannot be told is None.
     """
     groups: dict[str, list[Row]] = {}
     for line in rows:
@@ -190,7 +190,7 @@ def _summary(rows: Sequence[Row]) -> dict[str, Any]:
         "low": low,
         "high": high,
         "unscored": sum(line["correct"] is None for line in rows),
-        "no_box": _share(line["prediction"] is None for line in rows),
+        "unread": _share(line["prediction"] is None for line in rows),
         "cut_off": _share(not line["finished"] for line in rows),
         "tokens": float(np.mean([line["meta"]["tokens"] for line in rows])),
     }

@@ -1,7 +1,9 @@
 """Rewards that compare the final answer of a response with the row's answer.
 
-The final answer is what `parse.final_answer` finds: the last box or, without one, the
-last answer tag. Where there is none the reward is 0.
+The final answer is what `parse.final_answer` finds outside of the thinking: the last
+box, else the last answer tag, else what follows the last "answer is" or "Answer:".
+Where there is none the reward is 0; but a choice may then be the last letter that
+stands alone, and an amount the last number.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,7 +13,13 @@ from vrl_jax.rewards.combine import Reward, per_response, with_format
 from vrl_jax.rewards.format import think_then_answer
 from vrl_jax.rewards.math_verifier import MathVerifier
 from vrl_jax.rewards.mathruler import mathruler
-from vrl_jax.rewards.parse import final_answer, first_answer_line, last_boxed
+from vrl_jax.rewards.parse import (
+    final_answer,
+    first_answer_line,
+    last_boxed,
+    last_letter,
+    last_number,
+)
 from vrl_jax.types import Episode
 
 
@@ -26,24 +34,45 @@ def answer_reward(rule: Callable[[str, str], float]) -> Reward:
 
 
 def multiple_choice(episodes: Sequence[Episode]) -> list[float]:
-    """`answers.choice`, with the texts of the row's column `options` if it has one."""
+    """`answers.choice`, with the texts of the row's column `options` if it has one.
+
+    Where no answer is named, of `parse.last_letter`.
+    """
 
     def rule(episode: Episode) -> float:
-        found = final_answer(episode.text)
+        found = final_answer(episode.text) or last_letter(episode.text)
         options = episode.sample.annotations.get("options") or ()
         return float(answers.choice(found, episode.sample.answer, options))
 
     return per_response(rule)(episodes)
 
 
+def numeric(episodes: Sequence[Episode]) -> list[float]:
+    """`answers.relaxed_numeric`; where no answer is named, of `parse.last_number`."""
+
+    def rule(episode: Episode) -> float:
+        return float(answers.relaxed_numeric(_amount(episode), episode.sample.answer))
+
+    return per_response(rule)(episodes)
+
+
 def count(episodes: Sequence[Episode]) -> list[float]:
-    """1 where the final answer is the number that the row's answer is."""
+    """1 where the final answer is the number that the row's answer is.
 
-    def same(given: str, gold: str) -> bool:
-        wanted = answers.number(gold)
-        return wanted is not None and answers.number(given) == wanted
+    In digits or as a word, `answers.amount`; where no answer is named, by
+    `parse.last_number`.
+    """
 
-    return answer_reward(same)(episodes)
+    def rule(episode: Episode) -> float:
+        wanted = answers.amount(episode.sample.answer)
+        given = answers.amount(_amount(episode) or "")
+        return float(wanted is not None and given == wanted)
+
+    return per_response(rule)(episodes)
+
+
+def _amount(episode: Episode) -> str | None:
+    return final_answer(episode.text) or last_number(episode.text)
 
 
 def anls(episodes: Sequence[Episode]) -> list[float]:

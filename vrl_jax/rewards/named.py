@@ -14,6 +14,7 @@ from vrl_jax.rewards.final_answer import (
     count,
     mathruler_boxed,
     multiple_choice,
+    numeric,
     r1v_style,
 )
 from vrl_jax.rewards.grounding import (
@@ -38,7 +39,7 @@ LIBRARY: Mapping[str, Reward] = {
     "exact": boxed_exact,
     "mcq": multiple_choice,
     "yes_no": answer_reward(answers.yes_no),
-    "numeric": answer_reward(answers.relaxed_numeric),
+    "numeric": numeric,
     "count": count,
     "ocr_edit": answer_reward(text.edit_similarity),
     "anls": anls,
