@@ -120,6 +120,17 @@ def test_summary_by_hand():
     assert found["score/overall"] == pytest.approx(6 / 11)
 
 
+def test_all_right_asks_for_every_row_of_a_group():
+    """By hand: of figures a, b and c one is right, of questions 1 and 2 the first."""
+    rows = [
+        *(line("a-1", 1), line("a-2", 0.9), line("b-1", 1), line("b-2", 1)),
+        *(line("c-1", 1), line("c-2", None)),
+    ]
+    assert benchmark.all_right(rows, lambda row: row["id"][0]) == pytest.approx(1 / 3)
+    assert benchmark.all_right(rows, lambda row: row["id"][2]) == 0.5
+    assert benchmark.all_right([], lambda row: row["id"]) is None
+
+
 def test_nothing_scored_is_not_a_number():
     found = benchmark.summary([line("one", None)])
     assert found["accuracy"] is None and found["unscored"] == 1

@@ -214,6 +214,27 @@ def test_yes_no_reads_whole_words():
     assert not answers.yes_no("", "maybe")
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("(B)", "B"),
+        ("It is **B**.", "B"),
+        ("B is not what I would have said", None),  # not one of the last four
+        ("B is not so, C", None),
+        ("not B, the answer is C", "C"),
+        ("The answer is: (b) I think so, or perhaps", "B"),
+        ("a black cat", "B"),
+        ("a black cat or a dog", None),
+        ("a cat " * 20, None),
+        ("", None),
+    ],
+)
+def test_letter_of_vlmevalkit(text, expected):
+    """By hand, after the rule of the project's matcher."""
+    options = {"A": "dog", "B": "black cat", "C": "horse"}
+    assert answers.letter_vlmevalkit(text, options) == expected
+
+
 def test_letters_by_the_published_rules():
     assert answers.letters_curr_reft("A,C or A, not CAB") == "A,C"
     assert [answers.letter_vl_prm(t) for t in ("B.", "(B)", "B. cat")] == [

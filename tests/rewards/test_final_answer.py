@@ -78,3 +78,34 @@ def test_r1v_style_mixes_the_tag_and_the_format_evenly(verifier):
     scores = final_answer.r1v_style(verifier)(group("7", *texts))
     assert [score["overall"] for score in scores] == [1, 0.5, 0.5, 0.5]
     assert [score["accuracy"] for score in scores] == [1, 1, 0, 1]
+
+
+def test_r1v_accuracy_reads_all_of_the_response(verifier):
+    texts = [
+        "<think>x</think><answer> 7 </answer>",
+        "<think>perhaps 7</think><answer>eight</answer>",  # the trap
+        "<answer>8</answer>",
+        "",
+    ]
+    assert final_answer.r1v_accuracy(verifier)(group("7", *texts)) == [1, 1, 0, 0]
+    words = ["<answer>a cat</answer>", "a cat", "<answer>A cat</answer>"]
+    assert final_answer.r1v_accuracy(verifier)(group("a cat", *words)) == [1, 1, 0]
+
+
+def test_vlm_r1_accuracy_pays_a_part_for_a_text_that_is_near(verifier):
+    """By hand, after `default_accuracy_reward`; kitten and sitting give 8 / 13."""
+    reward = final_answer.vlm_r1_accuracy(verifier)
+    texts = ["<answer>0.5</answer>", "<answer>1</answer><answer>2</answer>", "<answer>"]
+    assert reward(group("0.5", *texts)) == pytest.approx([1, 0, 0])
+    assert reward(group("No. 12", "<answer>no.\n12</answer>")) == [1]
+    near = reward(group("kitten!", "<answer>sitting!</answer>", "Kitten!."))
+    assert near == pytest.approx([10 / 15, 1])
+    assert reward(group("B", "<answer>It is B.</answer>", "<answer>(B)</answer>")) == [
+        1,
+        0,
+    ]
+
+
+def test_vlm_r1_accuracy_reads_torn_tags_as_it_does(verifier):
+    reward = final_answer.vlm_r1_accuracy(verifier)
+    assert reward(group("dog", "<answer>the <answer>dog</answer>"))[0] < 1

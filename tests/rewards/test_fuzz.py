@@ -171,6 +171,8 @@ SCORES_OF_TWO = [
     (answers.relaxed_numeric, 0, 1),
     (answers.relaxed_accuracy, 0, 1),
     (answers.letter_set, 0, 1),
+    (lambda p, g: answers.letter_vlmevalkit(p, {"A": g, "B": "b"}) == "A", 0, 1),
+    (final_answer._vlm_r1_text, 0, 1),
     (dapo_answer.answers_dapo, 0, 1),
     (answers.count_in_tag, 0, 1),
     (answers.set_overlap, 0, 1),
@@ -241,6 +243,7 @@ REWARDS_OF_GROUPS = [
     final_answer.answer_reward(text.edit_similarity),
     grounding.box_reward(boxes.hungarian_f1, frame=grounding.thousandths, most=8),
     grounding.click_reward(frame=grounding.unit),
+    grounding.near_click_reward(frame=grounding.unit),
 ]
 
 

@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -218,6 +218,21 @@ def majority(group: Sequence[Row]) -> float:
     given = [line["prediction"] for line in group if line["prediction"] is not None]
     chosen = Counter(given).most_common(1)[0][0] if given else None
     return mean([line for line in group if line["prediction"] == chosen], "correct")
+
+
+def all_right(rows: Sequence[Row], group: Callable[[Row], Hashable]) -> float | None:
+    """The share of groups of rows in which every one is fully right.
+
+    HallusionBench's fAcc and qAcc, https://arxiv.org/abs/2310.14566, where a group is a
+    figure, or a question on all its figures; DynaMath's worst case,
+    https://arxiv.org/abs/2411.00836, where it is a seed with its variants. What was not
+    scored is not right.
+    """
+    right: dict[Hashable, bool] = {}
+    for line in rows:
+        one = line["correct"] is not None and line["correct"] >= 1 - 1e-6
+        right[group(line)] = right.get(group(line), True) and one
+    return _mean(right.values())
 
 
 def interval(

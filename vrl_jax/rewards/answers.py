@@ -6,7 +6,7 @@ rule, each has a function of its own; the one without a project's name is ours.
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from vrl_jax.rewards.parse import answer_or_rest, last_boxed
 
@@ -20,6 +20,7 @@ _LETTERED = re.compile(
 _DRESSED = re.compile(
     r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mathsf|boxed)\s*\{([^{}]*)\}"
 )
+_ANSWER_IS = re.compile(r"answer is:?\s{0,9}[(*]{0,3}([A-Z])\b", re.IGNORECASE)
 _CUES = ("ANSWER", "CORRECT", "CHOOSE", "SELECT", "RIGHT", "THINK", "BELIEVE", "SHOULD")
 _COUNT = re.compile(r"<answer>\s*([0-9]{1,18})\s*</answer>")
 _WORDS = (
@@ -131,6 +132,27 @@ def letter_vlm_r1(text: str) -> str | None:
 
 
 _STOPS = (".", ",", "!", "?", ":", ";")
+
+
+def letter_vlmevalkit(text: str, options: Mapping[str, str]) -> str | None:
+    """The option that VLMEvalKit finds before it asks a judge, or None.
+
+    `options` are texts by their letters. The only letter among the words, where it is
+    one of the last four; else what "answer is" says; else the only option whose text
+    the answer holds, in an answer of at most twice the length of all options. A word
+    "A" is an option as well. https://github.com/open-compass/VLMEvalKit
+    """
+    words = re.sub(r"[.()\[\],:;!*#{}]", " ", text).split()
+    letters = [letter for letter in options if letter in words]
+    if len(letters) == 1 and words.index(letters[0]) > len(words) - 5:
+        return letters[0]
+    said = [letter for letter in _ANSWER_IS.findall(text) if letter.upper() in options]
+    if said:
+        return said[-1].upper()
+    if len(text) > 2 * sum(map(len, options.values())):
+        return None
+    held = [a for a, option in options.items() if option.lower() in text.lower()]
+    return held[0] if len(held) == 1 else None
 
 
 def letter_ergo(text: str, gold: str) -> bool:
