@@ -125,9 +125,6 @@ def _tokens(text: str) -> list[str | sympy.Expr] | None:
             return None
         place = found.end()
         decimal, integer, name, sign = found.groups()
-        is_number = not (name or sign)
-        if is_number and tokens and isinstance(tokens[-1], sympy.Number):
-            return None
         if integer:
             tokens.append(sympy.Integer(integer))
         elif decimal:
