@@ -49,7 +49,7 @@ def test_data_check_of_sound_rows(data, capsys):
 
 
 def test_data_check_of_bad_rows_as_json(data, capsys):
-    rows = [*GOOD, {"id": "odd", "problem": "how many?", "answer": "twelve"}]
+    rows = [*GOOD, {"id": "odd", "problem": "how many?", "answer": "a lot"}]
     assert run("data", "check", data(rows), "--reward", "count", "--json") == 1
     found = json.loads(capsys.readouterr().out)
     assert found["suspicious"] and found["data"]["used"] == 3

@@ -118,3 +118,14 @@ def test_average_precision_is_a_mean_over_the_labels_of_the_answer():
         group(json.dumps(gold), json.dumps(given), json.dumps(gold))
     )
     assert found == pytest.approx([1 / 3, 1])
+
+
+def test_near_click_of_gui_r1():
+    """By hand: 140 pixels of the picture as it came, less than and not as much as."""
+    reward = grounding.near_click_reward(frame=grounding.thousandths)
+    # 800 pixels wide: (125, 0) in thousandths is 100, (300, 0) is 240.
+    points = ["[125, 0]", "(298, 0)", "(300, 0)", "none", "[125, 220]"]
+    assert reward(group("[100, 0]", *points)) == [1, 1, 0, 0, 1]
+    box = "[100, 0, 200, 60]"
+    assert reward(group(box, "(125, 50)", "(150, 50)", "(150, 100)")) == [0, 1, 0]
+    assert all(math.isnan(score) for score in reward(group("nothing", "(1, 2)")))

@@ -46,6 +46,27 @@ def test_detection_has_frames():
     assert scores("detection", gold, *texts, **frames) == pytest.approx([2, 0])
 
 
+@pytest.mark.parametrize(
+    ("name", "answer", "texts", "expected"),
+    [
+        ("letters", "A, C", ["Answer: C and A", "Answer: A"], [1, 0]),
+        ("chartqa", "0.5", ["Answer: 50%", "Answer: 0.52", "Answer: 0.6"], [1, 1, 0]),
+        ("dapo", "42", ["So.\nAnswer: 42", "Answer: 41", "42"], [1, -1, -1]),
+        ("r1v_accuracy", "4", ["<answer>4</answer>", "<answer>5</answer>"], [1, 0]),
+        ("vlm_r1", "4", ["<answer>4</answer>", "<answer>5</answer>"], [1, 0]),
+    ],
+)
+def test_rules_of_projects_and_benchmarks(name, answer, texts, expected):
+    assert scores(name, answer, *texts) == expected
+
+
+def test_near_click_takes_frames():
+    """140 pixels of 800 are 175 thousandths."""
+    points = ["[270, 0]", "[280, 0]"]
+    frames = {"frame": "norm1000", "gold_frame": "norm1000"}
+    assert scores("near_click", "[100, 0]", *points, **frames) == [1, 0]
+
+
 def test_ocr_edit_is_the_indel_ratio():
     """8 of 13 characters, where 1 - distance / length is 4 / 7."""
     found = scores("ocr_edit", "sitting", "<answer>kitten</answer>")

@@ -244,9 +244,9 @@ def page(found: dict[str, Any], out: Path) -> str:
         several = [key for key in part if "@" in key]
         lines += [f"{'':20} {key:8} {_shown(part[key])}" for key in several]
     lines += [
-        f"{found['cut_off']:.1%} cut off, {found['no_box']:.1%} without a box or "
-        f"answer tag, {found['unscored']} unscored; {found['not_asked']} rows not "
-        f"asked, {found['bad_rows']} of the file unusable",
+        f"{found['cut_off']:.1%} cut off, {found['unread']:.1%} without an answer "
+        f"that can be read, {found['unscored']} unscored; {found['not_asked']} rows "
+        f"not asked, {found['bad_rows']} of the file unusable",
         f"{found['tokens']:.0f} tokens a response",
         f"predictions          {files(out).predictions}",
     ]

@@ -46,7 +46,7 @@ from typing import Any, NamedTuple
 
 from vrl_jax.evals.benchmark import Row
 from vrl_jax.rewards.columns import chosen, column
-from vrl_jax.rewards.parse import final_answer
+from vrl_jax.rewards.parse import box_or_tag
 from vrl_jax.types import PLACEHOLDER, Episode, ImageRef, Sample, literal
 
 HEADER = "Here is information from elsewhere:"
@@ -240,7 +240,7 @@ def strict_letter(text: str) -> str | None:
     capitals that stand alone are letters, and an A before a small word is none; two
     different ones are no answer.
     """
-    inside = final_answer(text)
+    inside = box_or_tag(text)
     given = text if inside is None else inside
     if found := _LEADING.match(given):
         return found.group(1).upper()
@@ -250,7 +250,7 @@ def strict_letter(text: str) -> str | None:
 
 def plain(text: str) -> str:
     """The answer in lower case, blanks as one, without a final dot: for `by_phrase`."""
-    inside = final_answer(text)
+    inside = box_or_tag(text)
     words = (text if inside is None else inside).lower().split()
     return " ".join(words).rstrip(". ")
 

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Sequence
 from vrl_jax.evals.benchmark import Row
 from vrl_jax.evals.mmkc_bench import ASPECTS, HEADER, counterfactuals
 from vrl_jax.rewards.columns import column
-from vrl_jax.rewards.parse import final_answer
+from vrl_jax.rewards.parse import box_or_tag
 from vrl_jax.types import PLACEHOLDER, Episode, Sample, literal
 
 DETECT = """\
@@ -109,7 +109,7 @@ def detection_rates(
 
 def yes_or_no(text: str) -> str | None:
     """The first word, if it is yes or no, of the last box or answer tag or the text."""
-    inside = final_answer(text)
+    inside = box_or_tag(text)
     found = _FIRST_WORD.match(text if inside is None else inside)
     return found.group(1).lower() if found else None
 

@@ -16,6 +16,7 @@ from vrl_jax.rewards.combine import Reward
 from vrl_jax.rewards.parse import read_json
 from vrl_jax.rewards.parse_boxes import (
     Detection,
+    are_numbers,
     as_boxes,
     as_detections,
     detections,
@@ -181,13 +182,44 @@ def click_reward(*, frame: Frame = original, gold_frame: Frame = original) -> Re
         gold = as_detections(read_json(episodes[0].sample.answer))
         if len(gold) != 1:
             return [float("nan")] * len(episodes)
-        size = first_size(episodes[0])
-        box = _converted(np.array(gold[0].box), gold_frame, size)
-        points = [first_point(e.text) or (np.nan, np.nan) for e in episodes]
-        given = _converted(np.array(points), frame, size)
-        return geometry.point_in_box(given, box).astype(jnp.float32).tolist()
+        box = _converted(np.array(gold[0].box), gold_frame, first_size(episodes[0]))
+        inside = geometry.point_in_box(_points(episodes, frame), box)
+        return inside.astype(jnp.float32).tolist()
 
     return reward
+
+
+def near_click_reward(
+    *, frame: Frame = original, gold_frame: Frame = original, within: float = 140.0
+) -> Reward:
+    """1 where the response's point is less than `within` pixels from the answer's.
+
+    In pixels of the picture as it came. The row's answer is JSON: [x, y], or a box, in
+    which the point must lie, and not on its border. GUI-R1,
+    https://github.com/ritzz-ai/GUI-R1.
+    """
+
+    def reward(episodes: Sequence[Episode]) -> list[float]:
+        gold = read_json(episodes[0].sample.answer)
+        boxes = as_detections(gold)
+        if not are_numbers(gold, 2) and len(boxes) != 1:
+            return [float("nan")] * len(episodes)
+        given = _points(episodes, frame)
+        wanted = np.array(gold if are_numbers(gold, 2) else boxes[0].box, np.float32)
+        wanted = _converted(wanted, gold_frame, first_size(episodes[0]))
+        if wanted.size == 2:
+            near = jnp.linalg.norm(given - wanted, axis=-1) < within
+        else:
+            near = geometry.point_strictly_in_box(given, wanted)
+        return near.astype(jnp.float32).tolist()
+
+    return reward
+
+
+def _points(episodes: Sequence[Episode], frame: Frame) -> Float[Array, "G 2"]:
+    """In pixels of the picture as it came; NaN, which is near nothing, for none."""
+    points = [first_point(e.text) or (np.nan, np.nan) for e in episodes]
+    return _converted(np.array(points), frame, first_size(episodes[0]))
 
 
 def _table(found: Sequence[Detection], labels: Sequence[str], most: int) -> Boxes:

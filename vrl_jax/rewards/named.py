@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from vrl_jax.rewards import adapters, answers, boxes, text
 from vrl_jax.rewards.boxed import boxed_exact, boxed_math, math_style
 from vrl_jax.rewards.combine import Reward, of_text
+from vrl_jax.rewards.dapo_answer import dapo_style
 from vrl_jax.rewards.detection import detection_reward
 from vrl_jax.rewards.final_answer import (
     anls,
@@ -15,13 +16,17 @@ from vrl_jax.rewards.final_answer import (
     count,
     mathruler_boxed,
     multiple_choice,
+    numeric,
+    r1v_accuracy,
     r1v_style,
+    vlm_r1_accuracy,
 )
 from vrl_jax.rewards.format import think_then_answer
 from vrl_jax.rewards.grounding import (
     box_reward,
     click_reward,
     guarded_iou,
+    near_click_reward,
     original,
     precision_reward,
     resized,
@@ -43,12 +48,15 @@ model saw it; thousandths or ones of its sides."""
 LIBRARY: dict[str, Reward] = {
     "exact": boxed_exact,
     "mcq": multiple_choice,
+    "letters": answer_reward(answers.letter_set),
     "yes_no": answer_reward(answers.yes_no),
-    "numeric": answer_reward(answers.relaxed_numeric),
+    "numeric": numeric,
+    "chartqa": answer_reward(answers.relaxed_accuracy),
     "count": count,
     "ocr_edit": answer_reward(text.indel_ratio),
     "anls": anls,
     "token_f1": answer_reward(text.token_f1),
+    "dapo": dapo_style,
 }
 OF_FORM: dict[str, Reward] = {
     "format": of_text(think_then_answer),
@@ -61,6 +69,8 @@ OF_MATHEMATICS: Mapping[str, Callable[[MathVerifier], Reward]] = {
     "accuracy": functools.partial(boxed_math, read=final_answer),
     "mathruler": mathruler_boxed,
     "r1v": r1v_style,
+    "r1v_accuracy": r1v_accuracy,
+    "vlm_r1": vlm_r1_accuracy,
 }
 OF_BOXES: Mapping[str, Callable[..., Reward]] = {
     "iou": functools.partial(box_reward, boxes.first_iou),
@@ -72,6 +82,7 @@ OF_BOXES: Mapping[str, Callable[..., Reward]] = {
     "od_ap50": functools.partial(precision_reward, thresholds=(0.5,)),
     "detection": detection_reward,
     "click": click_reward,
+    "near_click": near_click_reward,
 }
 OF_A_FILE = {
     "length": "rewards.length.cosine of a limit of tokens",
