@@ -123,6 +123,7 @@ def test_every_named_reward_pays_its_own_gold(data, capsys, name):
     boxes = ["[1, 2, 30, 40]", "[50, 2, 90, 40]"]
     objects = [f'[{{"Position": {box}, "Confidence": 1}}]' for box in boxes]
     answers["detection"] = objects
+    answers["letters"] = ["A, C", "BD"]
     rows = [
         {"problem": "?", "answer": answer, **picture}
         for answer, picture in zip(
