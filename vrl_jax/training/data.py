@@ -208,11 +208,11 @@ def _rows(file: Path) -> Iterator[dict[str, Any]]:
     if file.suffix == ".tsv":
         yield from tsv.read_rows(file)
         return
-    with file.open(encoding="utf-8") as lines:
+    with file.open(encoding="utf-8-sig") as lines:
         for line in filter(str.strip, lines):
             try:
                 row = json.loads(line)
-            except json.JSONDecodeError:
+            except (ValueError, RecursionError):  # too many digits, too deep
                 row = None
             yield row if isinstance(row, dict) else {"": line}
 
