@@ -14,6 +14,7 @@ def test_episode_text_is_the_policys_last_word():
     sample = Sample("id", "source", "question", (), "answer")
     turns = (Turn("call", (1,)), Turn("result", (2,), chosen=False))
     assert Episode(sample, "prompt", turns, finished=True).text == "call"
+    assert Episode(sample, "prompt", turns[1:], finished=True).text == ""
 
 
 @pytest.mark.parametrize("tokenizer", [small.tokenizer, gemma.tokenizer])

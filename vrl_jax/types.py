@@ -156,8 +156,8 @@ class Episode:
 
     @property
     def text(self) -> str:
-        """The policy's last words: what most rewards read."""
-        return next(turn.text for turn in reversed(self.turns) if turn.chosen)
+        """The policy's last words: what most rewards read; "" where it said nothing."""
+        return next((turn.text for turn in reversed(self.turns) if turn.chosen), "")
 
 
 @_pytree

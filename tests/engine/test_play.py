@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from vrl_jax.engine.conversation import Ask, conversation, following, user
-from vrl_jax.engine.desk import Limits, OutOfRoom, TooManyAsks
+from vrl_jax.engine.desk import Desk, Limits, OutOfRoom, TooManyAsks, nothing
 from vrl_jax.engine.packing import packed
 from vrl_jax.engine.play import Outcome, play
 from vrl_jax.engine.processing import question, unpadded
@@ -193,6 +193,33 @@ def test_slots_do_not_change_what_is_said(program):
     )
     assert words(turned) == [group[:1] for group in words(one)[2:]]
     assert len({e.episode.turns[1].tokens for group in one for e in group}) == 8
+
+
+@pytest.mark.parametrize(
+    ("bounds", "most"),
+    [
+        ({"slots": 1024, "prompts_per_pass": 5}, 4),
+        ({"slots": 1024, "prompts_per_pass": 1}, 1),
+        ({"slots": 64}, 16),
+        ({"slots": 4}, 4),
+    ],
+)
+def test_no_more_prompts_are_read_together_than_a_pass_takes(bounds, most):
+    actor = dataclasses.replace(small.chain_actor(), **bounds)
+    rows = [
+        dataclasses.replace(small.samples()[2], question=f"{number}?")
+        for number in range(20)
+    ]
+    desk = Desk(actor, ROOM, nothing, lambda *_: iter(()))
+    for row in rows:
+        ask = Ask(question(row))
+        desk.ask(
+            ask, desk.conversation(ask.context), key=KEY, limit=1, **desk.order(ask)
+        )
+    desk._queue_fresh()
+    together = {id(request.contexts): request.contexts for request in desk.queue}
+    sizes = [len(read.prompts.tokens) for read in together.values()]
+    assert max(sizes) == most
 
 
 def test_an_episode_of_two_conversations_has_two_rows():

@@ -1,9 +1,14 @@
 """Chat text and pictures to tables: what lies where, and what does not fit."""
 
+import copy
 import dataclasses
+import io
+import re
+import struct
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from vrl_jax.engine.processing import chat_text, encode, encode_one, fitting, question
 
@@ -75,6 +80,49 @@ def test_encode_names_the_sample_that_does_not_fit(row, changes, budgets, said):
 def test_a_patch_budget_holds_whole_windows():
     with pytest.raises(ValueError, match=r"a multiple of 16, .*, got 24"):
         processor(block=24)
+
+
+def odd_exif():
+    """A JPEG that is to be turned, whose ResolutionUnit is text, not a number."""
+    tags = [(0x0112, 3, 1, b"\6\0"), (0x0128, 2, 2, b"2\0")]
+    entries = [struct.pack("<HHI4s", *tag) for tag in tags]
+    table = struct.pack("<H", len(tags)) + b"".join(entries) + bytes(4)
+    exif = b"Exif\0\0II*\0" + struct.pack("<I", 8) + table
+    file = io.BytesIO()
+    Image.new("RGB", (40, 60)).save(file, "JPEG", exif=exif)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("row", "changes", "said"),
+    [
+        (2, {"question": "what\ud800 is it"}, r"^Sample row-2: TypeError"),
+        (2, {"id": "a\ud800b"}, r"^Sample a\\ud800b: .*surrogates not allowed"),
+        (2, {"annotations": {"system": 5}}, "^Sample row-2: "),
+        (0, {"images": (odd_exif(),)}, "^Sample row-0: .* cannot be decoded"),
+    ],
+)
+def test_fitting_counts_an_odd_row_and_goes_on(row, changes, said):
+    odd = dataclasses.replace(small.samples()[row], **changes)
+    fit = fitting(processor(), [odd, small.samples()[3]])
+    assert [sample.id for sample in fit.samples] == ["row-3"]
+    (message,) = fit.dropped
+    assert re.search(said, message)
+    message.encode()  # it can be printed
+
+
+def test_fitting_counts_what_the_template_refuses():
+    """As Gemma 2's does of system messages."""
+    refuses = (
+        "{% if messages[0]['role'] == 'system' %}"
+        "{{ raise_exception('System role not supported') }}{% endif %}"
+    )
+    tokenizer = copy.deepcopy(small.tokenizer())
+    tokenizer.chat_template = refuses + tokenizer.chat_template
+    odd = dataclasses.replace(small.samples()[2], annotations={"system": "be brief"})
+    refusing = dataclasses.replace(processor(), tokenizer=tokenizer)
+    fit = fitting(refusing, [odd, small.samples()[3]])
+    assert fit.dropped == ["Sample row-2: TemplateError: System role not supported"]
 
 
 def test_fitting_counts_what_cannot_be_used():

@@ -143,6 +143,27 @@ def test_a_bad_call_is_told_and_named(name, arguments, error, said):
     assert time.monotonic() - start < 20
 
 
+def test_what_a_tool_makes_is_bounded():
+    """4000 x 3000 pixels, four times as large each way, would take minutes."""
+    blank = tools.as_png(Image.new("RGB", (4000, 3000)))
+    box = [0, 0, 4000, 3000]
+    seen = run("zoom", {"bbox_2d": box, "factor": 4}, [blank])
+    assert seen.error == "refused" and "16000 x 12000 pixels is too large" in seen.text
+
+    def huge(pictures):
+        return Image.new("1", (8000, 8000))
+
+    assert run("huge", {}, huge=huge).error == "refused"
+
+
+def test_encoding_counts_as_the_tools_time(monkeypatch):
+    images = [picture(60, 80)]
+    monkeypatch.setattr(tools, "as_png", hanging)
+    start = time.monotonic()
+    assert run("flip", {"axis": "vertical"}, images).error == "timeout"
+    assert time.monotonic() - start < 20
+
+
 def test_a_tool_of_ones_own_may_answer_in_text():
     def count(pictures, *, what):
         return f"{len(pictures)} {what}"

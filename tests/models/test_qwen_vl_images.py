@@ -58,6 +58,24 @@ def test_smart_resize_refuses_extreme_shapes():
         smart_resize(1, 201, factor=28, min_pixels=1, max_pixels=10**6)
 
 
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_16_bit_grey_is_scaled(kind):
+    """v / 257: 0, 1, 128 and 255 of 8 bits."""
+    file = io.BytesIO()
+    grey = np.array([[0, 257, 32_896, 65_535]], np.uint16)
+    Image.fromarray(grey).save(file, kind)
+    pixels = np.asarray(load_image(file.getvalue()))
+    assert pixels[0].tolist() == [[v] * 3 for v in (0, 1, 128, 255)]
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.float32])
+def test_pixels_of_unknown_range_are_refused(dtype):
+    file = io.BytesIO()
+    Image.fromarray(np.zeros((4, 4), dtype)).save(file, "TIFF")
+    with pytest.raises(ValueError, match="cannot be decoded: its pixels are numbers"):
+        load_image(file.getvalue())
+
+
 def test_patch_order_is_by_merged_block():
     """The order of a 4 x 4 grid, as given by the reference processor."""
     packed = pack_images([picture(0, 56, 56)], QWEN2_5_VL_3B, budget=64)

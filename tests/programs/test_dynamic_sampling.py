@@ -126,6 +126,21 @@ def test_dynamic_sampling_survives_a_round_whose_rewards_all_failed():
     assert set(found.reward_parts) == {"accuracy", "errors"}
 
 
+def test_a_part_that_one_round_was_not_told_is_unknown_there():
+    """As in a batch of both: the mean is over the groups that have it."""
+    rounds = [rollout_of(1, [MIXED] * 2, ocr=jnp.ones(8))]
+    rounds += [rollout_of(2, [MIXED] * 2, math=jnp.ones(8))]
+    noted = [
+        dataclasses.replace(r, facts={f"play/{i}": jnp.ones(8)})
+        for i, r in enumerate(rounds)
+    ]
+    found, _ = play(noted, lambda rollout: jnp.array([True, False]))
+    unknown, one = [np.nan] * 4, [1.0] * 4
+    np.testing.assert_array_equal(found.reward_parts["ocr"], one + unknown)
+    np.testing.assert_array_equal(found.reward_parts["math"], unknown + one)
+    np.testing.assert_array_equal(found.facts["play/0"], one + [0.0] * 4)
+
+
 def test_mixed_accuracy_needs_the_part_and_reads_no_other():
     rollout = rollout_of(1, [MIXED, SOLVED, [0.0, 0.0, 0.02, 0.0]])
     rewarded = dataclasses.replace(rollout, rewards=jnp.arange(12.0))

@@ -59,6 +59,30 @@ def test_prepared_pictures_are_used_once_and_are_the_same(monkeypatch):
     )
 
 
+def test_pictures_that_nobody_reads_are_let_go():
+    """ERGO shows shrunk copies; the sample's own must not pile up."""
+    rows = [
+        dataclasses.replace(
+            small.samples()[0], id=str(i), images=(small.png(i, 28, 28),)
+        )
+        for i in range(20)
+    ]
+    stream = Ahead(sample_stream(rows, seed=1), small.actor().processor, 3)
+    handed = list(itertools.islice(stream, 12))
+    prepared = stream.processor.prepared
+    assert len(prepared) == 3 + 3
+    assert all(sample.images[0] in prepared for sample in handed[-3:])
+    stream.close()
+
+
+def test_a_picture_that_comes_again_is_not_let_go():
+    one = small.samples()[0]
+    stream = Ahead(sample_stream([one], seed=1), small.actor().processor, 2)
+    list(itertools.islice(stream, 9))
+    assert list(stream.processor.prepared) == list(one.images)
+    stream.close()
+
+
 def test_a_picture_that_does_not_decode_is_named_when_it_is_needed():
     broken = dataclasses.replace(small.samples()[0], images=(b"no picture",))
     stream = Ahead(sample_stream([broken], seed=0), small.actor().processor, 1)

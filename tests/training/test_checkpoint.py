@@ -205,8 +205,9 @@ def test_a_place_that_is_no_folder_is_told(tmp_path):
         run(tmp_path)
 
 
-def test_the_best_is_kept_beside_the_newest(tmp_path):
-    scores = iter([0.1, 0.9, 0.2, 0.3, 0.4, 0.5])
+@pytest.mark.parametrize("unscored", [0.2, np.nan])
+def test_the_best_is_kept_beside_the_newest(tmp_path, unscored):
+    scores = iter([0.1, 0.9, unscored, 0.3, 0.4, 0.5])
     run(tmp_path, lambda actor: {"val/accuracy": next(scores)}, steps=6)
     kept = {path.name for path in (tmp_path / "checkpoints").iterdir()}
     assert kept == {f"global_step_{step}" for step in (2, 4, 5, 6)}

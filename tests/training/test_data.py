@@ -483,6 +483,39 @@ def test_read_samples_counts_lines_that_are_not_json(tmp_path):
     assert len(samples) == 1 and len(report.dropped["not a JSON object"]) == 2
 
 
+@pytest.mark.parametrize("odd", ["1" * 5000, "[" * 100_000 + "]" * 100_000])
+def test_read_samples_counts_lines_that_python_does_not_read(tmp_path, odd):
+    path = jsonl(tmp_path / "rows.jsonl", {"problem": "What?", "answer": "1"})
+    with path.open("a") as lines:
+        lines.write(f'{{"problem": "What?", "answer": {odd}}}\n')
+    samples, report = read_samples(path)
+    assert len(samples) == 1 and len(report.dropped["not a JSON object"]) == 1
+
+
+def test_read_samples_reads_the_first_row_behind_a_byte_order_mark(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"problem": "What?", "answer": "1"}\n', encoding="utf-8-sig")
+    samples, report = read_samples(path)
+    assert len(samples) == 1 and not report.dropped
+
+
+@pytest.mark.parametrize("error", [RuntimeError, NotImplementedError, TypeError])
+def test_read_samples_counts_whatever_a_decoder_raises(tmp_path, monkeypatch, error):
+    """A broken AVIF is a RuntimeError, an unknown DDS a NotImplementedError."""
+    plain = {"problem": "What?", "answer": "1"}
+    shown = {"problem": "<image>What?", "answer": "1", "images": "rows.jsonl"}
+    path = jsonl(tmp_path / "rows.jsonl", plain, shown)
+
+    def broken(*_):
+        raise error("inside")
+
+    monkeypatch.setattr(Image, "open", broken)
+    samples, report = read_samples(path)
+    assert len(samples) == 1
+    (message,) = report.dropped["a picture does not decode"]
+    assert error.__name__ in message and "rows.jsonl row 1" in message
+
+
 def test_read_samples_names_a_missing_file(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no data file .*lost\.parquet"):
         read_samples(tmp_path / "lost.parquet")

@@ -136,15 +136,20 @@ def test_update_skips_and_counts_what_is_not_finite(value, count):
     assert (again.params["table"] != before[0]["table"]).any()
 
 
-def test_update_without_any_token_changes_nothing_but_decay():
+@pytest.mark.parametrize("count", [1, 2])
+def test_update_without_any_token_changes_nothing(count):
+    """No step by momentum or decay alone, and none that counts as not finite."""
+    start, _ = update(token_loss, learner(micro_batches=count), batch())
+    before = jax.tree.map(np.asarray, (start.params, start.opt_state))
     empty = dataclasses.replace(batch(), mask=jnp.zeros_like(batch().mask))
-    after, metrics = update(token_loss, learner(), empty)
-    assert int(after.skipped) == 0
-    assert as_floats(metrics)["actor/grad_norm"] == 0
-    table = learner().params["table"]
-    np.testing.assert_allclose(
-        after.params["table"], table * (1 - 0.1 * 0.01), rtol=1e-6
-    )
+    after, metrics = update(token_loss, start, empty)
+    jax.tree.map(np.testing.assert_array_equal, (after.params, after.opt_state), before)
+    assert (int(after.step), int(after.skipped)) == (1, 0)
+    logged = as_floats(metrics)
+    assert (logged["training/empty"], logged["training/skipped"]) == (1, 0)
+    assert logged["actor/grad_norm"] == 0
+    _, metrics = update(token_loss, after, batch())
+    assert as_floats(metrics)["training/empty"] == 0
 
 
 def test_make_learner_copies():

@@ -154,7 +154,8 @@ class Desk:
             alone = unpadded(self.processor, read)
             sizes.setdefault(self._size(alone), []).append((alone, orders))
         self.fresh = {}
-        most = max(size for size in BATCHES if size <= max(4, self.actor.slots // 4))
+        bound = min(max(4, self.actor.slots // 4), self.actor.prompts_per_pass)
+        most = max(size for size in BATCHES if size <= bound)
         for contexts in sizes.values():
             for start in range(0, len(contexts), most):
                 part = contexts[start : start + most]

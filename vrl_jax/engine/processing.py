@@ -123,11 +123,18 @@ def chat_text(processor: Processor, messages: Sequence[Message]) -> str:
 
 
 def encode_one(processor: Processor, sample: Sample) -> EncodedPrompt:
-    """The tables of one prompt. Raises `ValueError`, with its id, if it cannot be."""
+    """The tables of one prompt. Raises `ValueError`, with its id, if it cannot be.
+
+    Whatever the template, the tokenizer or a decoder makes of an odd row is one too.
+    """
+    name = sample.id.encode(errors="backslashreplace").decode()
     try:
+        sample.id.encode()  # draws are keyed by it
         return _encode_one(processor, sample)
     except ValueError as error:
-        raise ValueError(f"Sample {sample.id}: {error}") from error
+        raise ValueError(f"Sample {name}: {error}") from error
+    except Exception as error:
+        raise ValueError(f"Sample {name}: {type(error).__name__}: {error}") from error
 
 
 def _encode_one(processor: Processor, sample: Sample) -> EncodedPrompt:

@@ -26,6 +26,8 @@ CALLS = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
 
 MIN_SIDE = 28
 MAX_ASPECT = 100
+MAX_PIXELS = 2**25
+"""Of a picture that a tool returns: 100 MB, and far less than what may be loaded."""
 
 Box = Sequence[float]
 
@@ -88,18 +90,25 @@ def run(
     *,
     seconds: float = 10.0,
 ) -> Observation:
-    """What the call gives. A tool that takes longer than `seconds` is left behind."""
+    """What the call gives. A tool that takes longer than `seconds` is left behind.
+
+    So is one whose picture takes longer to encode.
+    """
     if isinstance(call, ToolError):
         return _fault("unreadable", str(call))
     if call.name not in tools:
         known = ", ".join(sorted(tools))
         return _fault("unknown", f"there is no tool {call.name!r}; there is {known}.")
-    done: list[Image.Image | str | Exception] = []
+    done: list[bytes | str | Exception] = []
 
     def work() -> None:
         try:
             pictures = [load_image(image, on_white) for image in images]
-            done.append(tools[call.name](pictures, **call.arguments))
+            result = tools[call.name](pictures, **call.arguments)
+            if isinstance(result, Image.Image):
+                small_enough(*result.size)
+                result = as_png(result)
+            done.append(result)
         except Exception as error:
             done.append(error)
 
@@ -118,7 +127,7 @@ def run(
         return _fault("failed", f"{call.name} failed: {type(result).__name__}.")
     if isinstance(result, str):
         return Observation(result)
-    return Observation(PLACEHOLDER, (as_png(result),))
+    return Observation(PLACEHOLDER, (result,))
 
 
 def _fault(kind: str, text: str) -> Observation:
@@ -130,6 +139,15 @@ def as_png(picture: Image.Image) -> bytes:
     file = io.BytesIO()
     picture.convert("RGB").save(file, "PNG")
     return file.getvalue()
+
+
+def small_enough(width: int, height: int) -> None:
+    """`ToolError` where a picture that is to be made is too large."""
+    if width * height > MAX_PIXELS:
+        raise ToolError(
+            f"the result of {width} x {height} pixels is too large; it may have "
+            f"{MAX_PIXELS} pixels."
+        )
 
 
 def picture_of(pictures: Sequence[Image.Image], number: int) -> Image.Image:
@@ -208,6 +226,7 @@ def zoom(
     part = crop(pictures, bbox_2d=bbox_2d, target_image=target_image)
     factor = number_of(factor, 1, 8, "factor")
     size = (round(part.width * factor), round(part.height * factor))
+    small_enough(*size)
     return part.resize(size, Image.Resampling.BICUBIC)
 
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from vrl_jax.types import ImageRef
 from vrl_jax.views import RGB
@@ -117,20 +117,26 @@ def load_image(
     shown = f"{len(ref)} bytes" if isinstance(ref, bytes) else repr(ref)
     try:
         with Image.open(io.BytesIO(ref) if isinstance(ref, bytes) else ref) as picture:
-            return convert(ImageOps.exif_transpose(picture))
+            return convert(eight_bits(ImageOps.exif_transpose(picture)))
     except FileNotFoundError:
         raise ValueError(f"There is no picture at {shown}. Check the path.") from None
-    except (
-        UnidentifiedImageError,
-        Image.DecompressionBombError,
-        OSError,
-        SyntaxError,  # what Pillow raises for a broken PNG chunk
-        ValueError,
-    ) as error:
+    except Exception as error:  # Pillow's, of its plug-ins, of struct, ...
         raise ValueError(
             f"A picture ({shown}) cannot be decoded: {error}. Replace it or drop its "
             "row."
         ) from error
+
+
+def eight_bits(picture: Image.Image) -> Image.Image:
+    """16-bit grey scaled to 8 bits, where Pillow would cut; 65535 / 257 is 255.
+
+    Raises `ValueError` for 32-bit numbers, whose black and white nobody knows.
+    """
+    if picture.mode.startswith("I;16"):
+        return Image.fromarray(np.rint(np.asarray(picture) / 257).astype(np.uint8))
+    if picture.mode[0] in "IF":
+        raise ValueError(f"its pixels are numbers of mode {picture.mode}; save 8 bits")
+    return picture
 
 
 def on_white(picture: Image.Image) -> Image.Image:

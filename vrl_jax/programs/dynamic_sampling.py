@@ -87,19 +87,22 @@ def dynamic_sampling(
 
 
 def _same_parts(*rollouts: Rollout) -> list[Rollout]:
-    """With the reward parts and facts of all; what one was not told is 0."""
+    """With the reward parts and facts of all, as if they were one batch.
 
-    def filled(rollout: Rollout, field: str) -> dict[str, np.ndarray]:
+    A part that one was not told is NaN, which is unknown; a fact is 0.
+    """
+
+    def filled(rollout: Rollout, field: str, value: float) -> dict[str, np.ndarray]:
         names = {name for other in rollouts for name in getattr(other, field)}
-        nothing = np.zeros_like(rollout.rewards)
+        nothing = np.full_like(rollout.rewards, value)
         own = getattr(rollout, field)
         return {name: own.get(name, nothing) for name in sorted(names)}
 
     return [
         dataclasses.replace(
             rollout,
-            reward_parts=filled(rollout, "reward_parts"),
-            facts=filled(rollout, "facts"),
+            reward_parts=filled(rollout, "reward_parts", np.nan),
+            facts=filled(rollout, "facts", 0),
         )
         for rollout in rollouts
     ]

@@ -8,6 +8,7 @@ it was then, and an importance weight corrects for that.
 
 import copy
 import dataclasses
+import itertools
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -31,14 +32,25 @@ class Ahead:
     `processor` is the one given, with what is prepared: the actor must have it. The
     state is that of the stream before the first sample that was not handed out, so a
     resumed run reads what an unbroken one would have read.
+
+    Pictures wait until they are read or, if nobody reads them as they are, until `kept`
+    more samples have been handed out, by default `count`: at least a batch.
     """
 
     def __init__(
-        self, stream: Any, processor: Processor, count: int, *, threads: int = 2
+        self,
+        stream: Any,
+        processor: Processor,
+        count: int,
+        *,
+        kept: int | None = None,
+        threads: int = 2,
     ) -> None:
         self.processor = dataclasses.replace(processor, prepared={})
         self._stream, self._count = stream, count
+        self._kept = count if kept is None else kept
         self._waiting: deque[tuple[Sample, Any]] = deque()
+        self._handed: deque[Sample] = deque()
         self._threads = ThreadPoolExecutor(threads)
 
     def __iter__(self) -> Iterator[Sample]:
@@ -47,8 +59,19 @@ class Ahead:
     def __next__(self) -> Sample:
         self._fill(1)
         sample, _ = self._waiting.popleft()
+        self._handed.append(sample)
         self._fill(self._count)
+        while len(self._handed) > self._kept:
+            self._let_go(self._handed.popleft())
         return sample
+
+    def _let_go(self, sample: Sample) -> None:
+        """A program that shows other pictures than the sample's leaves those behind."""
+        wanted = itertools.chain(self._handed, (other for other, _ in self._waiting))
+        needed = {image for other in wanted for image in other.images}
+        for image in set(sample.images) - needed:
+            if left := self.processor.prepared.pop(image, None):
+                left.cancel()
 
     def _fill(self, count: int) -> None:
         prepared = self.processor.prepared
@@ -69,6 +92,7 @@ class Ahead:
     def set_state(self, state: Any) -> None:
         """Goes on from there; what was waiting is forgotten."""
         self._waiting.clear()
+        self._handed.clear()
         self.processor.prepared.clear()
         self._stream.set_state(state)
 

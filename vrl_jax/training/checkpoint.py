@@ -181,7 +181,9 @@ def _set_aside(manager: ocp.CheckpointManager, folder: Path, step: int) -> Path:
 
 
 def _score(metrics: Mapping[str, float | None]) -> float:
-    return -math.inf if metrics["score"] is None else metrics["score"]
+    """What the best is chosen by: NaN, which has no order, is worse than any."""
+    score = metrics["score"]
+    return score if score is not None and math.isfinite(score) else -math.inf
 
 
 @contextlib.contextmanager

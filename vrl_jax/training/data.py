@@ -214,11 +214,11 @@ def _parquet_rows(file: Path) -> Iterator[dict[str, Any]]:
 
 def _lines(file: Path) -> Iterator[dict[str, Any]]:
     """A line that is not an object comes as {"": the line}."""
-    with file.open(encoding="utf-8") as lines:
+    with file.open(encoding="utf-8-sig") as lines:
         for line in filter(str.strip, lines):
             try:
                 row = json.loads(line)
-            except json.JSONDecodeError:
+            except (ValueError, RecursionError):  # too many digits, too deep
                 row = None
             yield row if isinstance(row, dict) else {"": line}
 

@@ -149,7 +149,9 @@ def update(loss: Loss, learner: Learner, minibatch: Batch) -> tuple[Learner, Met
 
     The result does not depend on how many micro-batches there are. Where the
     gradient's norm is not finite, parameters and optimiser state stay as they were
-    and `skipped` counts one. The learner that came is used up, but for what is fixed.
+    and `skipped` counts one. So they stay where the weights are 0, for nothing was
+    scored or a filter left nothing: momentum alone makes no step, and the metric
+    `training/empty` is 1. The learner that came is used up, but for what is fixed.
     """
     fixed = learner.fixed
     moving = dataclasses.replace(learner, fixed=())
@@ -205,13 +207,13 @@ def update_moving(
     divisor = jnp.maximum(weight, jnp.finfo(weight.dtype).tiny)
     grads = jax.tree.map(lambda g: g / divisor, grads)
     norm = optax.global_norm(grads)
-    finite = jnp.isfinite(norm)
+    finite, empty = jnp.isfinite(norm), weight == 0
     updates, opt_state = learner.optimizer.update(
         grads, learner.opt_state, learner.trained
     )
     stepped = (optax.apply_updates(learner.trained, updates), opt_state)
     trained, opt_state = jax.tree.map(
-        functools.partial(jnp.where, finite),
+        functools.partial(jnp.where, finite & ~empty),
         stepped,
         (learner.trained, learner.opt_state),
     )
@@ -222,12 +224,13 @@ def update_moving(
         "actor/loss": Mean(total, weight),
         "actor/grad_norm": Mean(norm, one),
         "training/skipped": Mean(jnp.where(finite, 0.0, 1.0), one),
+        "training/empty": Mean(jnp.where(empty, 1.0, 0.0), one),
     }
     learner = dataclasses.replace(
         learner,
         trained=trained,
         opt_state=opt_state,
-        step=learner.step + finite,
+        step=learner.step + (finite & ~empty),
         skipped=learner.skipped + ~finite,
     )
     return learner, metrics

@@ -147,6 +147,7 @@ def train(
                 sample_stream(stage.samples, seed=seed),
                 actor.processor,
                 min(stage.prompts_per_step, PREPARED),
+                kept=stage.prompts_per_step,
             )
             stream = held.enter_context(contextlib.closing(ahead))
             done, before = 0, sum(earlier.steps for earlier in stages[:number])

@@ -1,6 +1,7 @@
 """What the policy wrote, kept for people to read: JSON lines beside the pictures."""
 
 import hashlib
+import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -55,10 +56,19 @@ def _turns(episode: Episode, target: Path) -> list[dict[str, Any]]:
             "text": turn.text,
             "chosen": turn.chosen,
             "images": [_kept(image, target) for image in turn.images],
-            **({"facts": dict(turn.facts)} if turn.facts else {}),
+            **({"facts": _noted(turn.facts)} if turn.facts else {}),
         }
         for turn in episode.turns
     ]
+
+
+def _noted(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Numpy's numbers and arrays as plain ones; what JSON lacks, in Python's words."""
+
+    def shown(value: Any) -> Any:
+        return value.tolist() if hasattr(value, "tolist") else repr(value)
+
+    return json.loads(json.dumps(dict(facts), default=shown))
 
 
 def _number(value: float) -> float | None:
