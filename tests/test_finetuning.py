@@ -113,6 +113,23 @@ def test_the_learning_rate_rises_over_steps(minibatches, rates):
     np.testing.assert_allclose(finetuning.learning_rate(once, CHOICES)(0), 1)
 
 
+def test_a_process_with_other_rows_is_told(model, rows, monkeypatch):
+    """As if process 1 had not found the third row's picture."""
+    monkeypatch.setattr(finetuning.processes, "gathered", lambda mine: [mine] * 2)
+    read, _ = finetuning.read_rows(model, rows, SIZES)
+    kept = read.fits[0].samples
+
+    def gathered(mine):
+        if isinstance(mine, list):
+            return [mine, [*mine[:2], *mine[3:]]]
+        return [mine, "another"]
+
+    monkeypatch.setattr(finetuning.processes, "gathered", gathered)
+    said = rf"process 1 has other rows.* row 2, is another and not {kept[2].id} \("
+    with pytest.raises(ValueError, match=said):
+        finetuning.read_rows(model, rows, SIZES)
+
+
 @pytest.mark.parametrize("wrong", [{"temperature": 0.0}, {"warmup_steps": -1}])
 def test_sizes_that_cannot_be_are_told(trained, wrong, tmp_path):
     _, _, run = trained
@@ -262,7 +279,17 @@ def test_eval_of_the_export_finds_what_the_run_measured(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"choices": CHOICES._replace(minibatches=3)}, "4 prompts do not make 3"),
+        (
+            {"choices": CHOICES._replace(minibatches=3)},
+            "4 prompts in 4 packs do not make 3",
+        ),
+        (
+            {
+                "sizes": SIZES._replace(prompts_per_pack=2),
+                "choices": CHOICES._replace(minibatches=4),
+            },
+            "4 prompts in 2 packs do not make 4",
+        ),
         (
             {"choices": CHOICES._replace(remat="some")},
             "there is no remat 'some'",

@@ -152,7 +152,7 @@ def train(
             done, before = 0, sum(earlier.steps for earlier in stages[:number])
             suspects: list[list[str]] = []
             if resumed and number == saved["stage"]:
-                learner, done = resumed.learner, saved["step"]
+                learner, done, resumed = resumed.learner, saved["step"], None
                 stream.set_state(saved["stream"])
                 suspects = saved["suspects"]
             else:
@@ -195,6 +195,7 @@ def train(
                     )
             ended(stage, learner)
             actor = dataclasses.replace(actor, params=stage.result(learner))
+            del learner, steps  # the next stage begins with the params alone
     return actor
 
 
