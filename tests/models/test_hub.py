@@ -100,7 +100,7 @@ def test_what_ends_a_text_is_taken_from_the_configuration(folder, tmp_path):
 def test_a_model_is_not_written_over_what_it_is_copied_from(folder):
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     params, again = random_params(small_spec(), 1), folder / ".." / folder.name
-    with pytest.raises(ValueError, match="copied from.*name another folder"):
+    with pytest.raises(ValueError, match=r"copied from.*name another folder"):
         hub.save(again, small_spec(), params, copy_from=folder)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 

@@ -149,7 +149,7 @@ def test_where_all_are_damaged_nothing_is_lost_until_they_are_moved(tmp_path, wh
     for step in checkpoints.glob("global_step_*"):
         no_host(step)
     for _ in range(2):
-        with pytest.raises(OSError, match="no checkpoint in .* move .* away"):
+        with pytest.raises(OSError, match=r"no checkpoint in .* move .* away"):
             run(tmp_path)
         assert len([*checkpoints.glob("global_step_*")]) == 3
         assert (tmp_path / "metrics.jsonl").read_bytes() == written

@@ -315,8 +315,8 @@ def restore_fixed(folder: Path, stage: int, learner: Learner) -> Learner:
     except Exception as error:  # whatever a reader makes of broken files
         raise OSError(
             f"{place}, which every checkpoint of the stage needs, cannot be read "
-            f"({_first_line(error)[:300]}). Give its files back, from a copy; or choose "
-            "another run folder, which begins from the first step."
+            f"({_first_line(error)[:300]}). Give its files back, from a copy, or "
+            "choose another run folder, which begins from the first step."
         ) from error
 
 
