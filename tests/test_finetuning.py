@@ -27,6 +27,7 @@ SIZES = finetuning.Sizes(
     response_tokens=small.BUDGET,
     longest_prompt=40,
     learning_rate=1e-3,
+    warmup_steps=1,  # the rate is a schedule, whose state a checkpoint has too
     test_rows=8,
     examples=2,
     **BOUNDS,
@@ -106,9 +107,27 @@ def test_the_learning_rate_rises_over_steps(minibatches, rates):
     sizes = SIZES._replace(learning_rate=1.0, warmup_steps=2)
     rate = finetuning.learning_rate(sizes, CHOICES._replace(minibatches=minibatches))
     np.testing.assert_allclose([rate(n) for n in range(3 * minibatches)], rates)
-    assert finetuning.learning_rate(SIZES, CHOICES) == SIZES.learning_rate
+    still = SIZES._replace(warmup_steps=0)
+    assert finetuning.learning_rate(still, CHOICES) == SIZES.learning_rate
     once = SIZES._replace(learning_rate=1.0, warmup_steps=1)
     np.testing.assert_allclose(finetuning.learning_rate(once, CHOICES)(0), 1)
+
+
+def test_a_process_with_other_rows_is_told(model, rows, monkeypatch):
+    """As if process 1 had not found the third row's picture."""
+    monkeypatch.setattr(finetuning.processes, "gathered", lambda mine: [mine] * 2)
+    read, _ = finetuning.read_rows(model, rows, SIZES)
+    kept = read.fits[0].samples
+
+    def gathered(mine):
+        if isinstance(mine, list):
+            return [mine, [*mine[:2], *mine[3:]]]
+        return [mine, "another"]
+
+    monkeypatch.setattr(finetuning.processes, "gathered", gathered)
+    said = rf"process 1 has other rows.* row 2, is another and not {kept[2].id} \("
+    with pytest.raises(ValueError, match=said):
+        finetuning.read_rows(model, rows, SIZES)
 
 
 @pytest.mark.parametrize("wrong", [{"temperature": 0.0}, {"warmup_steps": -1}])
@@ -260,7 +279,17 @@ def test_eval_of_the_export_finds_what_the_run_measured(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"choices": CHOICES._replace(minibatches=3)}, "4 prompts do not make 3"),
+        (
+            {"choices": CHOICES._replace(minibatches=3)},
+            "4 prompts in 4 packs do not make 3",
+        ),
+        (
+            {
+                "sizes": SIZES._replace(prompts_per_pack=2),
+                "choices": CHOICES._replace(minibatches=4),
+            },
+            "4 prompts in 2 packs do not make 4",
+        ),
         (
             {"choices": CHOICES._replace(remat="some")},
             "there is no remat 'some'",

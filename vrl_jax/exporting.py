@@ -5,6 +5,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import optax
 import tyro
 
 from vrl_jax.engine.pretrained import load_front_end
@@ -25,6 +26,9 @@ def export(
     best: bool = False,
 ) -> int:
     """Writes the policy of a checkpoint as a Hugging Face folder.
+
+    It is read into the host's memory, whatever devices the run had; the optimiser's
+    state, which is most of a checkpoint, is not read.
 
     Args:
         run: the folder of a run that trained a released model, ended or not.
@@ -47,17 +51,16 @@ def export(
 
     def start(stage: int) -> Learner:
         _, params = hub.load(folder, dtype=chosen.dtype(choices))
-        rate, key = settings["learning_rate"], jax.random.key(settings["seed"])
         return make_learner(
             family_of(spec).policy(spec),
             params,
-            chosen.optimizer(choices, rate, key),
+            optax.identity(),
             jnp.ones(spec.text.vocabulary, bool),
             trains=chosen.trains(choices),
-            minibatches=choices.minibatches,
         )
 
-    with checkpoint.open_manager(run) as manager:
+    host = jax.local_devices(backend="cpu")[0]
+    with checkpoint.open_manager(run) as manager, jax.default_device(host):
         known = sorted(manager.all_steps())
         newest = known[-1] if known else None
         wanted = manager.best_step() if best else newest if step is None else step
@@ -66,9 +69,8 @@ def export(
                 f"{run} has no checkpoint of step {wanted}; it has those of "
                 f"{', '.join(map(str, known)) or 'no step'}."
             )
-        learner = checkpoint.read(manager, run, wanted, start).learner
+        params = checkpoint.read_params(manager, run, wanted, start)
     bounds = front_end.pixel_bounds
-    params = jax.device_get(learner.params)
     hub.save(out, spec, params, copy_from=folder, pixel_bounds=bounds)
     print(f"{out}: the policy after step {wanted}")
     return 0

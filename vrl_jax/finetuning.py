@@ -5,7 +5,10 @@ A script adds the method, its claim, and the sizes that its paper used.
 
 import dataclasses
 import functools
+import itertools
+import math
 import time
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -158,11 +161,13 @@ def finetune(
 
 def _check(sizes: Sizes, choices: Choices, kl_weight: float) -> None:
     pieces = choices.minibatches * choices.micro_batches
-    if sizes.prompts % pieces:
+    packs = sizes.prompts // math.gcd(sizes.prompts, sizes.prompts_per_pack)
+    if packs % pieces:
         raise ValueError(
-            f"{sizes.prompts} prompts do not make {choices.minibatches} minibatches "
-            f"of {choices.micro_batches} equal pieces: choose --prompts, --minibatches "
-            "and --micro-batches that divide."
+            f"{sizes.prompts} prompts in {packs} packs do not make "
+            f"{choices.minibatches} minibatches of {choices.micro_batches} equal "
+            "pieces: choose --prompts, --prompts-per-pack, --minibatches and "
+            "--micro-batches that divide."
         )
     if not sizes.temperature > 0 or sizes.warmup_steps < 0:
         raise ValueError(
@@ -288,7 +293,10 @@ def _devices(choices: Choices) -> str:
 def read_rows(
     folder: Path, rows: Rows, sizes: Sizes
 ) -> tuple[Read, tuple[DataReport, DataReport]]:
-    """Samples of both files, with the instruction, and a processor that holds them."""
+    """Samples of both files, with the instruction, and a processor that holds them.
+
+    `ValueError` where the processes have not read the same.
+    """
     training, of_training = read_samples(rows.train, image_root=rows.images)
     test, of_test = read_samples(rows.test, image_root=rows.images)
     test = evenly(test, sizes.test_rows)
@@ -301,7 +309,31 @@ def read_rows(
         min_pixels=sizes.min_pixels,
         max_pixels=sizes.max_pixels,
     )
+    for fit in read.fits:
+        _check_alike(fit)
     return read, (of_training, of_test)
+
+
+def _check_alike(fit: Fitting) -> None:
+    """Raises where a process has other rows: each reads and drops them by itself."""
+    rows = [
+        f"{sample.id} ({tokens} tokens, pictures of {patches} patches)"
+        for sample, tokens, patches in zip(
+            fit.samples, fit.tokens, fit.pictures, strict=True
+        )
+    ]
+    first, *others = processes.gathered([zlib.crc32(row.encode()) for row in rows])
+    for number, other in enumerate(others, start=1):
+        if other == first:
+            continue
+        pairs = enumerate(itertools.zip_longest(first, other))
+        place = next(place for place, (one, two) in pairs if one != two)
+        said = processes.gathered(rows[place] if place < len(rows) else "no row")
+        raise ValueError(
+            f"process {number} has other rows than process 0: the first that differs, "
+            f"row {place}, is {said[number]} and not {said[0]}. Give every machine the "
+            "same files, pictures too."
+        )
 
 
 def begin(

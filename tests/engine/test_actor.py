@@ -16,6 +16,7 @@ from vrl_jax.programs.single_turn import single_turn
 from vrl_jax.types import Images
 
 from ..fixtures import small
+from ..fixtures.compilations import compilations
 
 VIEW = functools.partial(views.blacken_patches, share=0.5)
 
@@ -30,6 +31,26 @@ def seen_under(view, *, rollout=None, **changes):
     return actor.add_logprobs(rollout, "view", view, jax.random.key(9)).extra_logprobs[
         "view"
     ]
+
+
+def test_names_that_scoring_does_not_read_compile_nothing():
+    """A step whose rows come from another source has other parts of the reward."""
+    actor, key = small.actor(), jax.random.key(0)
+    rollout = dataclasses.replace(small.rollout(), states=None)
+
+    def score(rollout):
+        actor.likelihood(rollout)
+        actor.add_logprobs(rollout, "view", unchanged, key)
+        actor.add_divergence(rollout, "view", unchanged, key)
+
+    score(rollout)
+    parts = {"ocr": rollout.rewards}
+    other = dataclasses.replace(
+        rollout, reward_parts=parts, facts={"turns": rollout.rewards}
+    )
+    with compilations() as built:
+        score(other)
+    assert not built
 
 
 def test_add_logprobs_of_the_same_view_are_the_sampler_s():

@@ -56,6 +56,10 @@ def test_stops_are_those_of_the_generation_settings_and_the_tokenizer(model, tmp
     settings.write_text(json.dumps({"eos_token_id": 7}))
     (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": [8, 9]}))
     assert pretrained.stop_ids(tmp_path, tokenizer) == sorted({7, 8, 9, ends[1]})
+    # Where transformers 5 writes it for Qwen2.5-VL.
+    inner = {"text_config": {"eos_token_id": 6}}
+    (tmp_path / "config.json").write_text(json.dumps(inner))
+    assert pretrained.stop_ids(tmp_path, tokenizer) == sorted({6, 7, ends[1]})
     settings.write_text("{}")
     (tmp_path / "config.json").unlink()
     silent = type("Silent", (), {"eos_token_id": None})
@@ -77,12 +81,15 @@ def test_a_template_beside_the_tokenizer_is_found(model, tmp_path):
         pretrained.load_tokenizer(tmp_path)
 
 
-def test_pixel_bounds_are_the_folder_s_unless_given(model, tmp_path):
+def test_pixel_bounds_are_the_folder_s_unless_given(model, tmp_path, capsys):
     found = pretrained.load_front_end(model, max_pixels=10**5)
     assert found.pixel_bounds == (56 * 56, 10**5)  # the released least one
     settings = json.loads((model / "preprocessor_config.json").read_text())
     (tmp_path / "config.json").write_bytes((model / "config.json").read_bytes())
-    assert pretrained.load_front_end(tmp_path).pixel_bounds == (56 * 56, 1280 * 28 * 28)
+    assert "released" not in capsys.readouterr().out
+    released = (3136, 12_845_056)  # Qwen2.5-VL's preprocessor_config.json
+    assert pretrained.load_front_end(tmp_path).pixel_bounds == released
+    assert "max_pixels=12,845,056, as released" in capsys.readouterr().out
     del settings["min_pixels"], settings["max_pixels"]
     settings["size"] = {"shortest_edge": 784, "longest_edge": 7840}
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))

@@ -83,6 +83,28 @@ def test_companions_are_copied_and_sampling_is_not(folder, tmp_path):
     assert settings["repetition_penalty"] == 1.0 and settings["eos_token_id"] == [7]
 
 
+def test_what_ends_a_text_is_taken_from_the_configuration(folder, tmp_path):
+    """Where there are no generation settings; its decoder's counts least."""
+    (folder / "generation_config.json").unlink()
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"eos_token_id": [5, 7], "bos_token_id": None, "pad_token_id": None}
+    config["text_config"] = {"eos_token_id": 9, "bos_token_id": 3}
+    (folder / "config.json").write_text(json.dumps(config))
+    params = random_params(small_spec(), 0)
+    hub.save(tmp_path / "copy", small_spec(), params, copy_from=folder)
+    for name in ("config.json", "generation_config.json"):
+        told = json.loads((tmp_path / "copy" / name).read_text())
+        assert told["eos_token_id"] == [5, 7] and told["bos_token_id"] == 3
+
+
+def test_a_model_is_not_written_over_what_it_is_copied_from(folder):
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    params, again = random_params(small_spec(), 1), folder / ".." / folder.name
+    with pytest.raises(ValueError, match=r"copied from.*name another folder"):
+        hub.save(again, small_spec(), params, copy_from=folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
 @pytest.mark.parametrize(
     ("file", "content", "said"),
     [

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
+from safetensors.numpy import load_file, save_file
 
 from vrl_jax.models import lora
 from vrl_jax.models.lora import Adapter, Lora
@@ -85,6 +86,20 @@ def test_saved_and_loaded(tmp_path, targets):
     same(lora.load(tmp_path, TABLE), given)
     trained, fixed, join = lora.continued(lora.load(tmp_path, TABLE))(PARAMS)
     same(join(trained, fixed), lora.merge(PARAMS, given))
+
+
+def test_names_of_older_transformers_are_read(tmp_path):
+    """Before 4.52 the decoder was `model` and the tower `visual`."""
+    given = random_lora(everywhere)
+    lora.save(tmp_path, given, TABLE)
+    older = {}
+    for name, tensor in load_file(tmp_path / lora.WEIGHTS).items():
+        old = name.replace("model.language_model.layers.", "model.layers.")
+        older[old.replace("model.model.visual.", "model.visual.")] = tensor
+    assert any("base_model.model.model.layers.0" in name for name in older)
+    assert any("base_model.model.visual." in name for name in older)
+    save_file(older, tmp_path / lora.WEIGHTS)
+    same(lora.load(tmp_path, TABLE), given)
 
 
 def test_folders_that_do_not_fit(tmp_path):

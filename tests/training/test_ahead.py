@@ -6,14 +6,18 @@ import itertools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from vrl_jax.engine import processing
 from vrl_jax.engine.processing import encode
-from vrl_jax.training.ahead import Ahead, one_step_behind
+from vrl_jax.recipes.grpo import grpo
+from vrl_jax.training.ahead import Ahead, Upcoming, one_step_behind
 from vrl_jax.training.data import sample_stream
+from vrl_jax.training.files import read_lines
+from vrl_jax.training.loop import Stage, train
 
-from ..fixtures import small
+from ..fixtures import small, toy
 
 
 def ahead(count=3):
@@ -95,7 +99,7 @@ def test_one_step_behind_samples_with_the_params_before_and_weighs():
     actor = small.chain_actor()
     moved = {**actor.params, "table": actor.params["table"] + 0.3 * jnp.eye(384)}
     newer = dataclasses.replace(actor, params=moved, step=1)
-    batches = iter(lambda: small.samples(), None)
+    batches = Upcoming(sample_stream(small.samples(), seed=1), 4)
     key = jax.random.key(0)
     first = recipe.act(actor, batches, key)
     second = recipe.act(newer, batches, key)
@@ -119,6 +123,65 @@ def test_one_step_behind_samples_with_the_params_before_and_weighs():
     assert len(np.unique(weights.round(4))) > 3
     mean = metrics["mismatch/weight"]
     np.testing.assert_allclose(mean.total, weights.sum() / second.mask.sum(), rtol=1e-5)
+
+
+def test_a_list_that_is_only_looked_at_is_not_taken():
+    stream = sample_stream(small.samples(), seed=1)
+    plain = ids(sample_stream(small.samples(), seed=1), 12)
+    batches = Upcoming(stream, 2)
+    next(batches)
+    place = batches.get_state()
+    looked = list(itertools.islice(batches.ahead(), 2))
+    assert [one.id for batch in looked for one in batch] == plain[2:6]
+    assert batches.get_state() == place
+    assert [sample.id for sample in batches.drawn] == plain[:2]
+    assert [next(batches), next(batches)] == looked
+    assert [sample.id for sample in batches.drawn] == plain[:6]
+    assert batches.get_state() == stream.get_state() != place
+
+
+def test_a_resumed_run_one_step_behind_passes_over_no_row(tmp_path):
+    """Nor does what the thread plays count for the step that it runs beside."""
+    samples = [
+        dataclasses.replace(small.samples()[0], id=f"row-{number}")
+        for number in range(16)
+    ]
+    seen = []
+
+    def observe(episodes, scores):
+        seen.append(episodes[0].sample.id)
+
+    class Killed(Exception):
+        pass
+
+    def run(steps):
+        recipe = one_step_behind(grpo(group_size=2))
+        stage = Stage("only", recipe, samples, 4, 4, optax.sgd(0.1))
+
+        def log(step, row):
+            if step == steps:
+                raise Killed
+
+        train(
+            [stage],
+            toy.actor(observe=observe),
+            folder=tmp_path,
+            seed=0,
+            evaluate=lambda actor: {},
+            checkpoint_every=1,
+            log=log,
+        )
+
+    with pytest.raises(Killed):
+        run(3)  # the checkpoint is of step 2
+    after_two = seen[:8]
+    seen.clear()
+    run(None)
+    assert sorted(after_two + seen) == sorted(sample.id for sample in samples)
+    rows = read_lines(tmp_path / "metrics.jsonl")
+    assert [row["data/prompts_played"] for row in rows] == [4] * 4
+    # Groups of two, of at least one token each.
+    assert all(row["data/tokens_played"] >= 8 for row in rows)
 
 
 def test_one_step_behind_starts_nothing_after_the_last_step():

@@ -11,6 +11,7 @@ import numpy as np
 import optax
 import pytest
 
+from vrl_jax.models.trained import only
 from vrl_jax.recipes.grpo import grpo
 from vrl_jax.training import checkpoint, files, loop
 from vrl_jax.training.loop import Stage, train
@@ -142,12 +143,34 @@ def test_what_a_resumed_learner_began_with_is_let_go(tmp_path, monkeypatch):
     assert gone and all(gone)
 
 
-def test_all_damaged_starts_over(tmp_path, whole, capsys):
-    for step in halted(tmp_path).glob("global_step_*"):
+def test_where_all_are_damaged_nothing_is_lost_until_they_are_moved(tmp_path, whole):
+    checkpoints = halted(tmp_path)
+    written = (tmp_path / "metrics.jsonl").read_bytes()
+    for step in checkpoints.glob("global_step_*"):
         no_host(step)
-    actor = run(tmp_path)
-    assert "resuming" not in capsys.readouterr().out
-    same(tmp_path, actor, whole)
+    for _ in range(2):
+        with pytest.raises(OSError, match=r"no checkpoint in .* move .* away"):
+            run(tmp_path)
+        assert len([*checkpoints.glob("global_step_*")]) == 3
+        assert (tmp_path / "metrics.jsonl").read_bytes() == written
+    checkpoints.rename(tmp_path / "elsewhere")
+    same(tmp_path, run(tmp_path), whole)
+
+
+def test_what_a_stage_holds_fixed_is_no_damage_of_its_checkpoints(tmp_path):
+    text = {"trains": only(lambda path: path.startswith("text/"))}
+    with pytest.raises(Killed):
+        run(tmp_path, after(2, killed), **text)
+    written = (tmp_path / "metrics.jsonl").read_bytes()
+    file = largest(tmp_path / "fixed")
+    kept = file.read_bytes()
+    cut_short(tmp_path / "fixed")
+    with pytest.raises(OSError, match="stage_0, which every checkpoint of the stage"):
+        run(tmp_path, **text)
+    assert (tmp_path / "checkpoints" / "global_step_1").is_dir()
+    assert (tmp_path / "metrics.jsonl").read_bytes() == written
+    file.write_bytes(kept)
+    run(tmp_path, **text)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int32", "uint8", "bool"])

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from vrl_jax import reductions
+from vrl_jax.models.trained import everything
 from vrl_jax.training import files
 from vrl_jax.training.iteration import Recipe
 from vrl_jax.training.loop import Stage, run_files, train
@@ -171,6 +172,26 @@ def test_the_params_that_training_began_with_are_let_go(tmp_path):
     stages = [stage("sft", 1, evaluate_first=True)]
     train(stages, begun.pop(), folder=tmp_path, seed=0, evaluate=evaluate)
     assert seen == [[True] * len(kept)] * 2
+
+
+def test_a_stage_that_ended_is_let_go_before_the_next_begins(tmp_path):
+    """Its moments too: on a device there may be room for one learner."""
+    over, seen = [], []
+
+    def trains(params):
+        gc.collect()
+        seen.append([learner() is None for learner in over])
+        return everything(params)
+
+    train(
+        [stage("sft", 1, trains=trains), stage("sft", 1, trains=trains, name="more")],
+        small.chain_actor(),
+        folder=tmp_path,
+        seed=0,
+        evaluate=checksum,
+        ended=lambda stage, learner: over.append(weakref.ref(learner)),
+    )
+    assert seen == [[], [True]]
 
 
 def test_same_seed_same_bits(tmp_path, unbroken):

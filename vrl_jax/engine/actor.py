@@ -97,9 +97,8 @@ class Actor:
         Under a reference with `dataclasses.replace(actor, params=reference)`, given
         other pictures with `seeing(rollout, pictures)`.
         """
-        return _score(
-            self.policy, self.prompts_per_pass, self.params, self.allowed, rollout
-        )
+        fixed = (self.policy, self.prompts_per_pass)
+        return _score(*fixed, self.params, self.allowed, _bare(rollout))
 
     def painting(self, view: Callable) -> View:
         """One of `views`, with the black and grey of this model's pixels."""
@@ -154,7 +153,8 @@ class Actor:
         """
         states = rollout.states
         if states is None:
-            states = _states(self.policy, self.prompts_per_pass, self.params, rollout)
+            fixed = (self.policy, self.prompts_per_pass)
+            states = _states(*fixed, self.params, _bare(rollout))
         found = self._under(view, _divergence(measure), rollout, key, states)
         divergences = {**rollout.divergences, name: found}
         return dataclasses.replace(rollout, divergences=divergences, states=None)
@@ -177,10 +177,28 @@ class Actor:
 
     def _under(self, view, read, rollout, key, noted):
         fixed = (self.policy, view, read, self.prompts_per_pass)
+        rollout = _bare(rollout)
         return _score_view(*fixed, self.params, self.allowed, rollout, key, noted)
 
 
 Scored = TypeVar("Scored", Rollout, Batch)
+
+
+def _bare(rollout: Rollout) -> Rollout:
+    """What scoring reads of it.
+
+    jit compiles again for other names, and those of rewards and facts differ between
+    steps whose rows come from several sources.
+    """
+    return dataclasses.replace(
+        rollout,
+        extra_logprobs={},
+        reward_parts={},
+        states=None,
+        facts={},
+        views={},
+        divergences={},
+    )
 
 
 def seeing(data: Scored, images: Images) -> Scored:

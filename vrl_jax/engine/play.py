@@ -17,6 +17,11 @@ exception end the episode, which is counted under its reason. The program hears 
 first two, `OutOfRoom` and `TooManyAsks`, and may return what it has. Only a program
 that never comes to its next ask is waited for; slow work belongs into a tool, which has
 its time. A model that is not there, and a return that is no turn, end the whole run.
+
+Of several processes each plays every episode. Programs and their tools must therefore
+be deterministic, the same in all processes: one that depends on the clock or on the
+machine makes their asks differ, and they then wait for each other on the mesh until the
+run ends.
 """
 
 import dataclasses

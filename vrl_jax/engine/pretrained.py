@@ -11,7 +11,7 @@ Tokenizer, chat template, stops and weights are the folder's; sizes are the samp
 import dataclasses
 import inspect
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -80,7 +80,8 @@ def load_front_end(
 ) -> FrontEnd:
     """The functions of the host for the folder's model.
 
-    The bounds are of a picture's area; those of the folder's processor if not given.
+    The bounds are of a picture's area; those of the folder's processor if not given,
+    and those that the family was released with, which is told, where it has none.
     `ValueError` for a family whose pictures all have one size.
     """
     spec = hub.read_spec(folder)
@@ -94,17 +95,27 @@ def load_front_end(
                 f"{' and '.join(given)} out."
             )
         return make(spec)
-    front_end = make(spec, **{**_bounds(Path(folder)), **given})
+    released = family_of(spec).processor_settings(spec, None)
+    bounds = _bounds(released["preprocessor_config.json"])
+    said = _bounds(_processor(Path(folder)))
+    if missing := [name for name in bounds if name not in {**said, **given}]:
+        told = " and ".join(f"{name}={bounds[name]:,}" for name in missing)
+        print(f"{folder} bounds no picture: {told}, as released", flush=True)
+    front_end = make(spec, **{**bounds, **said, **given})
     least, most = front_end.pixel_bounds
     if least > most:
         raise ValueError(f"min_pixels={least} is more than max_pixels={most}.")
     return front_end
 
 
-def _bounds(folder: Path) -> dict[str, int]:
-    """What the folder's processor says, in its newer or older files and names."""
+def _processor(folder: Path) -> dict[str, Any]:
+    """What the folder says of its processor of pictures, in its newer or older file."""
     settings = _json(folder / hub.PROCESSOR).get("image_processor")
-    settings = settings or _json(folder / "preprocessor_config.json")
+    return settings or _json(folder / "preprocessor_config.json")
+
+
+def _bounds(settings: Mapping[str, Any]) -> dict[str, int]:
+    """Of a picture's area, under newer or older names."""
     size = settings.get("size") or {}
     said = {
         "min_pixels": settings.get("min_pixels") or size.get("shortest_edge"),
@@ -172,11 +183,12 @@ def load_actor(
 def stop_ids(folder: str | Path, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Which tokens end a response.
 
-    Those of the generation settings, of the model's configuration, and the tokenizer's.
+    Those of the generation settings, of the model's configuration or its decoder's, and
+    the tokenizer's.
     """
     found = {tokenizer.eos_token_id}
-    for name in (hub.GENERATION, "config.json"):
-        named = _json(Path(folder) / name).get("eos_token_id")
+    for said in hub.endings(folder):
+        named = said.get("eos_token_id")
         found |= {*named} if isinstance(named, list) else {named}
     if ends := sorted(found - {None}):
         return ends

@@ -74,7 +74,7 @@ def calls(text: str) -> list[Call | ToolError]:
 def _call(body: str) -> Call:
     try:
         read = json.loads(body)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ToolError(f"the call is not valid JSON: {error}.") from None
     name = read.get("name") if isinstance(read, dict) else None
     arguments = read.get("arguments", {}) if isinstance(read, dict) else None

@@ -189,12 +189,15 @@ def save(
     nearly greedy) would hide the policy that was trained. Weights keep their dtype.
     `pixel_bounds` bound a picture's area; those of `copy_from`, or the released ones,
     if not given. What the model's family does not have, such as critics, is left out,
-    and a warning says so.
+    and a warning says so. `ValueError` where `folder` is `copy_from` itself.
     """
     folder = Path(folder)
+    if copy_from and folder.resolve() == Path(copy_from).resolve():
+        raise ValueError(
+            f"{folder} holds the model that is copied from, whose weights would be "
+            "written over: name another folder."
+        )
     folder.mkdir(parents=True, exist_ok=True)
-    for stale in folder.glob("model*.safetensors*"):
-        stale.unlink()
     for name in COMPANIONS if copy_from else ():
         if (source := Path(copy_from, name)).is_file():
             shutil.copyfile(source, folder / name)
@@ -226,7 +229,19 @@ def save(
             ", ".join(sorted(beside)),
         )
     tensors = to_checkpoint(params, table)
-    _write_weights(folder, tensors, shard_bytes)
+    written = _write_weights(folder, tensors, shard_bytes)
+    for stale in {*folder.glob("model*.safetensors*")} - {*written}:
+        stale.unlink()
+
+
+def endings(folder: str | Path) -> list[Mapping[str, Any]]:
+    """The settings of a folder that name `ENDS`, the first to be believed first.
+
+    transformers 5 keeps those of Qwen2.5-VL in config.json's `text_config` alone.
+    """
+    files = (Path(folder, name) for name in (GENERATION, "config.json"))
+    generation, config = (_json(file) if file.is_file() else {} for file in files)
+    return [generation, config, config.get("text_config") or {}]
 
 
 def _bounds(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -247,10 +262,10 @@ def _generation(
     if tokenizer is not None:
         ends = {tokenizer.eos_token_id, tokenizer.pad_token_id} - {None}
         known = {"eos_token_id": sorted(ends), "pad_token_id": tokenizer.pad_token_id}
-    elif copy_from and Path(copy_from, GENERATION).is_file():
-        known = _json(Path(copy_from, GENERATION))
     else:
         known = {}
+        for said in reversed(endings(copy_from) if copy_from else []):
+            known |= {name: said[name] for name in ENDS if said.get(name) is not None}
     kept = {name: known[name] for name in ENDS if known.get(name) is not None}
     return settings | kept
 
@@ -261,8 +276,11 @@ def _write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 def _write_weights(
     folder: Path, tensors: Iterator[tuple[str, np.ndarray]], shard_bytes: int
-) -> None:
-    """One file, or shards of at most `shard_bytes` (or one tensor) and an index."""
+) -> list[Path]:
+    """One file, or shards of at most `shard_bytes` (or one tensor) and an index.
+
+    Returns what was written.
+    """
     shards: list[dict[str, int]] = []
     shard: dict[str, np.ndarray] = {}
 
@@ -278,8 +296,7 @@ def _write_weights(
         shard[name] = tensor
     flush()
     if len(shards) == 1:
-        (folder / "model-0.part").rename(folder / WEIGHTS)
-        return
+        return [(folder / "model-0.part").rename(folder / WEIGHTS)]
     places = {}
     for number, names in enumerate(shards):
         file = f"model-{number + 1:05}-of-{len(shards):05}.safetensors"
@@ -288,3 +305,4 @@ def _write_weights(
     total = sum(sum(names.values()) for names in shards)
     index = {"metadata": {"total_size": total}, "weight_map": places}
     _write_json(folder / INDEX, index)
+    return [folder / name for name in (INDEX, *set(places.values()))]

@@ -170,7 +170,10 @@ PLAIN = {
 
 
 def load(folder: str | Path, table: Sequence[Parameter]) -> Lora:
-    """Adapters that `save` or PEFT wrote, for the model with this table."""
+    """Adapters that `save` or PEFT wrote, for the model with this table.
+
+    PEFT names them after the modules of the transformers at hand, old or new.
+    """
     folder = Path(folder)
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
@@ -187,7 +190,8 @@ def load(folder: str | Path, table: Sequence[Parameter]) -> Lora:
             f"plain LoRA ({'; '.join(odd)}). Merge them with PEFT and load the model."
         )
     with safe_open(folder / WEIGHTS, framework="numpy") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        names = file.keys()
+        tensors = {_current(name): file.get_tensor(name) for name in names}
     unknown, problems, found = set(tensors), [], {}
     for row in _linear_rows(table, lambda path: True):
         names = [name for pair in _names(row) for name in pair]
@@ -235,6 +239,13 @@ def _names(row: Parameter) -> list[tuple[str, str]]:
     modules = [_module(row).format(layer=i) for i in range(max(row.layers, 1))]
     ends = ("lora_A.weight", "lora_B.weight")
     return [tuple(f"{PREFIX}{module}.{end}" for end in ends) for module in modules]
+
+
+def _current(name: str) -> str:
+    """PEFT's name of a tensor, with the module named as in transformers 5."""
+    if not name.startswith(PREFIX):
+        return name
+    return PREFIX + current_name(name.removeprefix(PREFIX))
 
 
 def _module(row: Parameter) -> str:

@@ -56,6 +56,11 @@ def tool_turns(
     back, and of a text its first `characters`. A call that is wrong in any way is
     answered with what is wrong, counted under its kind, and the episode goes on. The
     fact `images` counts pictures that the policy wrote something after.
+
+    Of several processes each plays every episode and runs every tool. What a tool gives
+    must be the same in all of them, or they ask the mesh for different work and the run
+    ends: no tool may depend on the machine, and `seconds` must be far above what the
+    slowest takes.
     """
     context, shown = question(sample), list(sample.images)
     said: list[Turn] = []

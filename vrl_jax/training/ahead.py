@@ -12,7 +12,7 @@ import itertools
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -101,34 +101,107 @@ class Ahead:
         self._threads.shutdown(cancel_futures=True)
 
 
+class Upcoming:
+    """Lists of `size` samples of a stream, of which some may be looked at ahead.
+
+    `drawn` collects the samples of those that were taken. `get_state` is where the
+    stream was before the first list that was not, so a resumed run takes it again.
+    """
+
+    def __init__(self, stream: Any, size: int) -> None:
+        self.drawn: list[Sample] = []
+        self._stream, self._size = stream, size
+        self._waiting: deque[tuple[list[Sample], Any]] = deque()
+
+    def __iter__(self) -> Iterator[list[Sample]]:
+        return self
+
+    def __next__(self) -> list[Sample]:
+        self._fill(1)
+        batch, _ = self._waiting.popleft()
+        self.drawn += batch
+        return batch
+
+    def ahead(self) -> Iterator[list[Sample]]:
+        """What the next calls will give: drawn from the stream, and not taken yet."""
+        for number in itertools.count():
+            self._fill(number + 1)
+            yield self._waiting[number][0]
+
+    def _fill(self, count: int) -> None:
+        while len(self._waiting) < count:
+            state = copy.deepcopy(self._stream.get_state())
+            batch = list(itertools.islice(self._stream, self._size))
+            self._waiting.append((batch, state))
+
+    def get_state(self) -> Any:
+        """Where the next list comes from."""
+        return self._waiting[0][1] if self._waiting else self._stream.get_state()
+
+
+class Pending(NamedTuple):
+    """What a thread is playing: its rollout, what it read, what it observed."""
+
+    rollout: Future[Rollout]
+    read: list[Sequence[Sample]]
+    observed: list[tuple[Any, ...]]
+
+
 def one_step_behind(recipe: Recipe, *, correct: Correct = mismatch.truncated) -> Recipe:
     """The recipe on responses of the policy as it was one update phase earlier.
 
     While a step is learned from, a thread samples the next one with a copy of the
     params, which `sampler.corrected` makes up for with `correct`. Rewards run in the
     thread. The first step, also of a resumed run, waits for its own responses; so a
-    resumed run is another draw. On a mesh of several devices it raises `ValueError`:
-    two threads there may start their programs in another order on each device, which
-    then wait for each other for ever.
+    resumed run is another draw. What the thread reads is looked at `ahead`, as
+    `Upcoming` allows, and what it plays is observed when its step comes. On a mesh of
+    several devices it raises `ValueError`: two threads there may start their programs
+    in another order on each device, which then wait for each other for ever.
     """
     thread = ThreadPoolExecutor(1)
-    pending: list[Future[Rollout]] = []
+    pending: list[Pending] = []
 
-    def act(
-        actor: Actor, batches: Iterator[Sequence[Sample]], key: Key[Array, ""]
-    ) -> Rollout:
+    def taken(actor: Actor, batches: Upcoming, then: Pending) -> Rollout:
+        rollout = then.rollout.result()
+        for _ in then.read:
+            next(batches)
+        for group in then.observed:
+            actor.observe(*group)
+        return rollout
+
+    def submitted(actor: Actor, batches: Upcoming, key: Key[Array, ""]) -> Pending:
+        read: list[Sequence[Sample]] = []
+        observed: list[tuple[Any, ...]] = []
+        coming = batches.ahead()
+        # Drawn here and not in the thread: the state that is saved is before it.
+        coming = itertools.chain([next(coming)], coming)
+
+        def noted() -> Iterator[Sequence[Sample]]:
+            for batch in coming:
+                read.append(batch)
+                yield batch
+
+        actor = dataclasses.replace(
+            actor, observe=lambda *group: observed.append(group)
+        )
+        return Pending(thread.submit(recipe.act, actor, noted(), key), read, observed)
+
+    def act(actor: Actor, batches: Upcoming, key: Key[Array, ""]) -> Rollout:
         if jax.sharding.get_mesh().size > 1:
             raise ValueError(
                 "one_step_behind samples in a thread of its own and runs on one "
                 "device: leave it out on a mesh, or leave out the mesh."
             )
-        now = pending.pop().result() if pending else recipe.act(actor, batches, key)
+        if pending:
+            now = taken(actor, batches, pending.pop())
+        else:
+            now = recipe.act(actor, batches, key)
         if not actor.total_steps or actor.step + 1 < actor.total_steps:
             # The update that follows takes the memory of the params that came.
             params = jax.tree.map(jnp.copy, actor.params)
             coming = dataclasses.replace(actor, params=params, step=actor.step + 1)
             after = jax.random.fold_in(key, 1)
-            pending.append(thread.submit(recipe.act, coming, batches, after))
+            pending.append(submitted(coming, batches, after))
         return now
 
     return corrected(recipe, correct=correct)._replace(act=act)

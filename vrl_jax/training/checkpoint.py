@@ -18,6 +18,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jaxtyping import Array
 
+from vrl_jax.models.policy import Params
 from vrl_jax.training import processes
 from vrl_jax.training.learner import Learner
 
@@ -118,42 +119,56 @@ def resume(
     """The newest whole checkpoint, in the learner that `start(stage)` makes.
 
     One that cannot be read, or whose arrays are not those that were saved, is set
-    aside in `damaged/`, is told, and the one before it is taken; None where there is
-    none. Raises `Mismatch` for a checkpoint of another model or optimiser.
+    aside in `damaged/`, is told, and the one before it is taken; None where there was
+    no checkpoint. Raises `Mismatch` for a checkpoint of another model or optimiser, and
+    `OSError`, with all of them left where they are, where none is whole, where the disk
+    does not give a file, or where what the stage holds fixed cannot be read.
     """
+    damaged: dict[int, str] = {}
     for step in sorted(manager.all_steps(), reverse=True):
         found, reason = None, ""
         try:
-            found = read(manager, folder, step, start)
-        except (Mismatch, jax.errors.JaxRuntimeError):
+            found = read(manager, step, start)
+        except (Mismatch, jax.errors.JaxRuntimeError, MemoryError):
             raise  # no fault of the files: a device's memory, or a process is gone
         except Exception as error:  # whatever a reader makes of broken files
-            reason = str(error).splitlines()[0] if str(error) else repr(error)
-        if not processes.any_of(bool(reason)):
-            return found
-        kept = _set_aside(manager, folder, step)
-        print(
-            f"checkpoint {step} is damaged ({reason[:200]}); it is now in {kept}, "
-            "and the one before it is taken",
-            flush=True,
+            if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
+                raise  # the disk, or who may read it
+            reason = _first_line(error)
+        if processes.any_of(bool(reason)):
+            damaged[step] = reason or "another process cannot read it"
+            continue
+        stage = found.host["stage"]
+        found = found._replace(learner=restore_fixed(folder, stage, found.learner))
+        for broken, reason in damaged.items():
+            kept = _set_aside(manager, folder, broken)
+            print(
+                f"checkpoint {broken} is damaged ({reason[:200]}); it is now in "
+                f"{kept}, and the one before it is taken",
+                flush=True,
+            )
+        return found
+    if damaged:
+        told = "; ".join(f"{step}: {said[:200]}" for step, said in damaged.items())
+        raise OSError(
+            f"no checkpoint in {manager.directory} can be read ({told}). Give the "
+            "files back, or, to begin again from the first step, choose another run "
+            f"folder or move {manager.directory} away."
         )
     return None
 
 
 def read(
-    manager: ocp.CheckpointManager,
-    folder: Path,
-    step: int,
-    start: Callable[[int], Learner],
+    manager: ocp.CheckpointManager, step: int, start: Callable[[int], Learner]
 ) -> Resumed:
     """The checkpoint of this step, in the learner that `start(stage)` makes.
 
-    Raises `Mismatch` for one of another model or optimiser, and whatever a reader makes
-    of files that are broken.
+    What the stage holds fixed is as it was made: `restore_fixed` reads it. Raises
+    `Mismatch` for one of another model or optimiser, and whatever a reader makes of
+    files that are broken.
     """
-    args = ocp.args.Composite(host=ocp.args.JsonRestore())
-    host = manager.restore(step, args=args)["host"]
-    learner = restore_fixed(folder, host["stage"], start(host["stage"]))
+    host = _host(manager, step)
+    learner = start(host["stage"])
     like = jax.tree.map(ocp.utils.to_shape_dtype_struct, _arrays(learner))
     stored = manager.item_metadata(step)["learner"]
     _check_shapes(f"{manager.directory}, step {step}", stored, like)
@@ -161,10 +176,57 @@ def read(
         leaf.delete()  # a device may have no room for two
     args = ocp.args.Composite(learner=ocp.args.StandardRestore(like))
     arrays = manager.restore(step, args=args)["learner"]
+    _check_fingerprint(arrays, host)
+    return Resumed(step, _with_arrays(learner, arrays), host)
+
+
+def read_params(
+    manager: ocp.CheckpointManager,
+    folder: Path,
+    step: int,
+    start: Callable[[int], Learner],
+) -> Params:
+    """The policy's params of this step, as `start(stage)` splits and places them.
+
+    Nothing of the optimiser is read, so `start` may give any. Raises as `read` does.
+    """
+    host = _host(manager, step)
+    learner = start(host["stage"])
+    like = {
+        name: ocp.utils.to_shape_dtype_struct(leaf)
+        for name, leaf in _arrays(learner).items()
+        if name.startswith("trained.")
+    }
+    stored = manager.item_metadata(step)["learner"]
+    trained = {name: stored[name] for name in stored if name.startswith("trained.")}
+    where = f"{manager.directory}, step {step}"
+    _check_shapes(where, trained, like)
+    args = ocp.args.PyTreeRestore(
+        like,
+        restore_args=ocp.checkpoint_utils.construct_restore_args(like),
+        partial_restore=True,
+    )
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        place = manager.directory / f"global_step_{step}" / "learner"
+        arrays = checkpointer.restore(place, args=args)
+    _check_fingerprint(arrays, host)
+    learner = _with_arrays(learner, arrays)
+    return restore_fixed(folder, host["stage"], learner).params
+
+
+def _host(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
+    args = ocp.args.Composite(host=ocp.args.JsonRestore())
+    return manager.restore(step, args=args)["host"]
+
+
+def _check_fingerprint(arrays: Mapping[str, Array], host: Mapping[str, Any]) -> None:
     found = _fingerprint(arrays)
     if wrong := [name for name in found if found[name] != host["fingerprint"][name]]:
-        raise OSError(f"{', '.join(wrong[:4])} changed after they were saved")
-    return Resumed(step, _with_arrays(learner, arrays), host)
+        raise ValueError(f"{', '.join(wrong[:4])} changed after they were saved")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else repr(error)
 
 
 def _set_aside(manager: ocp.CheckpointManager, folder: Path, step: int) -> Path:
@@ -194,9 +256,9 @@ def _told(place: Path) -> Iterator[None]:
     except jax.errors.JaxRuntimeError:  # a device's, or another process is gone
         raise
     except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else repr(error)
         raise OSError(
-            f"a checkpoint could not be written to {place}: {reason[:300]}. The ones "
+            f"a checkpoint could not be written to {place}: "
+            f"{_first_line(error)[:300]}. The ones "
             "before it are whole: make room or give the folder back its permissions, "
             "and run the same command again."
         ) from error
@@ -237,14 +299,27 @@ def save_fixed(folder: Path, stage: int, learner: Learner) -> None:
 
 
 def restore_fixed(folder: Path, stage: int, learner: Learner) -> Learner:
-    """`learner` with what `save_fixed` wrote. `Mismatch` where shapes differ."""
+    """`learner` with what `save_fixed` wrote. `Mismatch` where shapes differ.
+
+    `OSError`, which names the folder, where it cannot be read: every checkpoint of the
+    stage needs it.
+    """
     if not (arrays := _arrays(learner, fixed=True)):
         return learner
     place = _fixed_folder(folder, stage)
     like = jax.tree.map(ocp.utils.to_shape_dtype_struct, arrays)
-    with ocp.StandardCheckpointer() as checkpointer:
-        _check_shapes(str(place), checkpointer.metadata(place).item_metadata, like)
-        return _with_arrays(learner, checkpointer.restore(place, like))
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            _check_shapes(str(place), checkpointer.metadata(place).item_metadata, like)
+            return _with_arrays(learner, checkpointer.restore(place, like))
+    except (Mismatch, jax.errors.JaxRuntimeError, MemoryError):
+        raise
+    except Exception as error:  # whatever a reader makes of broken files
+        raise OSError(
+            f"{place}, which every checkpoint of the stage needs, cannot be read "
+            f"({_first_line(error)[:300]}). Give its files back, from a copy, or "
+            "choose another run folder, which begins from the first step."
+        ) from error
 
 
 def _fixed_folder(folder: Path, stage: int) -> Path:

@@ -16,7 +16,7 @@ from vrl_jax.engine.actor import Actor
 from vrl_jax.models.policy import Params
 from vrl_jax.models.trained import Trains, everything
 from vrl_jax.training import checkpoint, files, processes
-from vrl_jax.training.ahead import Ahead
+from vrl_jax.training.ahead import Ahead, Upcoming
 from vrl_jax.training.data import sample_stream
 from vrl_jax.training.iteration import Recipe, iteration
 from vrl_jax.training.learner import Learner, make_learner
@@ -153,7 +153,7 @@ def train(
             done, before = 0, sum(earlier.steps for earlier in stages[:number])
             suspects: list[list[str]] = []
             if resumed and number == saved["stage"]:
-                learner, done = resumed.learner, saved["step"]
+                learner, done, resumed = resumed.learner, saved["step"], None
                 stream.set_state(saved["stream"])
                 suspects = saved["suspects"]
             else:
@@ -175,13 +175,13 @@ def train(
                 evaluate,
                 lambda step, row, before=before: log(before + step, row),
             )
-            for step, learner, measured, suspects in steps:
+            for step, learner, measured, suspects, place in steps:
                 leaving = processes.any_of(asked()) and before + step < total_steps
                 if leaving or step == stage.steps or step % checkpoint_every == 0:
                     state = {
                         "stage": number,
                         "step": step,
-                        "stream": stream.get_state(),
+                        "stream": place,
                         "suspects": suspects,
                         "files": files.sizes(lines),
                     }
@@ -196,6 +196,7 @@ def train(
                     )
             ended(stage, learner)
             actor = dataclasses.replace(actor, params=stage.result(learner))
+            del learner, steps  # the next stage begins with the params alone
     return actor
 
 
@@ -203,13 +204,15 @@ class Taken(NamedTuple):
     """A step that was taken and logged: what a checkpoint holds of it.
 
     `measured` is empty where the policy was not evaluated; `suspects` are the samples
-    of the last steps in a row whose gradient was not finite.
+    of the last steps in a row whose gradient was not finite; `stream` is the state of
+    the stream before the next step's samples.
     """
 
     step: int
     learner: Learner
     measured: Mapping[str, float]
     suspects: list[list[str]]
+    stream: Any
 
 
 def run_stage(
@@ -250,6 +253,7 @@ def run_stage(
         return measured
 
     watched = dataclasses.replace(actor, observe=observe)
+    batches = Upcoming(stream, stage.prompts_per_step)
     shown: dict[str, float] = {}
     if stage.evaluate_first and not done:
         shown |= measure(0, learner)
@@ -257,26 +261,25 @@ def run_stage(
     with progress_bar(stage.name, stage.steps, done) as show:
         for step in range(done, stage.steps):
             seconds: dict[str, float] = {}
-            drawn: list[Sample] = []
             start = time.perf_counter()
             learner, metrics = iteration(
                 timed(stage.recipe, seconds),
                 dataclasses.replace(watched, step=step, total_steps=stage.steps),
                 learner,
-                batches(stream, stage.prompts_per_step, drawn),
+                batches,
                 jax.random.fold_in(key, step),
             )
             row = {"phase": stage.name, "step": step + 1, **as_floats(metrics)}
             if several:
                 row |= by_source(played)
             seconds["timing_s/step"] = time.perf_counter() - start
-            row["data/prompts_played"] = len(drawn)
+            row["data/prompts_played"] = len(batches.drawn)
             row["data/tokens_played"] = sum(tokens)
             files.append_line(written.metrics, row)
             files.append_line(
                 written.timings, {"phase": stage.name, "step": step + 1, **seconds}
             )
-            ids = [sample.id for sample in drawn]
+            ids = [sample.id for sample in batches.drawn]
             suspects = [*suspects, ids] if row["training/skipped"] else []
             if len(suspects) == MAX_SKIPPED_IN_A_ROW:
                 files.write_json(folder / "not_finite.json", {"samples": suspects})
@@ -295,7 +298,8 @@ def run_stage(
             show(step + 1, headline({**row, **shown}))
             played.clear()
             tokens.clear()
-            yield Taken(step + 1, learner, measured, suspects)
+            batches.drawn.clear()
+            yield Taken(step + 1, learner, measured, suspects, batches.get_state())
 
 
 def timed(recipe: Recipe, seconds: dict[str, float]) -> Recipe:
@@ -314,16 +318,6 @@ def timed(recipe: Recipe, seconds: dict[str, float]) -> Recipe:
         act=clocked("timing_s/gen", recipe.act),
         score=clocked("timing_s/score", recipe.score),
     )
-
-
-def batches(
-    stream: Iterator[Sample], size: int, drawn: list[Sample]
-) -> Iterator[list[Sample]]:
-    """Lists of `size` samples, which `drawn` collects; nothing is read ahead."""
-    while True:
-        batch = list(itertools.islice(stream, size))
-        drawn += batch
-        yield batch
 
 
 def headline(row: Mapping[str, float]) -> str:
