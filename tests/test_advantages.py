@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vrl_jax import advantages
+from vrl_jax import advantages, masked
 
 # Recomputed with the released functions of EasyR1, verl and TRL: see meta in the file.
 CASES = json.loads((Path(__file__).parent / "golden/objectives_cases.json").read_text())
@@ -128,3 +128,22 @@ def test_decoupled_by_hand():
     total = np.array([1, -1, 1 - 2, -1 + 2, 0]) / np.sqrt(2)
     expected = np.append((total - total.mean()) / total.std(ddof=1), 0)
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_turns_are_the_stretches_of_the_mask():
+    """Of 2, 1 and 3 tokens, with what was told between them."""
+    turns = jnp.array([[1, 1, 0, 1, 0, 0, 1, 1, 1, 0]], bool)
+    x = jnp.array([[-1.5, -0.5, 9, -2, 9, 9, -0.1, -0.6, -0.8, 9]])
+    number = masked.numbered(turns)
+    np.testing.assert_array_equal(number, [[0, 0, 0, 1, 1, 1, 2, 2, 2, 2]])
+    for marks, places in (
+        (masked.starts(turns), (0, 3, 6)),
+        (masked.ends(turns), (1, 3, 8)),
+    ):
+        assert tuple(np.flatnonzero(marks)) == places
+    whole = jnp.ones((1, 10), bool)
+    assert tuple(np.flatnonzero(masked.ends(whole))) == (9,)
+    steps = advantages.of_steps(jnp.where(turns, x, jnp.nan), number, turns)
+    np.testing.assert_allclose(steps, [[-2, -2, -1.5, *[0] * 7]], rtol=1e-6)
+    back = advantages.at_tokens(steps, number, turns)
+    np.testing.assert_allclose(back, [[-2, -2, 0, -2, 0, 0, -1.5, -1.5, -1.5, 0]])

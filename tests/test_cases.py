@@ -440,24 +440,21 @@ def matrix():
     return jnp.array(functools.reduce(lambda x, key: x[key], path, CASES))
 
 
-def pieces(reduction):
-    """Sum, weight and token share of each micro-batch."""
-    for rows in CASES["aggregation"]["micro_batches"]:
-        part, valid = matrix()[np.array(rows)], MASK[np.array(rows)]
-        yield mean(reduction(part, valid)), valid.sum() / MASK.sum()
-
-
-def composed(reduction):
-    return sum(value * share for value, share in pieces(reduction))
+def released(reduction):
+    """Micro-batches as the learner adds them up."""
+    parts = [
+        reduction(matrix()[np.array(rows)], MASK[np.array(rows)])
+        for rows in CASES["aggregation"]["micro_batches"]
+    ]
+    return sum(p.total for p in parts) / sum(p.weight for p in parts)
 
 
 def constant(length):
     return reductions.constant_length(matrix(), MASK, max_length=length)
 
 
-def naive(reduction):
-    values = [value for value, _ in pieces(reduction)]
-    return sum(values) / len(values)
+def over_length(length):
+    return mean(reductions.sum_over_length(matrix(), MASK, max_length=length))
 
 
 AGGREGATION = {
@@ -465,11 +462,11 @@ AGGREGATION = {
     "seq_mean_token_mean": lambda: mean(reductions.sequence_mean(matrix(), MASK)),
     "seq_mean_token_sum": lambda: mean(constant(1)),
     "sum_over_B_times_L": lambda: mean(constant(INPUTS["max_completion_length_L"])),
-    "sum_over_L_verl": lambda: constant(1).total / INPUTS["max_completion_length_L"],
-    "sum_over_T_verl": lambda: constant(1).total / MASK.shape[1],
-    "bnpo": lambda: naive(reductions.token_mean),
-    "easyr1_token_mode": lambda: composed(reductions.token_mean),
-    "easyr1_seq_mode": lambda: composed(reductions.sequence_mean),
+    "sum_over_L_verl": lambda: over_length(INPUTS["max_completion_length_L"]),
+    "sum_over_T_verl": lambda: over_length(MASK.shape[1]),
+    "bnpo": lambda: released(reductions.mean_of_token_means),
+    "easyr1_token_mode": lambda: released(reductions.token_mean),
+    "easyr1_seq_mode": lambda: released(reductions.easyr1_sequence_mean),
 }
 
 
@@ -486,7 +483,7 @@ def test_aggregation(name, tolerance):
 KL = CASES["kl"]
 ESTIMATORS = {
     "k1": divergences.k1,
-    "abs": lambda *x: jnp.abs(divergences.k1(*x)),
+    "abs": divergences.absolute,
     "k2": divergences.k2,
     "k3": divergences.k3,
     "k3_straight": lambda *x: divergences.straight_through(

@@ -49,7 +49,7 @@ def test_data_check_of_sound_rows(data, capsys):
 
 
 def test_data_check_of_bad_rows_as_json(data, capsys):
-    rows = [*GOOD, {"id": "odd", "problem": "how many?", "answer": "twelve"}]
+    rows = [*GOOD, {"id": "odd", "problem": "how many?", "answer": "a lot"}]
     assert run("data", "check", data(rows), "--reward", "count", "--json") == 1
     found = json.loads(capsys.readouterr().out)
     assert found["suspicious"] and found["data"]["used"] == 3
@@ -75,6 +75,7 @@ def test_data_check_of_the_reward_of_a_file(data, capsys, tmp_path):
         ("def f(episodes): ...", "native"),
         ("def f(completions, solution, **kwargs): ...", "vlm_r1"),
         ("def f(prompts, completions, **kwargs): ...", "trl"),
+        ("def f(queries, prompts, labels): ...", "openrlhf"),
         ("class f:\n    def __call__(self, completions, **kwargs): ...", "ms_swift"),
     ],
 )
@@ -87,7 +88,7 @@ def test_a_signature_tells_whose_it_is(tmp_path, source, style):
 @pytest.mark.parametrize(
     ("reward", "more", "said"),
     [
-        ("exat", [], "there is no reward 'exat': the library's are anls, "),
+        ("exat", [], "there is no reward 'exat': the library's are accuracy, "),
         ("nowhere.py:f", [], "there is no file"),
         ("{own}:g", [], "the file has no function g; it has f"),
         ("{own}:f", [], "takes x, which is no signature that is known"),
@@ -120,6 +121,8 @@ def test_a_file_that_is_not_there_is_one_line(capsys):
 def test_every_named_reward_pays_its_own_gold(data, capsys, name):
     answers = {"mcq": ["A", "C"], "yes_no": ["yes", "no"], "anls": ["cat", "a dog"]}
     boxes = ["[1, 2, 30, 40]", "[50, 2, 90, 40]"]
+    objects = [f'[{{"Position": {box}, "Confidence": 1}}]' for box in boxes]
+    answers["detection"] = objects
     rows = [
         {"problem": "?", "answer": answer, **picture}
         for answer, picture in zip(

@@ -47,3 +47,25 @@ def test_correlation_is_numpy_s_over_the_mask():
     got = masked.correlation(*map(jnp.asarray, poisoned), jnp.asarray(mask))
     np.testing.assert_allclose(got, np.corrcoef(x[mask], y[mask])[0, 1], rtol=1e-5)
     assert masked.correlation(jnp.ones(3), jnp.arange(3.0), jnp.ones(3, bool)) == 0
+
+
+@pytest.mark.parametrize(
+    ("share", "count", "floor", "ceil"),
+    [  # by hand
+        (0.3, 50, 15, 15),
+        (0.4, 7, 2, 3),
+        (1 / 3, 10**6, 333333, 333334),
+        (3e-5, 10**6, 30, 30),
+        (1.5e-4, 10**5, 15, 15),
+        (1e-5, 10**5, 1, 1),
+        (2e-4, 7, 0, 1),
+        (1.0, 2**31 - 1, 2**31 - 1, 2**31 - 1),
+        (0.9999, 2_000_000_000, 1_999_800_000, 1_999_800_000),
+        (0.0, 5, 0, 0),
+    ],
+)
+def test_shares_are_those_of_the_fraction_that_was_meant(share, count, floor, ceil):
+    count = jnp.array(count)
+    assert count.dtype == jnp.int32
+    assert masked.floor_share(share, count) == floor
+    assert masked.ceil_share(share, count) == ceil

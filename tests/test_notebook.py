@@ -1,6 +1,5 @@
-"""colab/quickstart.ipynb: short, clean, the library's VPPO, and it runs."""
+"""The notebooks are short and clean, and run; the quickstart's method is VPPO."""
 
-import ast
 import re
 import subprocess
 import sys
@@ -20,19 +19,21 @@ from vrl_jax.types import Likelihood, Rollout
 COLAB = Path(__file__).parents[1] / "colab"
 
 
-def read():
-    return nbformat.read(COLAB / "quickstart.ipynb", as_version=4)
+every_notebook = pytest.mark.parametrize(
+    "name", sorted(file.name for file in COLAB.glob("*.ipynb"))
+)
+
+
+def read(name="quickstart.ipynb"):
+    return nbformat.read(COLAB / name, as_version=4)
 
 
 def code(notebook):
     return {cell.id: cell for cell in notebook.cells if cell.cell_type == "code"}
 
 
-@pytest.fixture(scope="module")
-def executed(tmp_path_factory):
-    """The cells after a run with tiny sizes, and the folder where they ran."""
-    folder = tmp_path_factory.mktemp("notebook")
-    notebook = read()
+def run(notebook, folder):
+    """The cells after a run with tiny sizes in the folder."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VRL_JAX_SMOKE", "1")
         for home in ("IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_RUNTIME_DIR"):
@@ -40,7 +41,14 @@ def executed(tmp_path_factory):
         NotebookClient(
             notebook, timeout=300, resources={"metadata": {"path": str(folder)}}
         ).execute()  # raises where a cell raises
-    return code(notebook), folder
+    return code(notebook)
+
+
+@pytest.fixture(scope="module")
+def executed(tmp_path_factory):
+    """The quickstart's cells after a run, and the folder where they ran."""
+    folder = tmp_path_factory.mktemp("notebook")
+    return run(read(), folder), folder
 
 
 def printed(cell):
@@ -52,15 +60,16 @@ def shown(cell, kind):
     return [o.data[kind] for o in cell.outputs if kind in o.get("data", {})]
 
 
-def test_notebook_has_fewer_than_90_lines_of_code():
-    lines = [
-        line.strip() for c in code(read()).values() for line in c.source.split("\n")
-    ]
+@every_notebook
+def test_notebook_has_fewer_than_90_lines_of_code(name):
+    cells = code(read(name)).values()
+    lines = [line.strip() for cell in cells for line in cell.source.split("\n")]
     assert len([line for line in lines if line and not line.startswith("#")]) < 90
 
 
-def test_notebook_is_stored_clean():
-    notebook = read()
+@every_notebook
+def test_notebook_is_stored_clean(name):
+    notebook = read(name)
     nbformat.validate(notebook)
     assert notebook.metadata.kernelspec.name == "python3"
     assert all(not cell.metadata for cell in notebook.cells)
@@ -105,15 +114,6 @@ def test_method_is_the_library_s_vppo(monkeypatch):
     assert np.any(losses[0][0])
 
 
-def test_shaded_escapes_the_text_of_a_token():
-    function = ast.parse(code(read())["shade"].source).body[0]
-    names = {}
-    exec("import html\n" + ast.unparse(function), names)
-    shade = names["shaded"]({"text": "<|im_end|>", "dependency": 2.5})
-    # 0.50 is the root of 2.5 / 10: 10 is the largest score.
-    assert re.fullmatch(r"<span [^<>]*,0\.50\)[^<>]*>&lt;\|im_end\|&gt;</span>", shade)
-
-
 def test_notebook_shows_pictures_curve_and_accuracies(executed):
     cells, _ = executed
     assert len(shown(cells["data"], "image/png")) == 3
@@ -130,7 +130,8 @@ def test_notebook_shades_tokens(executed):
     for page in pages:
         assert 'src="data:image/png;base64,' in page
         assert re.search(
-            r'<span style="background: rgba\([\d,.]+\)">[^<]*</span>', page
+            r'<span style="background: rgba\([\d,.]+\)" title="[^"]*">[^<]*</span>',
+            page,
         )
 
 
@@ -138,3 +139,25 @@ def test_notebook_exports_a_policy_that_loads(executed):
     _, folder = executed
     spec, _ = hub.load(folder / "runs" / "quickstart" / "policy")
     assert spec.vision.depth == 2
+
+
+def test_five_measures_are_taken_of_any_folder(tmp_path):
+    """The second notebook: it makes a model where there is none, and loads it."""
+    cells = run(read("which_tokens_look.ipynb"), tmp_path)
+    assert (tmp_path / "runs/which_tokens_look/policy/model.safetensors").exists()
+    assert "of them right" in printed(cells["load"])
+    pages = shown(cells["shade"], "text/html")
+    assert len(pages) == 4 * 5
+    names = ["k3", "kl", "js", "blind", "entropy"]
+    for name, page in zip(4 * names, pages, strict=True):
+        assert page.startswith(f"<code>{name:>8} </code><span")
+    assert len(shown(cells["agree"], "image/png")) == 1
+    table = {
+        line[:16].strip(): [float(x) for x in line[16:].split()]
+        for line in printed(cells["agree"]).splitlines()[1:7]
+    }
+    assert list(table) == [*names, "in k3's top 40 %"]
+    for place, name in enumerate(names):
+        assert table[name][place] == 1
+        assert table[name][0] == table["k3"][place]
+    assert table["in k3's top 40 %"][0] == 1

@@ -29,10 +29,8 @@ def constant_length(x, mask):
     return reductions.constant_length(x, mask, max_length=6)
 
 
-def verl_constant_length(x, mask):
-    """Not divided by the number of sequences."""
-    mean = constant_length(x, mask)
-    return mean._replace(weight=mean.weight / x.shape[0])
+def sum_over_length(x, mask):
+    return reductions.sum_over_length(x, mask, max_length=6)
 
 
 ZSCORE, CENTERED = advantages.group_zscore, advantages.group_centered
@@ -52,7 +50,7 @@ CLIPPED, DUAL = SURROGATES
             reductions.sequence_mean,
         ),
         ("dr_grpo_trl", CENTERED, {}, CLIPPED, 0.2, constant_length),
-        ("dr_grpo_verl_seq_sum_norm", CENTERED, {}, CLIPPED, 0.2, verl_constant_length),
+        ("dr_grpo_verl_seq_sum_norm", CENTERED, {}, CLIPPED, 0.2, sum_over_length),
         ("dapo_token_mean", ZSCORE, {}, CLIPPED, 0.28, reductions.token_mean),
         ("dapo_token_mean_dual_clip_3", ZSCORE, {}, DUAL, 0.28, reductions.token_mean),
     ],

@@ -72,6 +72,7 @@ OBJECTIVES = {
     "vespo": objectives.vespo,
     "kl_cov": functools.partial(objectives.kl_cov, share=0.2),
     "clip_cov": functools.partial(objectives.clip_cov, KEY, share=0.2, low=0.1),
+    "values": lambda new, old, a, mask: objectives.clipped_value_loss(new, old, a),
     "k1": lambda new, old, a, mask: divergences.k1(new, old),
     "k2": lambda new, old, a, mask: divergences.k2(new, old),
     "k3": lambda new, old, a, mask: divergences.k3(new, 0.1 * old + 0.9 * new),
@@ -207,7 +208,7 @@ PER_TOKEN = {
         x, mask, 0.4, group_size=GROUP
     ),
     "cgpo": lambda x, mask: token_weights.cgpo_weights(
-        x, jnp.sin(x), 1 + jnp.tanh(masked.mean(x, mask, axis=1)), mask
+        x, jnp.sin(x), x > 0.5, 1 + jnp.tanh(masked.mean(x, mask, axis=1)), mask
     ),
     "log_ratio": lambda x, mask: perception.log_ratio(x, jnp.sin(x), mask),
     "top_of_batch": lambda x, mask: perception.top_share_of_batch(x, mask, 0.3),
@@ -220,6 +221,7 @@ PER_TOKEN = {
     "vgpo_factors": functools.partial(token_weights.vgpo_factors, group_size=GROUP),
     "vepo": lambda x, mask: token_weights.vepo_scores(x, jnp.sin(x), jnp.exp(x), mask),
     "mean_one": mismatch.mean_one,
+    "mean_one_of_responses": mismatch.mean_one_of_responses,
     "min_max": functools.partial(masked.min_max, axis=1),
 }
 
@@ -386,9 +388,11 @@ def test_cgpo_weights_by_hand():
     entropy = jnp.array([[9.0, 1, 8, 0], [0, 7, 0, 0]])
     dependency = jnp.array([[5.0, 0, 0, 1], [0, 6, 7, 0]])
     mask = jnp.ones((2, 4), bool)
-    # ceil(.3 * 8) = 3 of each: entropies 9, 8, 7, dependencies 5, 6, 7.
-    got = token_weights.cgpo_weights(entropy, dependency, jnp.array([1.1, 0.9]), mask)
-    np.testing.assert_allclose(got, [[1.1, 0, 1, 0], [0, 0.9, 0.9, 0]], rtol=1e-6)
+    inside, weights = jnp.zeros((2, 4), bool).at[1, 3].set(True), jnp.array([1.1, 0.9])
+    # ceil(.3 * 8) = 3 of each: entropies 9, 8, 7, dependencies 5, 6, 7; and, beyond
+    # the share, the token inside a box.
+    got = token_weights.cgpo_weights(entropy, dependency, inside, weights, mask)
+    np.testing.assert_allclose(got, [[1.1, 0, 1, 0], [0, 0.9, 0.9, 0.9]], rtol=1e-6)
 
 
 def test_top_share_of_group_by_hand():

@@ -44,19 +44,44 @@ def test_reductions_golden(name, tolerance):
     np.testing.assert_allclose(mean.total / mean.weight, GOLDEN[name], rtol=tolerance)
 
 
-def test_published_variants_that_depend_on_the_split(tolerance):
+def sum_over_length(x, mask):
+    return reductions.sum_over_length(x, mask, max_length=6)
+
+
+RELEASED = {
+    "mean_of_token_means": reductions.mean_of_token_means,
+    "sum_over_length": sum_over_length,
+    "easyr1_sequence_mean": reductions.easyr1_sequence_mean,
+}
+
+
+@pytest.mark.parametrize("name", RELEASED)
+def test_micro_batches_without_tokens_do_not_change_the_released_variants(name):
     matrix, mask = jnp.array(MATRIX), jnp.array(MASK)
-    verl = constant_length(matrix, mask)
-    np.testing.assert_allclose(
-        verl.total / 6, GOLDEN["sum_over_L_verl"], rtol=tolerance
-    )
-    pieces = [
-        reductions.token_mean(matrix[rows], mask[rows])
-        for rows in map(np.array, GOLDEN["micro_batches"])
-    ]
-    local = sum(mean.total / mean.weight for mean in pieces) / len(pieces)
-    expected = GOLDEN["bnpo_or_naive_mean_of_micro_batch_token_means"]
-    np.testing.assert_allclose(local, expected, rtol=tolerance)
+    nothing = RELEASED[name](matrix * jnp.nan, mask & False)
+    np.testing.assert_array_equal(nothing, (0, 0))
+    poisoned = jnp.where(mask, matrix, jnp.nan)
+    expected, got = RELEASED[name](matrix, mask), RELEASED[name](poisoned, mask)
+    np.testing.assert_allclose(got, expected, rtol=1e-6)
+    gradient = jax.grad(lambda x: RELEASED[name](x, mask).total)(poisoned)
+    assert np.isfinite(gradient).all() and not gradient[~mask].any()
+
+
+def test_a_sum_over_length_does_not_divide_by_the_rows():
+    """verl's form by hand: halves of the batch, each sum over 6, and their mean."""
+    matrix, mask = jnp.array(MATRIX), jnp.array(MASK)
+    halves = [sum_over_length(matrix[h], mask[h]) for h in (slice(4), slice(4, 8))]
+    together = sum(h.total for h in halves) / sum(h.weight for h in halves)
+    whole = jnp.where(mask, matrix, 0).sum() / 6
+    np.testing.assert_allclose(together, whole / 2, rtol=1e-6)
+    np.testing.assert_allclose(whole, GOLDEN["sum_over_L_verl"], rtol=1e-5)
+
+
+def test_a_row_without_tokens_does_not_count_in_the_constant_divisor():
+    """Two rows, one all masked, L = 6: 4 / 6, where TRL has 4 / 12."""
+    mask = jnp.array([[True] * 4, [False] * 4])
+    got = constant_length(jnp.ones((2, 4)), mask)
+    np.testing.assert_allclose(got.total / got.weight, 4 / 6, rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", REDUCTIONS)

@@ -29,6 +29,9 @@ def test_adaptive_coefficient_follows_the_target_in_small_steps():
 def test_fades_start_whole_and_end_at_nothing():
     power = [schedules.power_fade(t, start=500, power=3, total=60) for t in (0, 30, 60)]
     assert power == pytest.approx([500, 500 * (1 - 1 / 8), 0])
+    # DUPL's max(0, 1 - s / s_total), by hand.
+    branch = [schedules.power_fade(t, start=1, power=1, total=10) for t in (0, 5, 15)]
+    assert branch == [1, 0.5, 0]
     fades = [
         schedules.exponential_fade(t, start=500, base=0.5, total=4) for t in (0, 3, 4)
     ]

@@ -5,6 +5,8 @@ could not be had is NaN: it takes no part in its group's statistics, and its res
 has advantage 0.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -309,6 +311,18 @@ def at_tokens(
     """
     number = jnp.clip(number, 0, steps.shape[1] - 1)
     return jnp.where(mask, jnp.take_along_axis(steps, number, axis=1), 0)
+
+
+def of_steps(
+    x: Float[Array, "B T"], number: Int[Array, "B T"], mask: Bool[Array, "B T"]
+) -> Float[Array, "B S"]:
+    """steps_s = sum of x_t over number_t = s: the way back from `at_tokens`.
+
+    With a mask of one token a step, such as `masked.ends`, what is said there. S = T,
+    for a row has no more steps than tokens; 0 for those that it does not have.
+    """
+    add = functools.partial(jax.ops.segment_sum, num_segments=x.shape[1])
+    return jax.vmap(add)(jnp.where(mask, x, 0), number)
 
 
 def _backwards(

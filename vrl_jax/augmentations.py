@@ -243,7 +243,7 @@ def _places(images: Images) -> Int[Array, "P N S 2"]:
 
 
 def _within(
-    places: Int[Array, "P N S 2"], low: Float[Array, "P #N 2"], high: Array
+    places: Int[Array, "P N S 2"], low: Float[Array, " P #N 2"], high: Array
 ) -> Bool[Array, "P N S"]:
     return ((places >= low[:, :, None]) & (places < high[:, :, None])).all(-1)
 

@@ -53,7 +53,7 @@ def data_check(
         response: what the policy is asked to write, with {answer} in it, such as
             "\\boxed{{answer}}"; by default the common ones are tried.
         style: whose signature your function has: native (episodes), easyr1, verl, trl,
-            trl_chat, vlm_r1 or ms_swift; by default its arguments tell.
+            trl_chat, vlm_r1, ms_swift or openrlhf; by default its arguments tell.
         frame: unit of the boxes in the file: original (pixels), norm1000 or norm1.
         full: the score that counts as full marks; by default the highest of any row's
             own answer.

@@ -22,6 +22,16 @@ def k1(
     return logprobs - other_logprobs
 
 
+def absolute(
+    logprobs: Float[Array, "B T"], other_logprobs: Float[Array, "B T"]
+) -> Float[Array, "B T"]:
+    """|d|: verl's and EasyR1's "abs", no estimate of a KL.
+
+    Gradient sign(d), whatever the distance; 0 where d is.
+    """
+    return jnp.abs(masked.finite(logprobs - other_logprobs))
+
+
 def k2(
     logprobs: Float[Array, "B T"], other_logprobs: Float[Array, "B T"]
 ) -> Float[Array, "B T"]:

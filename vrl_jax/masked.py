@@ -4,6 +4,7 @@ Whatever lies elsewhere, NaN included, touches neither value nor gradient. Read 
 `masked.mean(x, mask)`.
 """
 
+import math
 from fractions import Fraction
 
 import jax
@@ -100,9 +101,12 @@ def min_max(
 def floor_share(share: float, count: Int[Array, "..."]) -> Int[Array, "..."]:
     """floor(share * count), exact: `share` is read as the fraction that was meant.
 
-    In float32 ceil(0.3 * 50) is 16, since 0.3 is stored a little too large.
+    In float32 ceil(0.3 * 50) is 16, since 0.3 is stored a little too large. That
+    fraction is the nearest p / q with p q up to about 2^30: nothing overflows.
     """
-    part = Fraction(float(share)).limit_denominator(10_000)
+    share = float(share)
+    most = int(2**15 / math.sqrt(abs(share) + 2**-30))
+    part = Fraction(share).limit_denominator(most)
     whole, rest = count // part.denominator, count % part.denominator
     return whole * part.numerator + rest * part.numerator // part.denominator
 
@@ -133,3 +137,18 @@ def top(
     order = jnp.lexsort((-values, ~valid), axis=along)
     rank = jnp.argsort(order, axis=along)
     return (valid & (rank < count)).reshape(x.shape)
+
+
+def starts(mask: Bool[Array, "B T"]) -> Bool[Array, "B T"]:
+    """The first of each stretch of the mask: where a turn begins."""
+    return mask & ~jnp.pad(mask, ((0, 0), (1, 0)))[:, :-1]
+
+
+def ends(mask: Bool[Array, "B T"]) -> Bool[Array, "B T"]:
+    """The last of each stretch of the mask: where a turn ends."""
+    return mask & ~jnp.pad(mask, ((0, 0), (0, 1)))[:, 1:]
+
+
+def numbered(mask: Bool[Array, "B T"]) -> Int[Array, "B T"]:
+    """Of which stretch of its row an entry is, from 0; off the mask, of the last."""
+    return jnp.maximum(jnp.cumsum(starts(mask), axis=1) - 1, 0)

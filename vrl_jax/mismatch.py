@@ -9,6 +9,8 @@ no gradient. The rules are those of TRL, https://github.com/huggingface/trl at f
 and verl, https://github.com/volcengine/verl at b178a3c.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
@@ -51,9 +53,24 @@ def rejected(
 def mean_one(
     weights: Float[Array, "B T"], mask: Bool[Array, "B T"]
 ) -> Float[Array, "B T"]:
-    """weights / mean(weights) over the valid tokens: verl's batch normalisation."""
-    average = masked.mean(weights, mask)
-    return _constant(weights / jnp.where(average > 0, average, 1), mask)
+    """weights / mean(weights) over the valid tokens: verl's batch normalisation.
+
+    Of weights per token; weights of responses are normalised by
+    `mean_one_of_responses`.
+    """
+    return _normalised(weights, masked.mean(weights, mask), mask)
+
+
+def mean_one_of_responses(
+    weights: Float[Array, "B T"], mask: Bool[Array, "B T"]
+) -> Float[Array, "B T"]:
+    """weights / mean_i(w_i), where each response counts once, whatever its length.
+
+    w_i is the mean over the tokens of a response, which share one weight: verl's batch
+    normalisation with rollout_is="sequence". Rows without tokens do not count.
+    """
+    of_rows = masked.mean(weights, mask, axis=1)
+    return _normalised(weights, masked.mean(of_rows, mask.any(axis=1)), mask)
 
 
 def agreeing_tokens(
@@ -65,8 +82,11 @@ def agreeing_tokens(
 ) -> Bool[Array, "B T"]:
     """The valid tokens with low <= ratio <= high.
 
-    verl's rollout_rs by k1 bounds the sampler over the learner, the inverse of rho:
-    give it importance_ratio(sampler_logprobs, old_logprobs).
+    verl's rollout_rs by k1, which has a bound on either side: "0.667_1.5" are low and
+    high. It bounds the sampler over the learner, the inverse of rho: give it
+    importance_ratio(sampler_logprobs, old_logprobs) for token_k1. With
+    `objectives.sequence_ratio` or `response_ratio` of the two, whole responses agree
+    or do not: seq_mean_k1, seq_sum_k1.
     """
     return mask & (ratio >= low) & (ratio <= high)
 
@@ -76,13 +96,15 @@ def agreeing_responses(
     mask: Bool[Array, "B T"],
     *,
     threshold: float = 0.1,
+    statistic: Callable[..., Float[Array, " B"]] = masked.mean,
 ) -> Bool[Array, "B T"]:
     """The tokens of responses whose mean divergence is at most `threshold`.
 
-    verl's rollout_rs by the mean of k3 takes divergences.k3(sampler_logprobs,
-    old_logprobs), and k1 or k2 likewise.
+    verl's seq_mean_k3 takes divergences.k3(sampler_logprobs, old_logprobs), and k2
+    likewise; masked.sum or masked.max as `statistic` makes it seq_sum or seq_max. k1
+    has either sign and two bounds: `agreeing_tokens`.
     """
-    return mask & (masked.mean(divergence, mask, axis=1) <= threshold)[:, None]
+    return mask & (statistic(divergence, mask, axis=1) <= threshold)[:, None]
 
 
 def on_policy_responses(
@@ -102,6 +124,12 @@ def on_policy_responses(
     gap = masked.mean(sampler_logprobs - logprobs, mask, axis=1)
     bad = masked.mean(advantages, mask, axis=1) < 0
     return mask & ~(bad & (gap > threshold))[:, None]
+
+
+def _normalised(
+    weights: Float[Array, "B T"], average: Float[Array, ""], mask: Bool[Array, "B T"]
+) -> Float[Array, "B T"]:
+    return _constant(weights / jnp.where(average > 0, average, 1), mask)
 
 
 def _constant(

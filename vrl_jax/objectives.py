@@ -1,4 +1,4 @@
-"""Per-token policy losses, to be minimised.
+"""Per-token losses of policies, and of their critics, to be minimised.
 
 Nothing here averages: `reductions` does. Log-ratios are clamped to +-20 before `exp`,
 as verl and EasyR1 do, so that a ratio is never infinite and 0 * inf never NaN. A
@@ -260,6 +260,64 @@ def vespo(
     weight = response_ratio(logprobs, old_logprobs, mask)
     phi = jnp.exp(rate + k * jnp.log(weight) - rate * weight)
     return policy_gradient(logprobs, jax.lax.stop_gradient(phi) * advantages)
+
+
+def clipped_value_loss(
+    values: Float[Array, "B T"],
+    old_values: Float[Array, "B T"],
+    returns: Float[Array, "B T"],
+    *,
+    clip: float = 0.5,
+) -> Float[Array, "B T"]:
+    """max((V - R)^2, (clip(V, V_old - clip, V_old + clip) - R)^2) / 2, per token.
+
+    No gradient where V has left the band around V_old in the direction of R. Not in
+    PPO's paper, https://arxiv.org/abs/1707.06347, whose loss is (V - R)^2, but in its
+    released code and those after it. In verl `compute_value_loss`, clip 0.5; TRL has
+    0.2, and both halve it. A band has the unit of the returns.
+    """
+    plain, bounded = _value_losses(values, old_values, returns, clip)
+    return jnp.maximum(plain, bounded)
+
+
+def value_clip_fraction(
+    values: Float[Array, "B T"],
+    old_values: Float[Array, "B T"],
+    returns: Float[Array, "B T"],
+    *,
+    clip: float = 0.5,
+) -> Float[Array, "B T"]:
+    """1 where `clipped_value_loss` takes the bounded value, 0 elsewhere."""
+    plain, bounded = _value_losses(values, old_values, returns, clip)
+    return (bounded > plain).astype(values.dtype)
+
+
+def expectile_loss(
+    values: Float[Array, "..."],
+    targets: Float[Array, "..."],
+    *,
+    expectile: float = 0.9,
+) -> Float[Array, "..."]:
+    """|expectile - 1(u < 0)| u^2, u = targets - values.
+
+    Of targets that scatter the value comes near the best, the more so the nearer the
+    expectile is to 1; 0.5 is half of the square. IQL, equation 5,
+    https://arxiv.org/abs/2110.06169.
+    """
+    error = masked.finite(targets - values)
+    return jnp.where(error < 0, 1 - expectile, expectile) * jnp.square(error)
+
+
+def _value_losses(
+    values: Float[Array, "B T"],
+    old_values: Float[Array, "B T"],
+    returns: Float[Array, "B T"],
+    clip: float,
+) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
+    """(V - R)^2 / 2 of V, and of V within the band."""
+    bounded = jnp.clip(values, old_values - clip, old_values + clip)
+    errors = (masked.finite(v - returns) for v in (values, bounded))
+    return tuple(0.5 * jnp.square(error) for error in errors)
 
 
 def shaped_likelihood(

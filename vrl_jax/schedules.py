@@ -25,8 +25,9 @@ def sigmoid_decay(
 def linear(step: int, *, start: float, end: float, total: int) -> float:
     """start + (end - start) step / (total - 1), `end` from the last step on.
 
-    Of PEPO's lambda (0 to 1), PAD's temperature (1 to 0.3), the share of noisy branches
-    of DUPL (1 to 0) and PAPO's optional gamma: each paper says only that it is linear.
+    Of PEPO's lambda (0 to 1), PAD's temperature (1 to 0.3) and PAPO's optional gamma:
+    each paper says only that it is linear. DUPL's share has its end at step `total`:
+    `power_fade`.
     """
     return start + (end - start) * min(step / max(total - 1, 1), 1.0)
 
@@ -40,8 +41,12 @@ def exponential_fade(step: int, *, start: float, base: float, total: int) -> flo
 
 
 def power_fade(step: int, *, start: float, power: float, total: int) -> float:
-    """start (1 - (step / total)^power): the "pow" of NoisyRollout's code."""
-    return start * (1 - (step / total) ** power)
+    """start (1 - (step / total)^power), 0 from `total` on: NoisyRollout's "pow".
+
+    With start and power 1, max(0, 1 - step / total): the probability of the noisy
+    branch in DUPL, https://arxiv.org/abs/2510.01444.
+    """
+    return start * (1 - min(step / total, 1) ** power)
 
 
 def late_decay(

@@ -39,18 +39,20 @@ def median_weights(
 def cgpo_weights(
     entropy: Float[Array, "B T"],
     dependency: Float[Array, "B T"],
+    inside: Bool[Array, "B T"],
     weights: Float[Array, " B"],
     mask: Bool[Array, "B T"],
     *,
     share: float = 0.3,
 ) -> Float[Array, "B T"]:
-    """alpha_i in the top share by dependency, 1 in that by entropy alone, 0 elsewhere.
+    """alpha_i where a token perceives, 1 where it is unsure alone, 0 elsewhere.
 
-    CGPO, its weight of a token, with alpha from `median_weights`. Both shares are of
-    the whole batch. The tokens inside a box that a response names count as perception
-    too: give them a dependency of infinity. Its view is `augmentations.fill_boxes`.
+    CGPO, its weight of a token, with alpha from `median_weights`. A token perceives in
+    the top share by dependency, or `inside` the numbers of a box that the response
+    names, which take nothing of the share; it is unsure in the top share by entropy.
+    Both shares are of the whole batch. Its view is `augmentations.fill_boxes`.
     """
-    perceives = top_share_of_batch(dependency, mask, share)
+    perceives = top_share_of_batch(dependency, mask, share) | (inside & mask)
     reasons = top_share_of_batch(entropy, mask, share)
     return jnp.where(perceives, weights[:, None], reasons.astype(weights.dtype))
 

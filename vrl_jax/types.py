@@ -217,7 +217,8 @@ class Rollout:
     between turns. `views` are other pictures for the same prompts, where a loss looks
     at them itself. `states` are the final hidden states that predicted the tokens,
     where the actor notes them; `divergences` are of the whole next-token distribution,
-    from another view's.
+    from another view's. `extra` is whatever else `credit` needs for each token: what a
+    critic says of its state, or a row of its action.
 
     Rewards and group are those of E episodes. An episode with several contexts has as
     many rows: row b belongs to episode `episode[b]`, and is its row number `place[b]`.
@@ -245,6 +246,7 @@ class Rollout:
     divergences: dict[str, Float[Array, "B T"]] = dataclasses.field(
         default_factory=dict
     )
+    extra: dict[str, Shaped[Array, "B T"]] = dataclasses.field(default_factory=dict)
 
 
 @_pytree
@@ -269,10 +271,15 @@ class Batch:
 
 
 class Likelihood(NamedTuple):
-    """Per-token log-probability and exact entropy in nats; 0 on padding."""
+    """Per-token log-probability and exact entropy in nats; 0 on padding.
+
+    `values` is what each critic of the policy says of the state that predicts the
+    token, having read all before it; 0 on padding, and empty without critics.
+    """
 
     logprobs: Float[Array, "B T"]
     entropy: Float[Array, "B T"]
+    values: Mapping[str, Float[Array, "B T"]] = {}
 
 
 class Mean(NamedTuple):

@@ -43,8 +43,9 @@ def scored(params, rollout) -> Likelihood:
 @jax.jit
 def gradient(params, rollout):
     def objective(params):
-        logprobs, entropy = scored(params, rollout)
-        return (logprobs * rollout.rewards[:, None]).sum() + entropy.sum()
+        found = scored(params, rollout)
+        paid = found.logprobs * rollout.rewards[:, None]
+        return paid.sum() + found.entropy.sum()
 
     return jax.grad(objective)(params)
 
@@ -66,7 +67,7 @@ def close(one, other, tolerance=1e-5):
 def test_likelihood_is_what_the_sampler_reported():
     """Law 1, in float32, with a temperature, groups, padding, pictures and none."""
     rollout = small.rollout()
-    logprobs, _ = scored(small.params(), rollout)
+    logprobs = scored(small.params(), rollout).logprobs
     lengths = np.asarray(rollout.mask.sum(axis=1))
     assert small.TEMPERATURE != 1
     assert len(set(lengths.tolist())) > 2  # some end early, some with the budget

@@ -109,7 +109,7 @@ def test_summary_by_hand():
     found = benchmark.summary(rows)
     assert (found["questions"], found["responses"], found["unscored"]) == (3, 12, 1)
     assert found["accuracy"] == found["mean@4"] == pytest.approx((0.5 + 0.25 + 1) / 3)
-    assert found["no_box"] == found["cut_off"] == pytest.approx(1 / 12)
+    assert found["unread"] == found["cut_off"] == pytest.approx(1 / 12)
     # Of one and two alone, for a response of three was not scored.
     assert found["pass@1"] == pytest.approx((0.5 + 0.25) / 2)
     assert found["pass@2"] == pytest.approx((1 - 1 / 6 + 1 - 3 / 6) / 2)
@@ -118,6 +118,17 @@ def test_summary_by_hand():
     assert found["benchmarks"]["a"]["accuracy"] == pytest.approx(0.375)
     assert found["benchmarks"]["b"]["accuracy"] == 1
     assert found["score/overall"] == pytest.approx(6 / 11)
+
+
+def test_all_right_asks_for_every_row_of_a_group():
+    """By hand: of figures a, b and c one is right, of questions 1 and 2 the first."""
+    rows = [
+        *(line("a-1", 1), line("a-2", 0.9), line("b-1", 1), line("b-2", 1)),
+        *(line("c-1", 1), line("c-2", None)),
+    ]
+    assert benchmark.all_right(rows, lambda row: row["id"][0]) == pytest.approx(1 / 3)
+    assert benchmark.all_right(rows, lambda row: row["id"][2]) == 0.5
+    assert benchmark.all_right([], lambda row: row["id"]) is None
 
 
 def test_nothing_scored_is_not_a_number():

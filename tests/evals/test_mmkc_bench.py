@@ -13,16 +13,10 @@ from vrl_jax.evals.mmkc_bench import (
     Case,
     by_phrase,
     cases,
-    coarse,
     context_faithful,
-    detected,
-    detection,
-    detection_rates,
-    fine,
     first_letter,
     letter_is_counter,
     memory_faithful,
-    notices,
     passes,
     plain_or_none,
     rates,
@@ -31,65 +25,12 @@ from vrl_jax.evals.mmkc_bench import (
     remembering,
     strict_letter,
     summary,
-    yes_or_no,
 )
 from vrl_jax.training.data import read_samples
-from vrl_jax.types import Episode, Turn
 from vrl_jax.worlds.writing import write_parquet
 
 from ..fixtures import small
-
-PICTURES = [small.png(number, 28, 28) for number in range(3)]
-APPLE = {
-    "ID": 1,
-    "instance": "apple",
-    "type": "ER",
-    "image_path": PICTURES,
-    "description": "A red apple.",
-    "mis_description": {
-        "incorrect_description_1": "A green apple.",
-        "incorrect_description_2": "A blue <image> apple.",
-    },
-    "mcq_query": "Which colour?\nA. Red\nB. Green\nC. Yellow\nD. Blue.\n",
-    "open_query": "Which colour?",
-    "mcq_disanswer1": "B",
-    "mcq_disanswer2": "D",
-}
-PERSON = {
-    "ID": "2",
-    "instance": "Kobe",
-    "type": "people_knowledge",
-    "image_path": PICTURES,
-    "knowledge": "Born in 1978. Lives in Paris. Plays chess.",
-    "mis_knowledge": {
-        "Temporal_error": {
-            "mis_knowledge1": "Born in 1950. Lives in Paris. Plays chess.",
-            "mis_knowledge2": "Born in 1960. Lives in Paris. Plays chess.",
-        },
-        "Career_error": {
-            "mis_knowledge1": "Born in 1978. Lives in Paris",
-            "mis_knowledge2": "Born in 1978. Lives in Paris. Paints.",
-        },
-    },
-    "mcq_query_temporal": "Born when?\nA. 1978\nB. 1950\nC. 1960\nD. 1970",
-    "mcq_disanswer_temporal_1": "B",
-    "mcq_disanswer_temporal_2": "C",
-    "mcq_query_Career": "What job?\nA. chess\nB. songs\nC. art\nD. law",
-    "mcq_disanswer_Career_1": "B",
-    "mcq_disanswer_Career_2": "C",
-}
-
-
-def said(samples, responses):
-    """Lines of an evaluation in which these are the responses."""
-    return [
-        {"id": s.id, "benchmark": s.source, "answer": s.answer, "response": response}
-        for s, response in zip(samples, responses, strict=True)
-    ]
-
-
-def episode(sample, text):
-    return Episode(sample, "", (Turn(text, ()),), finished=True)
+from ..fixtures.conflicts import APPLE, PERSON, PICTURES, episode, said
 
 
 def test_three_passes_show_the_evidence_before_the_question():
@@ -192,7 +133,7 @@ def test_what_is_written_takes_no_longer_than_it_is():
         "\ud800",
     ):
         text = piece * (200_000 // len(piece))
-        for read in (first_letter, strict_letter, plain_or_none, yes_or_no):
+        for read in (first_letter, strict_letter, plain_or_none):
             begin = time.perf_counter()
             found = read(text)
             assert found is None or isinstance(found, str)
@@ -251,55 +192,7 @@ def test_summary_by_hand():
     assert summary(later)["ie"]["macro"]["retained"] is None
 
 
-def test_detection_by_hand():
-    """The worked example: 3 of 4 counterfactuals called No, 2 of 2 true texts Yes."""
-    told = [("no", "no")] * 3 + [("no", "yes")] + [("yes", "yes")] * 2
-    found = detection_rates(told)
-    assert found["accuracy"] == pytest.approx(0.833333, abs=1e-6)
-    assert found["balanced"] == pytest.approx(0.875)
-    assert found["unread"] == 0
-    assert detection_rates([("no", None)]) == {
-        **{"n": 1, "accuracy": 0, "balanced": None, "unread": 1},
-    }
-
-
-def test_detection_shows_one_text_and_one_picture():
-    items = read_items([APPLE, PERSON])
-    asked, skipped = detection(items, texts=coarse)
-    assert len(asked) == 6 and not skipped
-    true, counter = asked[:2]
-    assert true.images == counter.images == (PICTURES[1],)
-    assert true.question.endswith("<image>\nA red apple.")
-    assert counter.question.endswith("<image>\nA green apple.")
-    assert (true.answer, counter.answer) == ("yes", "no")
-    found = detected(said(asked, ["Yes."] * 5 + ["**No**, it is not."]))
-    assert found["accuracy"] == pytest.approx(4 / 6)
-
-
-def test_the_fine_form_shows_the_sentence_of_the_aspect():
-    """Of no aspect, and of a text that is too short, there is none."""
-    items = read_items([APPLE, PERSON])
-    assert fine(items[1]) == ("Born in 1978", "Born in 1950")
-    asked, skipped = detection(items, texts=fine)
-    assert [s.id for s in asked] == ["2:Kobe:temporal/true", "2:Kobe:temporal/counter"]
-    assert skipped == ["1:apple", "2:Kobe:Career"]
-
-
-@pytest.mark.parametrize(
-    ("text", "word"),
-    [
-        ("Yes", "yes"),
-        (" **no**, it", "no"),
-        ("I know. No.", None),
-        ("Nothing", None),
-        ("<think>Yes?</think><answer>No</answer>", "no"),
-    ],
-)
-def test_the_first_word_is_read(text, word):
-    assert yes_or_no(text) == word
-
-
-def test_rewards_pay_the_evidence_the_memory_or_the_doubt():
+def test_rewards_pay_the_evidence_or_the_memory():
     samples = passes(read_items([APPLE]))
     original, ie, ee = samples
     told = [episode(ee, text) for text in ("D", "The answer is B", "C", "no idea")]
@@ -312,8 +205,6 @@ def test_rewards_pay_the_evidence_the_memory_or_the_doubt():
     assert memory_faithful([episode(kept[0], t) for t in ("A", "B", "")]) == [1, 0, 0]
     for own, gone in (("D", ["1:apple/ee"]), ("?", ["1:apple/ie", "1:apple/ee"])):
         assert remembering(samples, said([original], [own]))[1] == gone
-    (true, counter), _ = detection(read_items([APPLE]))
-    assert notices([episode(true, "Yes."), episode(counter, "Maybe")]) == [1, 0]
 
 
 def test_an_actor_is_asked_in_three_passes(tmp_path):

@@ -193,8 +193,11 @@ def worth_by_cell(sample, region):
     return float(region == pytest.approx((1 / 3, 2 / 3, 2 / 3, 1)))
 
 
+ONE_STEP = functools.partial(search, worth=worth_by_cell, simulations=1)
+
+
 def test_the_box_is_asked_with_picture_and_region_and_told_in_the_whole():
-    program = search_then_ground(SAMPLE, worth=worth_by_cell, simulations=1)
+    program = search_then_ground(SAMPLE, search=ONE_STEP)
     asks, outcome = told(program, "<zoom>8</zoom>", "[0.5, 0.5, 0.75, 0.75]")
     assert [ask.trained for ask in asks] == [False, True]
     question, crop = asks[1].context[0], asks[1].context[0].images[1]
@@ -211,7 +214,7 @@ def test_the_box_is_asked_with_picture_and_region_and_told_in_the_whole():
     "reply", ["", "there", "[0.5, 0.5, 0.4, 0.75]", "[1, 2, 3, 4]"]
 )
 def test_no_box_is_told_where_none_can_be_read(reply):
-    program = search_then_ground(SAMPLE, worth=worth_by_cell, simulations=1)
+    program = search_then_ground(SAMPLE, search=ONE_STEP)
     _, outcome = told(program, "<zoom>8</zoom>", reply)
     assert told_box(outcome.turns) is None and outcome.facts["box"] == 0
 
@@ -249,8 +252,12 @@ def test_a_search_in_the_engine_trains_the_last_answer_alone(monkeypatch):
     )
     program = functools.partial(
         search_then_ground,
-        worth=functools.partial(region_reward, words=SHORT),
-        simulations=3,
+        search=functools.partial(
+            search,
+            worth=functools.partial(region_reward, words=SHORT),
+            simulations=3,
+            words=SHORT,
+        ),
         words=SHORT,
         read_box=lambda _: WHOLE,
     )

@@ -29,6 +29,7 @@ from vrl_jax.recipes.luffy import luffy
 from vrl_jax.recipes.noisy_rollout import noisy_rollout
 from vrl_jax.recipes.papo import papo
 from vrl_jax.recipes.reinforce_pp import reinforce_pp
+from vrl_jax.recipes.remax import remax
 from vrl_jax.recipes.rloo import rloo
 from vrl_jax.recipes.sapo import sapo
 from vrl_jax.recipes.vppo import vppo
@@ -185,6 +186,38 @@ def test_reinforce_pp_leaves_out_the_unscored():
     alone, _ = reinforce_pp(group_size=2).credit(known)
     np.testing.assert_allclose(batch.advantages[:2], alone.advantages, **CLOSE)
     assert not batch.advantages[2].any()
+
+
+def greedily(scored, rewards):
+    parts = {"greedy": jnp.array(rewards)}
+    return dataclasses.replace(scored, reward_parts=parts)
+
+
+def test_remax_golden():
+    case = LOSSES["remax_reinforce"]
+    scored = greedily(golden(), INPUTS["greedy_rewards_for_remax"])
+    value, slope, _ = value_and_slope(remax(), scored, INPUTS["logp"])
+    np.testing.assert_allclose(value, case["loss"], **CLOSE)
+    np.testing.assert_allclose(slope, case["grad_wrt_logp"], **CLOSE)
+
+
+def test_remax_pays_for_the_reference_token_by_token():
+    """And what was not scored, greedily or not, teaches nothing."""
+    anchor, _ = anchored(0.5, divergences.k1)
+    mask = np.array([[1, 1, 0], [1, 1, 1], [1, 1, 1], [1, 1, 1]], bool)
+    scored = rollout(
+        [[-1.0, -2.0, 9.0], *[[-1.0, -1.0, -1.0]] * 3],
+        [1.0, 0.0, np.nan, 1.0],
+        mask,
+        reference=[[-2.0, -2.0, 9.0], *[[-1.0, -3.0, -1.0]] * 3],
+    )
+    scored = greedily(scored, [0.25, 1.0, 0.0, np.nan])
+    batch, metrics = remax(anchor=anchor).credit(scored)
+    # k1 is 1, 0 | 0, 2, 0: half of what is ahead of it is .5, 0 | 1, 1, 0.
+    expected = [[0.25, 0.75], [-2, -2, -1], [0, 0, 0], [0, 0, 0]]
+    for row, valid, advantage in zip(expected, mask, batch.advantages, strict=True):
+        np.testing.assert_allclose(advantage[valid], row, **CLOSE)
+    assert metrics["critic/kl"].total == 7 and metrics["critic/kl"].weight == 11
 
 
 def test_papo_near_a_reference_adds_its_distance():

@@ -32,7 +32,7 @@ class Played(NamedTuple):
 
 @pytest.fixture(scope="module", params=NAMES)
 def played(request):
-    recipe, actor = small.recipe(request.param), small.actor()
+    recipe, actor = small.recipe(request.param), small.critic_actor()
     act_key, score_key = jax.random.split(jax.random.key(0))
     acted = recipe.act(actor, itertools.repeat(small.samples()), act_key)
     scored = recipe.score(actor, acted, score_key)
@@ -43,7 +43,11 @@ def other_policy(batch: Batch) -> Likelihood:
     """Not the one that sampled; a response's numbers depend on itself alone."""
     waves = jnp.sin(batch.tokens + 3.0 * jnp.arange(batch.tokens.shape[1]))
     logprobs = jnp.where(batch.mask, batch.old_logprobs + 0.3 * waves, 0)
-    return Likelihood(logprobs, jnp.where(batch.mask, 1 + waves, 0))
+    values = {
+        name: jnp.where(batch.mask, jnp.cos(waves + number), 0)
+        for number, name in enumerate(small.CRITICS)
+    }
+    return Likelihood(logprobs, jnp.where(batch.mask, 1 + waves, 0), values)
 
 
 def equal(one, other, tolerance=1e-6):
@@ -89,11 +93,14 @@ def test_act_gives_whole_groups_of_finished_tables(played):
     np.testing.assert_array_equal(rollout.old_logprobs[~rollout.mask], 0)
 
 
-def test_score_only_adds_logprobs(played):
+def test_score_only_adds_logprobs_and_values(played):
     before, after = played.acted, played.scored
-    kept = dataclasses.replace(after, extra_logprobs=before.extra_logprobs)
+    kept = dataclasses.replace(
+        after, extra_logprobs=before.extra_logprobs, extra=before.extra
+    )
     jax.tree.map(np.testing.assert_array_equal, kept, before)
-    for seen in after.extra_logprobs.values():
+    added = {name: x for name, x in after.extra.items() if name not in before.extra}
+    for seen in (*after.extra_logprobs.values(), *added.values()):
         assert seen.shape == before.mask.shape
         np.testing.assert_array_equal(seen[~before.mask], 0)
         assert np.isfinite(seen).all()
@@ -186,7 +193,7 @@ def test_order_of_the_groups_does_not_matter(played):
 @jax.jit
 def real_policy(params, batch: Batch) -> Likelihood:
     """What the learner's policy says: compiled once for all recipes of one shape."""
-    actor = small.actor()
+    actor = small.critic_actor()
     rows = batch.tokens, batch.positions, batch.mask, batch.temperature
     return likelihood(
         actor.policy,
@@ -210,7 +217,7 @@ def test_loss_reaches_every_weight_of_a_real_policy(played):
 
     By the chain rule, over each time that the loss asks the policy.
     """
-    params, asked = small.params(), []
+    params, asked = small.critic_actor().params, []
 
     def listening(batch):
         asked.append((batch, real_policy(params, batch)))
@@ -244,7 +251,7 @@ def test_loss_reaches_every_weight_of_a_real_policy(played):
 
 def test_iteration_learns(played):
     """The algorithm box, with a policy that compiles in a moment."""
-    actor = small.chain_actor()
+    actor = small.critic_chain_actor()
     before = jax.tree.map(jnp.copy, actor.params)
     learner, metrics = iteration(
         played.recipe,

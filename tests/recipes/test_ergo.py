@@ -119,11 +119,12 @@ def test_the_reader_sees_the_crop_and_the_question_alone():
 
 
 def test_options_keep_their_letters_and_a_row_says_how_to_answer():
-    annotations = {"options": ["A: hat", "(B) cat", "Boat"], "postfix": "A letter!"}
+    options = ["A: hat", "(B) cat", "", "Boat"]  # none is called C
+    annotations = {"options": options, "postfix": "A letter!"}
     row = dataclasses.replace(SAMPLE, annotations=annotations)
     (_, second, _), _ = told(coarse_to_fine(row), POINTED, "B", "B")
     lines = second.context[2].text.splitlines()
-    assert lines[3:7] == ["A: hat", "(B) cat", "C. Boat", "A letter!"]
+    assert lines[3:7] == ["A: hat", "(B) cat", "D. Boat", "A letter!"]
     torn = dataclasses.replace(SAMPLE, annotations={"options": "A. hat"})
     with pytest.raises(ValueError, match="one: `options` must be a list"):
         told(coarse_to_fine(torn), POINTED, "B", "B")

@@ -18,20 +18,17 @@ from vrl_jax.programs.search import best_of_n
 from vrl_jax.recipes.gm_prm import (
     Written,
     agreed,
-    as_record,
     asked,
     by_axes,
     by_verdict,
     critic_values,
-    first_wrong,
     gm_prm,
     process_reward,
-    read_record,
     refined_best_of_n,
-    spelled,
     step_advantages,
 )
 from vrl_jax.rewards.combine import fact, per_response
+from vrl_jax.rewards.step_records import as_record, first_wrong, read_record, spelled
 from vrl_jax.rewards.steps import mean_step, product_of_steps, worst_step
 from vrl_jax.types import Episode, Turn
 from vrl_jax.worlds import digits, tasks

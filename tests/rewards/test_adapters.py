@@ -190,10 +190,53 @@ def test_ms_swift(written, group, name):
     assert adapters.ms_swift(written(SWIFT, name))(group) == [1.0, 0.0]
 
 
+OPENRLHF = """
+import numpy as np
+
+
+def reward_func(queries, prompts, labels):
+    right = [float(q[len(p):] == l) for q, p, l in zip(queries, prompts, labels)]
+    return np.array(right, np.float32)
+
+
+def logged(queries, prompts, labels):
+    right = reward_func(queries, prompts, labels)
+    return {"rewards": right - 0.5, "scores": right, "extra_logs": {"acc": right}}
+
+
+def wrong(queries, prompts, labels):
+    return {"scores": [0.0] * len(queries)}
+"""
+
+
+def test_openrlhf(written, group):
+    assert adapters.openrlhf(written(OPENRLHF, "reward_func"))(group) == [1.0, 0.0]
+    assert adapters.openrlhf(written(OPENRLHF, "logged"))(group) == [
+        {"overall": 0.5, "score": 1.0, "acc": 1.0},
+        {"overall": -0.5, "score": 0.0, "acc": 0.0},
+    ]
+    with pytest.raises(ValueError, match="dicts with 'rewards', got"):
+        adapters.openrlhf(written(OPENRLHF, "wrong"))(group)
+
+
 def test_a_function_that_raises_costs_its_group(written, group):
     other = [Episode(Sample("8", "other", "?", (), "3"), "?", group[0].turns, True)]
     scores = call_safely(adapters.verl(written(VERL, "compute_score")), other)
     assert scores[0]["errors"] == 1.0
+
+
+def test_numbers_of_numpy_are_kept(written, group):
+    text = """
+import numpy as np
+def f(reward_inputs):
+    return [{"overall": np.float32(1), "accuracy": np.float32(1), "n": np.int64(3),
+             "f": np.float64(0.5), "flag": True, "ok": np.bool_(False), "note": "text"}
+            for _ in reward_inputs]
+"""
+    expected = {"accuracy": 1.0, "n": 3.0, "f": 0.5, "flag": 1.0, "ok": 0.0}
+    found = adapters.easyr1(written(text, "f"))(group)
+    assert found == [{**expected, "overall": 1.0}] * 2
+    assert all(type(found[0][name]) is float for name in expected)
 
 
 def test_a_file_is_run_once(tmp_path, group):

@@ -39,6 +39,8 @@ def test_final_answer_prefers_the_box():
     assert parse.final_answer(r"<answer>\boxed{1}</answer>") == "1"
     assert parse.final_answer("<answer>2</answer>") == "2"
     assert parse.final_answer("3") is None
+    assert parse.final_answer(r"<think>\boxed{1}</think> Answer: 2") == "2"
+    assert parse.box_or_tag(r"<think>\boxed{1}</think> Answer: 2") == "1"
 
 
 def test_exact_ignores_white_space_only():
@@ -129,6 +131,13 @@ def test_has_box_wants_the_last_box_closed():
         ("B. a dog", False),
         ("a dog", False),
         ("B or C", False),
+        (r"\boxed{\text{B}}", True),
+        (r"\mathbf{B}", True),
+        ("$B$", True),
+        ("**B**", True),
+        ("**(B)** a cat", True),
+        ("B: a cat", True),
+        ("Ba cat", False),
         ("BB", False),
         ("", False),
         (None, False),
@@ -136,6 +145,60 @@ def test_has_box_wants_the_last_box_closed():
 )
 def test_choice_reads_the_letter_or_its_text(prediction, expected):
     assert answers.choice(prediction, "(B)", ["a dog", "a cat"]) is expected
+
+
+def test_choice_takes_a_letter_for_a_letter():
+    assert not answers.choice("B", "A", ("B", "A"))
+    assert answers.choice("A", "A", ("B", "A"))
+    assert answers.choice("x", "A", ("x", "y"))
+    assert not answers.choice("box", "B", ("cat", "ox"))
+    assert answers.choice("A cat", "B", ("dog", "a cat"))  # the second option's text
+    assert answers.choice("3", "C", ("1", "", "3"))
+    assert not answers.choice("3", "A", ("3", "3"))  # it names both
+
+
+@pytest.mark.parametrize(
+    ("prediction", "expected"),
+    [
+        ("A, C", True),
+        ("CA", True),
+        ("(a) and (c)", True),
+        (r"\text{A; C}", True),
+        ("**A** & **C**", True),
+        ("A", False),
+        ("A, B, C", False),
+        ("A cat", False),
+        ("", False),
+        (None, False),
+    ],
+)
+def test_letter_set_of_logicvista(prediction, expected):
+    assert answers.letter_set(prediction, "A,C") is expected
+
+
+def test_letter_set_needs_a_gold_set():
+    assert not answers.letter_set("", "")
+
+
+def test_relaxed_accuracy_divides_percent():
+    assert answers.relaxed_accuracy("50%", "0.5")
+    assert answers.relaxed_accuracy("0.52", "50%")
+    assert not answers.relaxed_accuracy("50%", "50")
+    assert answers.relaxed_accuracy("2005", "2004")  # no guard for years
+    assert not answers.relaxed_accuracy("0.0", "0")
+    assert answers.relaxed_accuracy(" Blue", "blue")
+    assert not answers.relaxed_accuracy(None, "None")
+
+
+def test_amount_reads_words():
+    assert answers.amount("Three.") == answers.amount("3") == 3
+    assert answers.amount("twenty") == 20
+    assert answers.amount("three cats") is None
+
+
+def test_count_in_tag_is_the_first_of_digits_alone():
+    text = "<answer>a</answer><answer>3</answer><answer>4</answer>"
+    assert answers.count_in_tag(text, "3") and not answers.count_in_tag(text, "4")
 
 
 def test_choice_without_options_takes_the_letter_alone():
@@ -149,6 +212,27 @@ def test_yes_no_reads_whole_words():
     assert answers.yes_no("Yes, I know.", "yes")
     assert not answers.yes_no("I know", "no")
     assert not answers.yes_no("", "maybe")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("(B)", "B"),
+        ("It is **B**.", "B"),
+        ("B is not what I would have said", None),  # not one of the last four
+        ("B is not so, C", None),
+        ("not B, the answer is C", "C"),
+        ("The answer is: (b) I think so, or perhaps", "B"),
+        ("a black cat", "B"),
+        ("a black cat or a dog", None),
+        ("a cat " * 20, None),
+        ("", None),
+    ],
+)
+def test_letter_of_vlmevalkit(text, expected):
+    """By hand, after the rule of the project's matcher."""
+    options = {"A": "dog", "B": "black cat", "C": "horse"}
+    assert answers.letter_vlmevalkit(text, options) == expected
 
 
 def test_letters_by_the_published_rules():

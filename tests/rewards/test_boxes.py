@@ -14,7 +14,10 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from vrl_jax.rewards import boxes as functions
-from vrl_jax.rewards.average_precision import mean_average_precision
+from vrl_jax.rewards.average_precision import (
+    mean_average_precision,
+    penalised_average_precision,
+)
 from vrl_jax.rewards.parse_boxes import Detection, as_boxes, as_detections, as_points
 
 boxes = SimpleNamespace(  # every rule must run jitted
@@ -140,6 +143,26 @@ def test_box_and_point_score_of_vision_reasoner():
         as_points(gold, size=2),
     ]
     assert boxes.box_and_point_score(*arrays) == pytest.approx(3 / 2)
+
+
+def test_surplus_boxes_cost_average_precision_its_share():
+    """One gold box found first and three false ones after it: 1 x 1 / 4."""
+    gold, right = made(((0, 0, 10, 10), "car")), ((0, 0, 10, 10), "car")
+    false = [((50 * i, 50, 50 * i + 10, 60), "car", 0.5) for i in range(1, 4)]
+    score = jax.jit(functools.partial(penalised_average_precision, classes=2))
+    assert score(made(right, *false), gold) == pytest.approx(1 / 4)
+    assert score(made(right), gold) == pytest.approx(1)
+    assert score(NOTHING, NOTHING) == 1 and score(NOTHING, gold) == 0
+    # Fewer boxes than there are cost no more than they do without: a label of two.
+    one = made(((0, 0, 10, 10), "car"), ((20, 20, 30, 30), "dog"))
+    assert score(made(right), one) == pytest.approx(0.5)
+
+
+def test_a_box_is_found_from_the_threshold_on():
+    gold = made(((0, 0, 100, 100),))
+    assert boxes.iou_reached(made(((0, 0, 50, 100),)), gold) == 1
+    assert boxes.iou_reached(made(((0, 0, 49, 100),)), gold) == 0
+    assert boxes.iou_reached(NOTHING, gold) == 0
 
 
 def test_order_decides_equal_confidences():

@@ -1,3 +1,4 @@
+import dataclasses
 import logging
 import math
 
@@ -7,6 +8,7 @@ from vrl_jax.rewards.boxed import boxed_exact, boxed_math, math_style
 from vrl_jax.rewards.combine import (
     as_parts,
     call_safely,
+    from_step,
     geometric_mean,
     log_tamed,
     paid_if,
@@ -52,6 +54,15 @@ def fixed(*scores):
 
 def overall(reward):
     return [as_parts(score)["overall"] for score in reward(EPISODES)]
+
+
+def test_a_reward_from_a_step_on_pays_nothing_before_it():
+    late = from_step(fixed(2, {"overall": 3, "seen": 1}), start=10)
+    for step, paid in ((9, (0, 0)), (10, (2, 3))):
+        first, second = late([dataclasses.replace(e, step=step) for e in EPISODES])
+        assert (first["overall"], second) == (paid[0], {"overall": paid[1], "seen": 1})
+    first, second = from_step(fixed(None, math.nan), start=10)(EPISODES)
+    assert first is None and math.isnan(second["overall"])
 
 
 def test_weighted_leaves_out_what_does_not_apply():

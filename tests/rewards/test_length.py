@@ -57,6 +57,16 @@ OPEN_R1 = {"right": (0.5, 1.0), "wrong": (-1.0, -0.5)}
             [-0.7, -0.3, -0.1, -0.9],
         ),
         (lambda: length.laser(L, C, target=1000), [1.5, 1.5, 0, 1]),
+        # Right ones beyond 1000 lose 0.5, or win and lose it.
+        (lambda: length.laser_penalty(L, C, target=1000), [1, 1, 0, 0.5]),
+        (lambda: length.laser_hybrid(L, C, target=1000), [1.5, 1.5, 0, 0.5]),
+        (
+            lambda: length.where_any_right(
+                jnp.stack([length.l1_exact(L, c, 1000) for c in (C, 0 * C)]),
+                jnp.stack([C, 0 * C]),
+            ),
+            [[0.82, 0.94, -0.06, 0.70], [0, 0, 0, 0]],
+        ),
         (
             lambda: length.soft_overlong(L, max_length=2000, buffer=1000),
             [0, 0, -0.2, -1],

@@ -58,9 +58,74 @@ def test_tool_calls_skips_what_is_no_call():
     ) == [{"name": "a", "arguments": {}}]
 
 
-def test_final_answer_line_of_dapo():
-    assert parse.final_answer_line("Answer: 3\nAnswer: $4$ \nso") == "$4$"
-    assert parse.final_answer_line("Answer: 3" + "." * 300) is None
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Answer: 3\nAnswer: $4$ \nso", "$4$"),
+        ("Answer: 3" + "." * 300, None),
+        ("answer: 42", "42"),
+        ("ANSWER :  42", "42"),
+        ("Answer:\n42", "42"),
+        ("Answer: 1 Answer: 2", "1 Answer: 2"),
+        ("Answer:\n", None),
+    ],
+)
+def test_final_answer_line_of_dapo(text, expected):
+    """By hand, after the pattern of verl's `math_dapo.py`."""
+    assert parse.final_answer_line(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a", "a"),
+        ("<think>a</think>b", "b"),
+        ("a</think>b", "b"),
+        ("a<think>b", "a"),
+        ("a<think>b</think>c<think>d</think>e", "ace"),
+        ("<think>a<think>b</think>c</think>d", "d"),
+    ],
+)
+def test_without_thinking(text, expected):
+    assert parse.without_thinking(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Answer: B", "B"),
+        ("**Answer:** B", "B"),
+        ("**Answer**: (B)", "(B)"),
+        ("The answer is B.", "B"),
+        ("The final answer is:\n\n3.5.", "3.5"),
+        ("The answer is A. No, the answer is B", "B"),
+        ("The answer isn't B", None),
+        ("Answers: B", None),
+        ("Answer:", None),
+        ("B", None),
+    ],
+)
+def test_said_answer(text, expected):
+    assert parse.said_answer(text) == expected
+
+
+def test_last_letter_and_number_stand_alone():
+    assert parse.last_letter("A cat, so B, I think") == "B"
+    assert parse.last_letter("It is A") == "A"
+    assert parse.last_letter("In the U.S. it's OK, I'd say") is None
+    assert parse.last_letter("<think>A</think>") is None
+    assert parse.last_number("3 of 1,234.5, I see.") == "1,234.5"
+    assert parse.last_number("from 12 on, -4.") == "-4"
+    assert parse.last_number("1/2 x2 3rd 1.2.3") is None
+
+
+def test_last_pair_is_read_from_the_left():
+    """What `re.findall("<answer>(.*?)</answer>", text, re.DOTALL)[-1]` gives."""
+    torn = "<answer> torn <answer>3</answer> 4</answer>"
+    assert parse.last_pair(torn, "answer") == "torn <answer>3"
+    assert parse.last_tag(torn, "answer") == "3"
+    assert parse.last_pair("<answer>1</answer><answer>2", "answer") == "1"
+    assert parse.last_pair("</answer>", "answer") is None
 
 
 def test_detections_reads_objects_and_bare_boxes():
@@ -77,6 +142,27 @@ def test_detections_reads_objects_and_bare_boxes():
     assert [d.box for d in parse_boxes.detections("[1, 2, 3, 4]")] == [(1, 2, 3, 4)]
     assert len(parse_boxes.detections("[[[1, 2, 3, 4], [5, 6, 7, 8]]]")) == 2
     assert parse_boxes.detections("none") == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<answer>(10,20),(30,40)</answer>",
+        "<|object_ref_start|>a<|object_ref_end|><|box_start|>(10,20),(30,40)<|box_end|>",
+        "<answer>[[10,20],[30,40]]</answer>",
+        "at (10, 20) (30.0, 40)",
+    ],
+)
+def test_a_box_may_be_two_corners(text):
+    [found] = parse_boxes.detections(text)
+    assert found.box == (10, 20, 30, 40)
+    assert parse_boxes.first_point(text) == (20, 30)
+
+
+def test_a_confidence_may_be_text():
+    told = "{'Position': [1, 2, 3, 4], 'Confidence': '0.9'}"
+    assert parse_boxes.detections(told)[0].confidence == 0.9
+    assert parse_boxes.detections(told.replace("0.9", "sure"))[0].confidence == 0
 
 
 def test_without_repeats_keeps_the_first():
@@ -98,6 +184,8 @@ def test_first_four_integers_reads_the_tag():
         4,
     )
     assert parse_boxes.first_four_integers("[1, 2, 3, 4]") is None
+    two = "<answer>[1, 2, 3, 4]</answer><answer>[5, 6, 7, 8]</answer>"
+    assert parse_boxes.first_four_integers(two) == (1, 2, 3, 4)
     assert parse_boxes.first_four_integers("<answer>[0.1, 2, 3, 4]</answer>") is None
 
 
@@ -108,6 +196,7 @@ def test_first_four_integers_reads_the_tag():
         ('<answer>[{"bbox_2d": [0, 0, 4, 8]}]</answer>', (2, 4)),
         ("<answer>(3.5, -4)</answer>", (3.5, -4)),
         ("<answer>1, 2, 3</answer>", None),
+        ("<answer>(.5, .25)</answer>", (0.5, 0.25)),
         ("none", None),
         ("<answer>[10, 20, 30, 60]</answer>", (20, 40)),
         ("<answer>[[10, 20, 30, 60]]</answer>", (20, 40)),

@@ -39,9 +39,21 @@ def test_repetition_of_perception_r1():
 
 @pytest.mark.parametrize(
     ("prediction", "gold", "expected"),
-    [("open the settings app", "open settings", 1), ("ab", "b", 1), ("a c", "b d", 0)],
+    [
+        ("open the settings app", "open settings", 1),
+        ("ab", "b", 1),
+        ("b", "ab", 1),
+        ("[up]", "UP", 1),
+        ("a c", "b d", 0),
+        ("scroll up now please", "up", 0),  # F1 is 2/5: a word in a longer text
+        ("upper left", "up", 0),
+        ("", "", 0),
+        ("[]", "[ ]", 0),
+        ("", "up", 0),
+    ],
 )
 def test_gui_text(prediction, gold, expected):
+    """By hand, after `calculate_f1_score` of GUI-R1 and a threshold of 0.5."""
     assert text.gui_text(prediction, gold) == expected
 
 
@@ -50,6 +62,10 @@ def test_all_match_drops_one_final_dot():
     assert not text.all_match("stop..", "stop")
 
 
-def test_repeats_a_sentence():
-    assert text.repeats_a_sentence("I see. I  see! Good.")
-    assert not text.repeats_a_sentence("I see. You see. ...")
+def test_repeats_a_sentence_allows_one():
+    """By hand, after the rule that VisionReasoner's copies share: `repeats >= 2`."""
+    assert not text.repeats_a_sentence("I see. I see. Good.")
+    assert text.repeats_a_sentence("I see. I see. Good. Good.")
+    assert text.repeats_a_sentence("I see.\nI see .  I see")
+    assert not text.repeats_a_sentence("I see! I see! I see!")  # dots alone end one
+    assert not text.repeats_a_sentence("I see. i see. I  see. You see. ...")

@@ -11,7 +11,7 @@ import pytest
 
 from vrl_jax.models.trained import language, only
 from vrl_jax.recipes.grpo import grpo
-from vrl_jax.training.average import average_params, averaged, debiased, ema
+from vrl_jax.training.average import average_params, averaged, debiased, ema, following
 from vrl_jax.training.iteration import iteration
 from vrl_jax.training.learner import adamw, make_learner
 
@@ -81,6 +81,13 @@ def test_in_an_iteration():
     scored = reference.add_logprobs(rollout, "ref", as_seen, jax.random.key(0))
     gap = np.abs(scored.extra_logprobs["ref"] - rollout.old_logprobs)
     assert 1e-4 < gap.max() < 5
+
+
+def test_a_follower_needs_a_leader():
+    optimizer = following(optax.sgd(1.0), "q", "target", rate=0.2)
+    for params in ({"q": jnp.ones(2)}, {"critic": {"target": jnp.ones(2)}}):
+        with pytest.raises(ValueError, match="'target' with a 'q' beside it"):
+            optimizer.init(params)
 
 
 def size(tree):

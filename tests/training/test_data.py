@@ -123,7 +123,7 @@ def test_read_samples_counts_unusable_rows_by_reason(tmp_path, reason):
 
 
 def test_read_samples_counts_what_is_too_long_for_a_name_as_missing(tmp_path):
-    long = {**GOOD, "images": [{"path": "iVBORw0KGgo" * 1000}]}
+    long = {**GOOD, "images": [{"path": "iVBORw0KGgo" * 1000 + ".png"}]}
     _, report = read_samples(parquet(tmp_path / "rows.parquet", GOOD, long))
     [[message]] = report.dropped.values()
     assert [*report.dropped] == ["a picture file is missing"] and len(message) < 300
@@ -249,7 +249,10 @@ UNREAD = {
         [{"type": "image_url", "image_url": {"url": "a.png"}}, SIZED[1]],
     ),
     "a video": ("a part that is not read", [{"type": "video"}, SIZED[1]]),
-    "a picture without a type": ("a part that is not read", [{"image": "a.png"}]),
+    "a text with a picture": (
+        "a part that is not read",
+        [{"image": "a.png", "text": "How many?"}],
+    ),
     "a picture in a text": (
         "a part that is not read",
         [{"type": "text", "text": "How many?", "image": "a.png"}],
@@ -311,6 +314,8 @@ def test_roles_that_show_no_pictures_are_counted(pictures, role, reason):
     [
         {"image": "b.png"},
         {"image": {"bytes": None, "path": "b.png"}},
+        {"image": "b.png", "max_pixels": 401408},
+        {"type": None, "image": "b.png"},
         {"image_url": {"url": "b.png"}},
         {"url": "b.png"},
         {"path": "b.png"},
@@ -332,6 +337,128 @@ def test_pictures_in_messages_are_read_where_the_row_has_none(pictures, part):
     assert first.annotations["asks"] == ["<image>How many?", "How many?<image>"]
     assert first.images == (PNG if "base64" in part else b, a)
     assert second.images == (a, b)  # the row's own column comes first
+
+
+BARE = base64.b64encode(PNG).decode()
+FOREIGN = {
+    "V-Triune": (
+        {
+            "prompt": [{"role": "user", "content": "<image>How many?"}],
+            "images": ["a.png"],
+            "reward_model": {"answer": "3", "verifier": "mathverify"},
+        },
+        "3",
+    ),
+    "OpenRLHF-M": (
+        {
+            "message": json.dumps(
+                [
+                    {
+                        "role": "user",
+                        "content": [{"type": "image", "image": "a.png"}, SIZED[1]],
+                    }
+                ]
+            ),
+            "answer": "$3$",
+        },
+        "$3$",
+    ),
+    "a GUI set": (
+        {"instruction": "How many?", "image": "a.png", "gt_bbox": [1, 2, 3.5, 4]},
+        "[1, 2, 3.5, 4]",
+    ),
+    "another": (
+        {"instruction": "How many?", "image": "a.png", "bbox": [0, 0, 1, 1]},
+        "[0, 0, 1, 1]",
+    ),
+    "VLM-R1 with a number": (
+        {
+            "conversations": [
+                {"from": "human", "value": "<image>How many?"},
+                {"from": "gpt", "value": 3.5},
+            ],
+            "image": "a.png",
+        },
+        "3.5",
+    ),
+    "verl with bounds": (
+        {
+            **GOOD,
+            "problem": "<image>How many?",
+            "images": [{"image": "a.png", "max_pixels": 401408}],
+        },
+        "3",
+    ),
+}
+
+
+@pytest.mark.parametrize("project", FOREIGN)
+def test_rows_of_other_projects_are_read(pictures, project):
+    row, answer = FOREIGN[project]
+    [sample], report = read_samples(jsonl(pictures / "rows.jsonl", row))
+    assert (sample.question, sample.answer) == ("<image>How many?", answer)
+    assert sample.images == (str(pictures / "a.png"),)
+    told = "1 pictures name bounds of their own" in report.summary()
+    assert told == (project == "verl with bounds") == bool(report.bounded)
+
+
+def test_a_box_beside_an_answer_is_a_column_like_others(pictures):
+    said = {"messages": SPOKEN[1:3], "images": ["a.png", "b.png"], "bbox": [0, 0, 1, 1]}
+    told = {**FOREIGN["another"][0], "answer": "3"}
+    samples, _ = read_samples(jsonl(pictures / "rows.jsonl", said, told))
+    assert [sample.answer for sample in samples] == ["Yes.", "3"]
+    assert all(sample.annotations["bbox"] == [0, 0, 1, 1] for sample in samples)
+
+
+def test_base64_needs_no_prefix(tmp_path):
+    wrapped = "\n".join(BARE[i : i + 76] for i in range(0, len(BARE), 76))
+    rows = [{**GOOD, "images": [text]} for text in (BARE, wrapped, BARE[:-30])]
+    samples, report = read_samples(jsonl(tmp_path / "rows.jsonl", *rows))
+    assert [sample.images for sample in samples] == [(PNG,), (PNG,)]
+    assert [*report.dropped] == ["a picture does not decode"]
+
+
+@pytest.mark.parametrize("text", ["How many?", '{"role": "user"}'])
+def test_a_message_that_is_no_list_of_json_is_counted(pictures, text):
+    good, bad = FOREIGN["OpenRLHF-M"][0], {"message": text, "answer": "3"}
+    _, report = read_samples(jsonl(pictures / "rows.jsonl", good, bad))
+    assert report.used == 1 and [*report.dropped] == ["a message that is not JSON"]
+
+
+def test_read_samples_reads_lists_of_json_and_lines_called_json(tmp_path):
+    rows = [{"problem": "1 + 1?", "answer": "2"}, [1]]
+    (tmp_path / "rows.json").write_text(json.dumps(rows, indent=1))
+    lines = jsonl(tmp_path / "lines.json", *rows)
+    for file in (tmp_path / "rows.json", lines):
+        [sample], report = read_samples(file)
+        assert (sample.question, sample.answer) == ("1 + 1?", "2")
+        assert [*report.dropped] == ["not a JSON object"]
+    lines.write_text('[{"problem": ')
+    with pytest.raises(
+        ValueError, match=r"lines\.json cannot be read as a list of JSON"
+    ):
+        read_samples(lines)
+
+
+def test_read_samples_reads_csv_with_base64_and_quoted_lines(pictures):
+    file = pictures / "rows.csv"
+    file.write_text(
+        "problem,image,answer,level\n"
+        f'"How many,\nif any?",{BARE},3,2\n'
+        "How many?,a.png,04,\n"
+        "How many?,a.png,,\n"
+    )
+    (first, second), report = read_samples(file)
+    assert first.question == "<image>How many,\nif any?" and first.images == (PNG,)
+    assert first.annotations == {"level": "2"}
+    assert second.images == (str(pictures / "a.png"),) and second.answer == "04"
+    assert [*report.dropped] == ["no answer"]
+    file.write_text("index,question,image,A,B,answer\n1,?,a.png,x,y,A\n")
+    with pytest.raises(ValueError, match=r"options in columns.*\.tsv file"):
+        read_samples(file)
+    file.write_text("problem,answer\n1,2,3\n")
+    with pytest.raises(ValueError, match=r"rows\.csv cannot be read as a table with"):
+        read_samples(file)
 
 
 @pytest.mark.parametrize("answer", [decimal.Decimal("1.5"), datetime.date(2025, 1, 1)])

@@ -52,6 +52,13 @@ def test_a_choice_is_asked_with_its_options(tmp_path):
     assert second.question.endswith(f"B. 3\nC. none\n{tsv.SELECT}")
 
 
+def test_an_option_keeps_its_letter_s_place(tmp_path):
+    row = {**ROW, "B": "", "C": "none", "answer": "C"}
+    [sample], _ = read_samples(write(tmp_path / "holes.tsv", row))
+    assert sample.question.endswith(f"A. a box\nC. none\n{tsv.SELECT}")
+    assert sample.annotations["options"] == ["a box", "", "none"]
+
+
 def test_an_open_question_has_no_options(tmp_path):
     row = {"index": "a", "image": CODED[0], "question": "How many?", "answer": "12"}
     [sample], _ = read_samples(write(tmp_path / "open.tsv", row))

@@ -17,6 +17,7 @@ from vrl_jax.engine.likelihood import (
     final_states,
     in_pieces,
     likelihood,
+    state_values,
 )
 from vrl_jax.engine.processing import Processor
 from vrl_jax.models.policy import Params, Policy
@@ -158,6 +159,22 @@ class Actor:
         divergences = {**rollout.divergences, name: found}
         return dataclasses.replace(rollout, divergences=divergences, states=None)
 
+    def add_values(self, rollout: Rollout, name: str) -> Rollout:
+        """What the critic of this name says of each token's state, as `extra[name]`.
+
+        Of the state that predicts the token; 0 off the mask. Nothing goes through the
+        head. `ValueError` where the policy has no such critic.
+        """
+        found = _values(self.policy, self.prompts_per_pass, self.params, rollout)
+        if name not in found:
+            raise ValueError(
+                f"this policy has no critic {name!r} (it has "
+                f"{', '.join(found) or 'none'}): models.critic.with_critics makes one; "
+                "give the actor its policy and its params."
+            )
+        extra = {**rollout.extra, name: found[name]}
+        return dataclasses.replace(rollout, extra=extra)
+
     def _under(self, view, read, rollout, key, noted):
         fixed = (self.policy, view, read, self.prompts_per_pass)
         return _score_view(*fixed, self.params, self.allowed, rollout, key, noted)
@@ -234,6 +251,25 @@ def _states(
         prompts_per_pass,
         rollout.prompts,
         rollout.shown,
+        rollout.tokens,
+        rollout.positions,
+    )
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _values(
+    policy: Policy, prompts_per_pass: int, params: Params, rollout: Rollout
+) -> dict[str, Float[Array, "B T"]]:
+    def read(prompts: Prompts, shown, mask, *rows):
+        states = final_states(policy, params, prompts, *rows, shown)
+        return state_values(policy, params, states, mask)
+
+    return in_pieces(
+        read,
+        prompts_per_pass,
+        rollout.prompts,
+        rollout.shown,
+        rollout.mask,
         rollout.tokens,
         rollout.positions,
     )

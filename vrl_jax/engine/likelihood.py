@@ -82,7 +82,8 @@ def likelihood(
 
     Of `final_states`. Logits are divided by `temperature` and ids that are not
     `allowed` have probability 0, as in sampling. `log_kept` is subtracted from the
-    log-probs (not from what the entropy is of): what `engine.sampling` left out.
+    log-probs (not from what the entropy is of): what `engine.sampling` left out. With
+    what the policy's critics say of the states, if it has any.
     """
     batch, length = tokens.shape
     states = final_states(policy, params, prompts, tokens, positions, shown)
@@ -96,7 +97,22 @@ def likelihood(
     logprobs, entropy = (x.reshape(batch, length) for x in stats)
     if log_kept is not None:
         logprobs = logprobs - log_kept
-    return Likelihood(jnp.where(mask, logprobs, 0.0), jnp.where(mask, entropy, 0.0))
+    return Likelihood(
+        jnp.where(mask, logprobs, 0.0),
+        jnp.where(mask, entropy, 0.0),
+        state_values(policy, params, states, mask),
+    )
+
+
+def state_values(
+    policy: Policy,
+    params: Params,
+    states: Float[Array, "B T H"],
+    mask: Bool[Array, "B T"],
+) -> dict[str, Float[Array, "B T"]]:
+    """What each of the policy's critics says of `final_states`, 0 where ~mask."""
+    found = policy.values(params, states)
+    return {name: jnp.where(mask, values, 0.0) for name, values in found.items()}
 
 
 def _head(

@@ -3,7 +3,7 @@
     folder = hub.local("Qwen/Qwen2.5-VL-3B-Instruct")
     read = load_processor(folder, samples, prompts_per_step=64)
     actor = load_actor(folder, read.processor, reward, max_new_tokens=2048)
-    actor trains on read.samples
+    actor trains on read.fits[0].samples
 
 Tokenizer, chat template, stops and weights are the folder's; sizes are the samples'.
 """

@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -120,7 +120,7 @@ def row(one: Answered, number: int) -> Row:
     """A line of `predictions.jsonl`: the response, what was read off it, its scores.
 
     `correct` is the reward's part `accuracy` or, without one, the reward.
-    `prediction` is the last box or answer tag, None where there is neither.
+    `prediction` is `parse.final_answer`, None where the response names no answer.
     """
     episode, scores = one
     sample = episode.sample
@@ -158,9 +158,9 @@ def summary(rows: Sequence[Row]) -> dict[str, Any]:
     over questions. Of k responses each: `mean@k` the same number; `pass@n`, for powers
     of 2 and k, the chance that one of n is fully right, unbiased, equation 1 of
     https://arxiv.org/abs/2107.03374; `maj@k` whether the most frequent prediction, the
-    first of several, is right. `no_box` is the share without a box or answer tag, and
-    so without a prediction, which some rewards do not ask for; `cut_off` that which
-    reached no end. What cannot be told is None.
+    first of several, is right. `unread` is the share that names no answer, and so has
+    no prediction, which some rewards do not ask for; `cut_off` that which reached no
+    end. What cannot be told is None.
     """
     groups: dict[str, list[Row]] = {}
     for line in rows:
@@ -190,7 +190,7 @@ def _summary(rows: Sequence[Row]) -> dict[str, Any]:
         "low": low,
         "high": high,
         "unscored": sum(line["correct"] is None for line in rows),
-        "no_box": _share(line["prediction"] is None for line in rows),
+        "unread": _share(line["prediction"] is None for line in rows),
         "cut_off": _share(not line["finished"] for line in rows),
         "tokens": float(np.mean([line["meta"]["tokens"] for line in rows])),
     }
@@ -218,6 +218,21 @@ def majority(group: Sequence[Row]) -> float:
     given = [line["prediction"] for line in group if line["prediction"] is not None]
     chosen = Counter(given).most_common(1)[0][0] if given else None
     return mean([line for line in group if line["prediction"] == chosen], "correct")
+
+
+def all_right(rows: Sequence[Row], group: Callable[[Row], Hashable]) -> float | None:
+    """The share of groups of rows in which every one is fully right.
+
+    HallusionBench's fAcc and qAcc, https://arxiv.org/abs/2310.14566, where a group is a
+    figure, or a question on all its figures; DynaMath's worst case,
+    https://arxiv.org/abs/2411.00836, where it is a seed with its variants. What was not
+    scored is not right.
+    """
+    right: dict[Hashable, bool] = {}
+    for line in rows:
+        one = line["correct"] is not None and line["correct"] >= 1 - 1e-6
+        right[group(line)] = right.get(group(line), True) and one
+    return _mean(right.values())
 
 
 def interval(

@@ -69,8 +69,8 @@ def evaluate(
             "accuracy", if it has one, is what counts.
         out: folder of this evaluation.
         style: whose signature a function of your own has, as in `vrl-jax data check`.
-        frame: unit of boxes in responses, for iou, detection and click: original or
-            resized (pixels), norm1000 or norm1.
+        frame: unit of boxes and points in responses, for rewards that read them:
+            original or resized (pixels), norm1000 or norm1.
         gold_frame: unit of boxes in the rows' answers.
         instruction: words under each question: those of training.
         images: folder at which relative picture paths start; by default the file's.
@@ -244,9 +244,9 @@ def page(found: dict[str, Any], out: Path) -> str:
         several = [key for key in part if "@" in key]
         lines += [f"{'':20} {key:8} {_shown(part[key])}" for key in several]
     lines += [
-        f"{found['cut_off']:.1%} cut off, {found['no_box']:.1%} without a box or "
-        f"answer tag, {found['unscored']} unscored; {found['not_asked']} rows not "
-        f"asked, {found['bad_rows']} of the file unusable",
+        f"{found['cut_off']:.1%} cut off, {found['unread']:.1%} without an answer "
+        f"that can be read, {found['unscored']} unscored; {found['not_asked']} rows "
+        f"not asked, {found['bad_rows']} of the file unusable",
         f"{found['tokens']:.0f} tokens a response",
         f"predictions          {files(out).predictions}",
     ]

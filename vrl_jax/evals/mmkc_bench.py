@@ -13,8 +13,6 @@ followed.
     misled      share of b != a, b in S
     irrelevant  the rest
     preference  of memory: retained / (retained + misled)
-    detection   does a text agree with what you know? Yes for the true one, No for the
-                counterfactual
 
 It asks whether memory persists, so a need not be right. One greedy answer of up to 512
 tokens each:
@@ -30,16 +28,13 @@ or, by the command line,
         --reward vrl_jax/evals/mmkc_bench.py:context_faithful
     summary(read_lines(Path("runs/kc/predictions.jsonl")))
 
-Detection likewise: `detection` in place of `passes`, `notices` as the reward, and
-`detected` of the lines.
+Whether a model notices that a text is not true is asked by `evals.mmkc_detection`.
 
 What differs here: words of instructions are ours. An answer is read by `strict_letter`;
 the code's `first_letter` finds an A in "The answer is C". The code compares the whole
 response with a letter of S to see what is eligible, `raw_is_counter`, so that a wordy
-one always is; here its letter is. The code scores neither open answers nor detection:
-here an open answer is compared as text with a and with the options that S names, and
-detection reads the first word. In the fine form the true text is one sentence as well;
-the code shows all of it, which tells them apart by length.
+one always is; here its letter is. The code does not score open answers: here
+one is compared as text with a and with the options that S names.
 """
 
 import dataclasses
@@ -51,15 +46,12 @@ from typing import Any, NamedTuple
 
 from vrl_jax.evals.benchmark import Row
 from vrl_jax.rewards.columns import chosen, column
-from vrl_jax.rewards.parse import final_answer
+from vrl_jax.rewards.parse import box_or_tag
 from vrl_jax.types import PLACEHOLDER, Episode, ImageRef, Sample, literal
 
 HEADER = "Here is information from elsewhere:"
 LETTER = "Look at context and picture, and answer with the letter of the right choice."
 PHRASE = "Look at context and picture, and answer with a single word or phrase."
-DETECT = """\
-Read what follows. Does it agree with what you know? Answer Yes if it does, No if it
-does not."""
 
 
 class Aspect(NamedTuple):
@@ -87,8 +79,6 @@ Read = Callable[[str], str | None]
 """A response -> the answer in it, None where there is none."""
 Asks = Callable[[Sample], tuple[str, tuple[str, str]]]
 """An item -> the question without pictures, the answers that its texts ask for."""
-Texts = Callable[[Sample], tuple[str, str] | None]
-"""An item -> what is true, what is not; None where it has no such texts."""
 Filter = Callable[[str, str | None, Sequence[str]], bool]
 """(own response, own answer, S) -> whether there is no conflict."""
 
@@ -96,7 +86,6 @@ _LEADING = re.compile(r"\W*([A-Da-d])(?:[.):\]]|\W*$)")
 # An A before a small word is an article.
 _ALONE = re.compile(r"(?<![A-Za-z])(?:[B-D]|A(?!\s+[a-z]))(?![A-Za-z])")
 _OPTION = re.compile(r"^[ \t]*\(?([A-D])[.):][ \t]*(\S.*)$", re.MULTILINE)
-_FIRST_WORD = re.compile(r"[\W_]*(yes|no)\b", re.IGNORECASE)
 
 
 def read_items(
@@ -196,7 +185,7 @@ def passes(items: Sequence[Sample], *, asks: Asks = by_letter) -> list[Sample]:
 
 def _passes(item: Sample, asks: Asks) -> list[Sample]:
     query, counters = asks(item)
-    texts = _counterfactuals(item)
+    texts = counterfactuals(item)
     question_image, *evidence = item.images
     found = []
     for name, shown in (("original", 0), ("ie", 1), ("ee", 2)):
@@ -214,8 +203,10 @@ def _passes(item: Sample, asks: Asks) -> list[Sample]:
     return found
 
 
-def _counterfactuals(item: Sample) -> tuple[str, str]:
-    """Two texts: of the whole description, or of the item's aspect."""
+def counterfactuals(item: Sample) -> tuple[str, str]:
+    """Two texts, of the whole description or of the item's aspect.
+
+    `ValueError` for an item without."""
     aspect = item.annotations["aspect"]
     if aspect:
         key, names = ASPECTS[aspect].key, ("mis_knowledge1", "mis_knowledge2")
@@ -249,7 +240,7 @@ def strict_letter(text: str) -> str | None:
     capitals that stand alone are letters, and an A before a small word is none; two
     different ones are no answer.
     """
-    inside = final_answer(text)
+    inside = box_or_tag(text)
     given = text if inside is None else inside
     if found := _LEADING.match(given):
         return found.group(1).upper()
@@ -259,7 +250,7 @@ def strict_letter(text: str) -> str | None:
 
 def plain(text: str) -> str:
     """The answer in lower case, blanks as one, without a final dot: for `by_phrase`."""
-    inside = final_answer(text)
+    inside = box_or_tag(text)
     words = (text if inside is None else inside).lower().split()
     return " ".join(words).rstrip(". ")
 
@@ -267,13 +258,6 @@ def plain(text: str) -> str:
 def plain_or_none(text: str) -> str | None:
     """The same; None where nothing is left."""
     return plain(text) or None
-
-
-def yes_or_no(text: str) -> str | None:
-    """The first word, if it is yes or no, of the last box or answer tag or the text."""
-    inside = final_answer(text)
-    found = _FIRST_WORD.match(text if inside is None else inside)
-    return found.group(1).lower() if found else None
 
 
 def letter_is_counter(
@@ -391,87 +375,12 @@ def summary(
     return found
 
 
-def coarse(item: Sample) -> tuple[str, str]:
-    """All of the true text, and all of the first counterfactual one."""
-    name = "knowledge" if item.annotations["aspect"] else "description"
-    true = column(item, name, str | list | tuple, "the true text, or its sentences")
-    true = true if isinstance(true, str) else " ".join(map(str, true))
-    return true, _counterfactuals(item)[0]
-
-
-def fine(item: Sample) -> tuple[str, str] | None:
-    """Of both the sentence of the item's aspect; None where one has no such sentence.
-
-    Sentences end with a dot and a blank, as in the code.
-    """
-    aspect = item.annotations["aspect"]
-    if not aspect:
-        return None
-    place = ASPECTS[aspect].sentence
-    both = [[s.strip() for s in text.split(". ") if s] for text in coarse(item)]
-    if any(len(sentences) <= place for sentences in both):
-        return None
-    return both[0][place], both[1][place]
-
-
-def detection(
-    items: Sequence[Sample], *, texts: Texts = coarse
-) -> tuple[list[Sample], list[str]]:
-    """Each text with the first picture of the evidence, and the ids that have none.
-
-    The answer is "yes" or "no".
-    """
-    asked, skipped = [], []
-    for item in items:
-        both = texts(item)
-        if both is None:
-            skipped.append(item.id)
-            continue
-        for name, text, answer in zip(
-            ("true", "counter"), both, ("yes", "no"), strict=True
-        ):
-            shown = f"{DETECT}\n{HEADER}\n{PLACEHOLDER}\n{literal(text)}"
-            asked.append(
-                Sample(
-                    f"{item.id}/{name}", item.source, shown, item.images[1:2], answer
-                )
-            )
-    return asked, skipped
-
-
-def detected(lines: Iterable[Row]) -> dict[str, float | int | None]:
-    """`detection_rates` of lines of `evals.benchmark`, the responses to `detection`."""
-    return detection_rates(
-        [(line["answer"], yes_or_no(line["response"])) for line in lines]
-    )
-
-
-def detection_rates(
-    told: Sequence[tuple[str, str | None]],
-) -> dict[str, float | int | None]:
-    """`accuracy` of (expected, said) pairs; `balanced`, the mean over yes and no.
-
-    What could not be read is wrong, and counted as `unread`.
-    """
-    right = {
-        kind: [said == kind for expected, said in told if expected == kind]
-        for kind in ("yes", "no")
-    }
-    shares = [sum(x) / len(x) if x else None for x in right.values()]
-    return {
-        "n": len(told),
-        "accuracy": sum(map(sum, right.values())) / len(told) if told else None,
-        "balanced": None if None in shares else sum(shares) / 2,
-        "unread": sum(said is None for _, said in told),
-    }
-
-
 def context_faithful(
     episodes: Sequence[Episode], *, read: Read = strict_letter
 ) -> list[float | None]:
     """1 where the answer is one that the evidence asks for: rows of `passes`.
 
-    The paper trains nothing; this reward and the next two are optional, and ours. It
+    The paper trains nothing; this reward and the next one are optional, and ours. It
     does not apply to an original, which shows no evidence: that is unscored.
     """
     return [
@@ -491,11 +400,6 @@ def memory_faithful(
         float(read(e.text) == column(e.sample, "own_answer", str, what))
         for e in episodes
     ]
-
-
-def notices(episodes: Sequence[Episode]) -> list[float]:
-    """1 where the first word is right: rows of `detection`."""
-    return [float(yes_or_no(e.text) == e.sample.answer) for e in episodes]
 
 
 def remembering(

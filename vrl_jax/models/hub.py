@@ -5,6 +5,7 @@ Only safetensors and JSON are touched; nothing from a folder is ever executed.
 
 import contextlib
 import json
+import logging
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -23,6 +24,7 @@ from vrl_jax.models.parameters import from_checkpoint, to_checkpoint
 from vrl_jax.models.policy import Params
 from vrl_jax.models.streaming import FileTensor
 
+LOG = logging.getLogger(__name__)
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 GENERATION = "generation_config.json"
@@ -186,7 +188,8 @@ def save(
     over them. Sampling settings are neutral: the released ones (repetition penalty,
     nearly greedy) would hide the policy that was trained. Weights keep their dtype.
     `pixel_bounds` bound a picture's area; those of `copy_from`, or the released ones,
-    if not given.
+    if not given. What the model's family does not have, such as critics, is left out,
+    and a warning says so.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -215,7 +218,14 @@ def save(
     }
     config["torch_dtype"] = str(params["text"]["embedding"].dtype)
     _write_json(folder / "config.json", config)
-    tensors = to_checkpoint(params, family.parameter_table(spec))
+    table = family.parameter_table(spec)
+    if beside := params.keys() - {row.path.split("/")[0] for row in table}:
+        LOG.warning(
+            "%s holds the model without its %s, which transformers has no place for",
+            folder,
+            ", ".join(sorted(beside)),
+        )
+    tensors = to_checkpoint(params, table)
     _write_weights(folder, tensors, shard_bytes)
 
 

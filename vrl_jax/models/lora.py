@@ -34,7 +34,7 @@ PREFIX = "base_model.model."
 class Adapter(NamedTuple):
     """A [layers in rank] and B [layers rank *out], or both without the layers."""
 
-    a: Float[Array, "... in rank"]
+    a: Float[Array, " ... in rank"]
     b: Float[Array, "..."]
 
 

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
 
+from jaxtyping import Array, Float
+
 Params = dict[str, Any]
 """A nested dict of arrays; those of layers are stacked on axis 0."""
 
@@ -20,6 +22,12 @@ class SlotCache(NamedTuple):
     turned: Any = ()
 
 
+def no_values(params: Params, states: Float[Array, "B T H"]) -> dict[str, Any]:
+    """Those of a policy without critics; `models.critic` gives it some."""
+    del params, states
+    return {}
+
+
 class Policy(NamedTuple):
     """Pure functions of `params`; the family's spec is already applied.
 
@@ -29,6 +37,7 @@ class Policy(NamedTuple):
     extend(params, prompt_cache, prompt_mask, tokens, positions, shown)
                                            -> hidden [P G T H], of whole responses
     head(params)                           -> [V H]
+    values(params, hidden [B T H])         -> {name: [B T]}, of its critics, if any
 
     Sampling writes one token in every slot at a time:
     as_slots(prompt_cache)                 -> SlotCache with B = P, C = L
@@ -53,6 +62,7 @@ class Policy(NamedTuple):
     as_slots: Callable
     unstack: Callable
     decode: Callable
+    values: Callable = no_values
 
 
 def applied(

@@ -105,6 +105,35 @@ def language(path: str) -> bool:
     return path.startswith("text/")
 
 
+def critic(path: str) -> bool:
+    """The critics of `models.critic`; neither tower nor language."""
+    return path.startswith("critic/")
+
+
+def also(rule: Rule, trains: Trains) -> Trains:
+    """Trains what `rule` chooses, as it is, and of the rest what `trains` says.
+
+    A critic is no part of what most splits train: also(critic, only(language)), or
+    also(critic, lora.adapters(key, table)).
+    """
+
+    def split(params: Params) -> Split:
+        chosen, rest, _ = only(rule)(params)
+        trained, fixed, join = trains(rest)
+        return Split((chosen, trained), fixed, _beside(join))
+
+    return split
+
+
+@functools.lru_cache
+def _beside(join: Join) -> Join:
+    def joined(trained: tuple[Params, Any], fixed: Any) -> Params:
+        chosen, rest = trained
+        return overlay(chosen, join(rest, fixed))
+
+    return joined
+
+
 def float32_master(params: Params) -> Split:
     """Trains a float32 copy; the policy's params are its bfloat16 roundings.
 

@@ -47,6 +47,9 @@ CENTRE: Box = (0.25, 0.25, 0.75, 0.75)
 Worth = Callable[[Sample, Box], Steps]
 """What a region is worth: a program that returns a number, such as `region_reward`."""
 
+Search = Callable[[Sample], Steps]
+"""A program that returns a tree of regions, such as `search`."""
+
 
 class Words(NamedTuple):
     """What a model is asked in each of the four tasks."""
@@ -203,29 +206,18 @@ def _moves(
 def search_then_ground(
     sample: Sample,
     *,
-    worth: Worth = region_reward,
-    simulations: int = 10,
-    depth: int = 5,
-    factor: float = 1.5,
-    explore: float = 1.0,
+    search: Search = search,
     words: Words = WORDS,
     read_box: ReadBox = unit_box,
 ) -> Steps:
     """The best region of `search`, then the box, asked with picture and region: a row.
 
-    See `placed` for what rewards read. The facts say how much was searched: `regions`
-    that were asked about, and of the best its `depth`, `value` and `share` of the
-    picture's area.
+    `search` may be partial(search, simulations=20), say, and has its own `words`. See
+    `placed` for what rewards read. The facts say how much was searched: `regions` that
+    were asked about, and of the best its `depth`, `value` and `share` of the picture's
+    area.
     """
-    tree = yield from search(
-        sample,
-        worth=worth,
-        simulations=simulations,
-        depth=depth,
-        factor=factor,
-        explore=explore,
-        words=words,
-    )
+    tree = yield from search(sample)
     node = tree[best(tree)]
     crop = cut(sample, node.region)
     said = yield Ask((asked_closely(sample, crop, words.ground),))

@@ -1,8 +1,9 @@
 """DAPO: clip higher, dynamic sampling, every token counts once, no KL.
 
 DAPO, Yu et al., 2025, https://arxiv.org/abs/2503.14476. Its fourth part, the soft
-over-long punishment, is a reward: `rewards.length.soft_overlong`. Bounds of the
-group filter and the limit of rounds are EasyR1's.
+over-long punishment, is a reward: `rewards.length.soft_overlong`; the 1 or -1 for a
+right answer is `rewards.dapo_answer.dapo_style`. Bounds of the group filter and the
+limit of rounds are EasyR1's.
 
     act     play until enough groups are mixed, 0.01 < mean(accuracy) < 0.99
     score   nothing

@@ -229,7 +229,8 @@ def asked_closely(sample: Sample, look: Look | None, zoomed: str) -> Message:
         raise ValueError(f"{sample.id}: `options` must be a list, got {options!r}.")
     usual = "Answer with the letter alone." if _is_letter(sample.answer) else ""
     postfix = sample.annotations.get("postfix") or usual
-    lines = [words, *map(_lettered, enumerate(map(str, options))), postfix]
+    lettered = [_lettered(at) for at in enumerate(map(str, options)) if at[1]]
+    lines = [words, *lettered, postfix]
     question = "\n".join(filter(None, lines))
     if look is None:
         return user(UNSEEN.format(question=question))

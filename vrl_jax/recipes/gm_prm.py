@@ -40,10 +40,9 @@ critic scores what it corrected itself: the share of answers that were refined i
 import dataclasses
 import functools
 import itertools
-import json
 import re
 from collections.abc import Callable, Generator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
@@ -58,7 +57,15 @@ from vrl_jax.programs.step_labels import numbered, prefix_of, scores_of, steps_o
 from vrl_jax.programs.verdicts import probability, those_that_fit, verdict
 from vrl_jax.rewards.columns import column
 from vrl_jax.rewards.combine import Reward, fact, weighted
-from vrl_jax.rewards.parse import json_text, paragraphs, read_json
+from vrl_jax.rewards.parse import paragraphs
+from vrl_jax.rewards.step_records import (
+    AXES,
+    Record,
+    as_record,
+    first_wrong,
+    read_record,
+    spelled,
+)
 from vrl_jax.rewards.steps import as_table, mean_step, share_to_go
 from vrl_jax.training.iteration import Recipe
 from vrl_jax.training.likelihood_recipe import likelihood_recipe
@@ -77,22 +84,8 @@ thing to do, whether it agrees with the picture, whether it follows; "verdict", 
 three are, else 0; "correction", at the first wrong step how it should read, else
 empty."""
 
-AXES = ("purpose", "alignment", "logic")
 _VERDICT = re.compile(r'(?<!\\)"verdict"\s*:\s*(?=[01]\b)')
 _WORDS = ("1", "0")
-
-
-class Judged(NamedTuple):
-    """What a record says of a step. `axes` are of its purpose, alignment and logic."""
-
-    intent: str
-    axes: tuple[int, int, int]
-    verdict: int
-    correction: str = ""
-
-
-Record = tuple[Judged, ...]
-"""Of every step of a solution, in order."""
 
 
 class Critique(NamedTuple):
@@ -119,55 +112,6 @@ ScoreSteps = Callable[[Sequence[Written]], Scoring]
 
 Aggregate = Callable[..., Float[Array, " N"]]
 """One of `rewards.steps`: (scores [N, S], mask) -> a score each."""
-
-
-def read_record(text: str, steps: int) -> Record | None:
-    """The record of so many steps; None where it is no such list."""
-    return as_record(read_json(json_text(text)), steps)
-
-
-def as_record(found: Any, steps: int) -> Record | None:
-    """The same of JSON, or of a row's column. Other keys are passed over."""
-    if not isinstance(found, list) or not found or len(found) != steps:
-        return None
-    record = tuple(map(_as_judged, found))
-    return None if None in record else record
-
-
-def _as_judged(found: Any) -> Judged | None:
-    match found:
-        case {"intent": str(intent), "verdict": said, **others}:
-            axes = tuple(others.get(axis) for axis in AXES)
-            correction = others.get("correction") or ""
-            if all(_is_bit(bit) for bit in (said, *axes)) and isinstance(
-                correction, str
-            ):
-                return Judged(intent, (*map(int, axes),), int(said), correction.strip())
-    return None
-
-
-def _is_bit(value: Any) -> bool:
-    return isinstance(value, int) and value in (0, 1)
-
-
-def spelled(record: Record) -> str:
-    """The record as the critic is to write it."""
-    return json.dumps(
-        [
-            {
-                "intent": one.intent,
-                **dict(zip(AXES, one.axes, strict=True)),
-                "verdict": one.verdict,
-                "correction": one.correction,
-            }
-            for one in record
-        ]
-    )
-
-
-def first_wrong(record: Record) -> int | None:
-    """The place of the first step with verdict 0."""
-    return next((t for t, one in enumerate(record) if not one.verdict), None)
 
 
 def by_verdict(solutions: Sequence[Written]) -> Scoring:

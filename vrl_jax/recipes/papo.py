@@ -11,13 +11,14 @@ https://arxiv.org/abs/2507.06448; code https://github.com/MikeWangWZHL/PAPO.
             - 0.03 l_it - 0.03 l'_it, mean over all tokens
 
 The numbers are those of PAPO-D; PAPO-G has clips (0.2, 0.3), keep=every_group, gamma
-0.02 and anchor=near(reference, weight=0.01, divergence=divergences.low_var_kl). The
-paper maximises KL(pi || pi') and
-both entropies fall; in the code l' is scored once and `constant`, so that its entropy
-term trains nothing, and the gradient of k3 is that of the reverse divergence.
-`differentiated` is the paper's: a second pass of the policy under the blackened
-picture. Averages are over the batch, where the code averages micro-batches. Patches are
-blackened after the resize, as in VPPO, where PAPO does so before.
+0.02, anchor=near(reference, weight=0.01, divergence=divergences.low_var_kl), and
+entropy_penalty=0.0 for 3B, 0.05 for 7B; without the anchor gamma 0.01 and 0.03. The
+paper maximises KL(pi || pi') and both entropies fall; in the code l' is scored once and
+`constant`, so that its entropy term trains nothing, and the gradient of k3 is that of
+the reverse divergence. `differentiated` is the paper's: a second pass of the policy
+under the blackened picture. Averages are over the batch, where the code averages
+micro-batches. Patches are blackened after the resize, as in VPPO, where PAPO does so
+before.
 
 Above 0.04 the perception term eats the reward: watch `actor/kl_prcp`.
 """

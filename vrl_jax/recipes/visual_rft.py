@@ -22,33 +22,21 @@ cut off or holds other things the readable boxes count; one without confidence i
 
 import functools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-import jax
 import numpy as np
-from jaxtyping import Array, Float
 
 from vrl_jax import advantages, geometry, objectives, reductions
 from vrl_jax.engine.reference import Anchor, free
 from vrl_jax.programs.single_turn import single_turn
 from vrl_jax.rewards.answers import contains_either_way
-from vrl_jax.rewards.boxes import Boxes, confidence_reward, matched_iou_share
 from vrl_jax.rewards.combine import Reward, with_format
+from vrl_jax.rewards.detection import detection_reward
 from vrl_jax.rewards.format import think_then_answer
-from vrl_jax.rewards.parse import answer_or_rest, first_tag, read_json
-from vrl_jax.rewards.parse_boxes import (
-    Detection,
-    as_boxes,
-    as_detections,
-    without_repeats,
-)
+from vrl_jax.rewards.parse import answer_or_rest, first_tag
 from vrl_jax.training.clipped_recipe import clipped_recipe
 from vrl_jax.training.iteration import Recipe
 from vrl_jax.types import Episode
-
-NOTHING = "No Objects"
-MOST = 64
-"""Boxes of a response that count, the most confident ones, and of a row at most."""
 
 _CORNERS = re.compile(r"\((\d{1,4}),\s*(\d{1,4})\),\s*\((\d{1,4}),\s*(\d{1,4})\)")
 
@@ -58,32 +46,8 @@ def checked(accuracy: Reward) -> Reward:
     return with_format(accuracy, think_then_answer)
 
 
-def detection(episodes: Sequence[Episode]) -> list[dict[str, float]]:
-    """R_IoU + R_conf of `[{"Position": [x1, y1, x2, y2], "Confidence": c}, ...]`.
-
-    The row's answer is such a list. Both are 1 where both sides say "No Objects", 0
-    where one does or the response cannot be read; an answer that cannot be read leaves
-    the group unscored.
-    """
-    gold = _read(episodes[0].sample.answer)
-    if gold is None:
-        return [{"overall": float("nan")} for _ in episodes]
-    if len(gold) > MOST:
-        raise ValueError(
-            f"{episodes[0].sample.id} has {len(gold)} boxes, and {MOST} are room for: "
-            "leave it out, or ask for a part of the picture."
-        )
-    given = [_most_confident(_read(answer_or_rest(e.text))) for e in episodes]
-    found = jax.tree.map(lambda *x: np.stack(x), *(_table(one or []) for one in given))
-    shares, honesty = _matched(found, _table(gold))
-    scores = []
-    for one, iou, confidence in zip(
-        given, shares.tolist(), honesty.tolist(), strict=True
-    ):
-        if one is None or not one or not gold:
-            iou = confidence = float(one is not None and not one and not gold)
-        scores.append({"overall": iou + confidence, "iou": iou, "conf": confidence})
-    return scores
+detection = detection_reward()
+"""R_IoU + R_conf, in thousandths of the picture on either side."""
 
 
 def classification(episodes: Sequence[Episode]) -> list[float]:
@@ -121,42 +85,6 @@ def visual_rft(
         clip_low=clip,
         clip_high=clip,
     )
-
-
-@jax.jit
-def _matched(
-    predicted: Boxes, gold: Boxes
-) -> tuple[Float[Array, " G"], Float[Array, " G"]]:
-    """Of each response; IoU is the same in thousandths as in pixels."""
-    rules = (matched_iou_share, confidence_reward)
-    return tuple(jax.vmap(rule, (0, None))(predicted, gold) for rule in rules)
-
-
-def _read(text: str) -> list[Detection] | None:
-    """Boxes without repeats, or none where it says so.
-
-    None for what is no list, begins with no object, or holds no box.
-    """
-    if text.strip().lower() == NOTHING.lower():
-        return []
-    match read_json(text):
-        case [[*items]] | [*items] if items and isinstance(items[0], Mapping):
-            objects = [item for item in items if isinstance(item, Mapping)]
-            return without_repeats(as_detections(objects)) or None
-        case []:
-            return []
-    return None
-
-
-def _most_confident(found: list[Detection] | None) -> list[Detection] | None:
-    """As many as count."""
-    if found is None:
-        return None
-    return sorted(found, key=lambda one: -one.confidence)[:MOST]
-
-
-def _table(found: Sequence[Detection]) -> Boxes:
-    return as_boxes(found, size=MOST)
 
 
 def _corners(text: str) -> tuple[int, ...] | None:

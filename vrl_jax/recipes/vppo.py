@@ -13,10 +13,13 @@
 
 Where paper and code differ this follows the code: S from the sampled token, clamped to
 [0, 10]; ceil(0.4 T_i) tokens; token mean over all response tokens, selected or not;
-dual clip; the entropy term lowers entropy. Two deviations from the code: the
+dual clip; the entropy term lowers entropy. Four deviations from the code: the
 statistics of alpha are taken over the whole rollout batch, so that neither devices nor
-micro-batches change them (`perception.per_shard_weights` is the released behaviour),
-and l is the sampler's log-prob, which is the recomputed one by the on-policy law.
+micro-batches change them (`perception.per_shard_weights` is the released behaviour);
+l is the sampler's log-prob, which is the recomputed one by the on-policy law; a batch
+is filled in at most `max_rounds` rounds, where the code has no limit; and black are
+whole patches of the model, after the last resize, where the code blackens cells of 14
+pixels before the processor, which resizes once more.
 """
 
 import dataclasses

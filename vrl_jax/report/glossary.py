@@ -37,6 +37,12 @@ GROUPS = (
             "reward/accuracy": "Share of sampled responses with the right answer.",
             "reward/format": "Share of responses in the requested form. If it rises "
             "alone, the policy has learned the form and not the task.",
+            "critic/vf_explained_var": "How much of the returns a critic foresaw: 1 is "
+            "all of it, 0 no more than their mean. Below 0 at first, then it rises.",
+            "critic/vf_loss": "The critic's error: half the square of value less "
+            "return.",
+            "critic/vf_clipfrac": "Share of tokens whose value left its band. 0 is "
+            "normal with one update a batch.",
             "groups/zero_variance": "Share of questions whose responses all earned the "
             "same reward; they teach nothing. Near 1 with a flat reward, the data "
             "is too easy or too hard.",

@@ -12,6 +12,7 @@ project's documentation says and gives a `Reward`. Signatures:
     VLM-R1    f(completions, solution, **columns) -> list of float
     ms-swift  a class with __call__(completions, **columns) -> list of float, or one
               registered by name in a dict `orms`
+    OpenRLHF  f(queries, prompts, labels) -> tensor or list, or dict with `rewards`
 """
 
 import asyncio
@@ -21,12 +22,18 @@ import inspect
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from numbers import Real
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
+
 from vrl_jax.rewards.combine import Reward, Score
 from vrl_jax.types import Episode
+
+_NUMBER = Real | np.bool_
+"""NumPy's scalars are of these too."""
 
 
 def load(reference: str) -> Callable[..., Any]:
@@ -162,6 +169,37 @@ def ms_swift(reference: str) -> Reward:
     return reward
 
 
+def openrlhf(reference: str) -> Reward:
+    """`reward_func` of OpenRLHF and OpenRLHF-M, https://github.com/OpenRLHF/OpenRLHF-M.
+
+    A query is prompt and response as one text, a label the row's answer. Of a dict
+    `rewards` is the reward; `scores`, and what `extra_logs` names, are logged.
+    """
+    function = load(reference)
+
+    def reward(episodes: Sequence[Episode]) -> list[Score]:
+        found = function(
+            [e.prompt + e.text for e in episodes],
+            [e.prompt for e in episodes],
+            [e.sample.answer for e in episodes],
+        )
+        if not isinstance(found, Mapping):
+            return _as_scores(found, "overall", reference)
+        if "rewards" not in found:
+            raise ValueError(
+                f"{reference} must give dicts with 'rewards', got {sorted(found)}."
+            )
+        columns = {**found.get("extra_logs", {}), "overall": found["rewards"]}
+        if "scores" in found:
+            columns["score"] = found["scores"]
+        return [
+            dict(zip(columns, map(float, row), strict=True))
+            for row in zip(*columns.values(), strict=True)
+        ]
+
+    return reward
+
+
 class TrainerState:
     """What TRL's functions read of the trainer's state."""
 
@@ -234,7 +272,7 @@ def _as_scores(found: Any, overall: str, reference: str) -> list[Score]:
             raise ValueError(
                 f"{reference} must give dicts with {overall!r}, got {sorted(score)}."
             )
-        parts = {k: v for k, v in score.items() if isinstance(v, int | float)}
+        parts = {k: float(v) for k, v in score.items() if isinstance(v, _NUMBER)}
         scores.append({**parts, "overall": score[overall]})
     return scores
 

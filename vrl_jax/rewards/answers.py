@@ -6,16 +6,28 @@ rule, each has a function of its own; the one without a project's name is ours.
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from vrl_jax.rewards.parse import answer_or_rest, last_boxed
 
 # Macros and what \text{...} holds are not words: math-verify knows units and such.
 _MACRO = re.compile(r"\\(text|mathrm|textbf)\s*\{[^{}]*\}|\\[A-Za-z]+")
 _LETTER = re.compile(r"(?<![A-Z])[A-Z](?=[.,?!:;]|$)")
-_BARE_LETTER = re.compile(r"[(\[{]?\s*([A-Za-z])\s*[)\]}]?\s*[.:,)]?\s*(.*)", re.DOTALL)
+# A letter, and behind marks or a blank a text: "box" is no B.
+_LETTERED = re.compile(
+    r"[(\[{]?\s*([A-Za-z])(?:(?:\s*[)\]}.:,])+|\s|\Z)\s*(.*)", re.DOTALL
+)
+_DRESSED = re.compile(
+    r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mathsf|boxed)\s*\{([^{}]*)\}"
+)
+_ANSWER_IS = re.compile(r"answer is:?\s{0,9}[(*]{0,3}([A-Z])\b", re.IGNORECASE)
 _CUES = ("ANSWER", "CORRECT", "CHOOSE", "SELECT", "RIGHT", "THINK", "BELIEVE", "SHOULD")
 _COUNT = re.compile(r"<answer>\s*([0-9]{1,18})\s*</answer>")
+_WORDS = (
+    *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"),
+    *("ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen"),
+    *("seventeen", "eighteen", "nineteen", "twenty"),
+)
 _WORD = re.compile(r"[A-Za-z]{3}|^\s*[A-Za-z]{2}\s*$")
 
 _WORD_OR_MARK = re.compile(r"\w+|[^\w\s]")
@@ -38,34 +50,66 @@ def is_words(gold: str) -> bool:
 
 
 def choice(prediction: str | None, gold: str, options: Sequence[str] = ()) -> bool:
-    """Multiple choice: the letter alone, with its option's text, or that text alone.
+    r"""Multiple choice: the letter alone, with its option's text, or that text alone.
 
-    Brackets, a final dot and a `\\boxed` around the letter are passed over, and case.
-    "B or C" is no answer. `options` are the texts of A, B, ...; without them a letter
-    may be followed by nothing.
+    Brackets, a final dot, a `\boxed` and other marks of LaTeX and markdown around the
+    letter are passed over, and case. "B or C" is no answer. `options` are the texts of
+    A, B, ..., empty where there is no such option; without them a letter may be
+    followed by nothing. A letter is a letter first: "B" is the second option even where
+    that is the text of another. A text that two options share names neither.
     """
     if prediction is None or not gold.strip():
         return False
     box = last_boxed(prediction)
-    given = " ".join((prediction if box is None else box).split()).casefold()
-    letter = _leading_letter(gold)
-    if letter is None:
-        return given.rstrip(".") == " ".join(gold.split()).casefold().rstrip(".")
-    place = ord(letter) - ord("A")
-    text = " ".join(options[place].split()).casefold() if place < len(options) else ""
-    if text and given.rstrip(".") == text.rstrip("."):
-        return True
-    found = _BARE_LETTER.fullmatch(given)
-    return (
-        found is not None
-        and found.group(1).upper() == letter
-        and found.group(2).rstrip(".") in ("", text.rstrip("."))
-    )
+    given, texts = prediction if box is None else box, [_plain(o) for o in options]
+    wanted = _chosen(gold, texts)
+    if wanted is None:
+        return _plain(given) == _plain(gold)
+    return _chosen(given, texts) == wanted
 
 
-def _leading_letter(gold: str) -> str | None:
-    found = _BARE_LETTER.fullmatch(gold.strip())
-    return found.group(1).upper() if found and not found.group(2) else None
+def _chosen(text: str, options: Sequence[str]) -> str | None:
+    """The letter that a text names by itself or by the text of its option."""
+    plain = _plain(text)
+    named = dict(zip("ABCDEFGHIJKLMNOPQRSTUVWXYZ", options, strict=False))
+    found = _LETTERED.fullmatch(plain)
+    if found:
+        letter, rest = found.group(1).upper(), found.group(2)
+        of_another = letter not in named and plain in options
+        if not of_another and rest in ("", named.get(letter, "")):
+            return letter
+    same = [letter for letter, option in named.items() if option and option == plain]
+    return same[0] if len(same) == 1 else None
+
+
+def _plain(text: str) -> str:
+    """In lower case, blanks as one, without a final dot and what `_undressed` drops."""
+    return " ".join(_undressed(text).casefold().split()).rstrip(".").rstrip()
+
+
+def _undressed(text: str) -> str:
+    """Without the marks of LaTeX and markdown that change how letters look."""
+    for _ in range(3):  # \text{\textbf{...}}; deeper ones stay
+        text = _DRESSED.sub(r"\1", text)
+    return re.sub(r"\*\*|[$`]", "", text).strip().strip("*_")
+
+
+def letter_set(prediction: str | None, gold: str) -> bool:
+    """Several choices: the same set of letters, in any order.
+
+    "A, C", "CA", "(a) and (c)" are one set; a text with another word is none.
+    LogicVista, https://arxiv.org/abs/2407.04973, where a part of them is wrong.
+    """
+    given, wanted = (_letters(text or "") for text in (prediction, gold))
+    return bool(wanted) and given == wanted
+
+
+def _letters(text: str) -> set[str]:
+    words = re.split(r"(?:[\s.,;:&/+()\[\]{}]|\band\b)+", _undressed(text))
+    named = [word for word in words if word]
+    if not all(re.fullmatch("[A-Z]{1,26}|[a-z]", word) for word in named):
+        return set()
+    return set("".join(named).upper())
 
 
 def letter_vlm_r1(text: str) -> str | None:
@@ -88,6 +132,27 @@ def letter_vlm_r1(text: str) -> str | None:
 
 
 _STOPS = (".", ",", "!", "?", ":", ";")
+
+
+def letter_vlmevalkit(text: str, options: Mapping[str, str]) -> str | None:
+    """The option that VLMEvalKit finds before it asks a judge, or None.
+
+    `options` are texts by their letters. The only letter among the words, where it is
+    one of the last four; else what "answer is" says; else the only option whose text
+    the answer holds, in an answer of at most twice the length of all options. A word
+    "A" is an option as well. https://github.com/open-compass/VLMEvalKit
+    """
+    words = re.sub(r"[.()\[\],:;!*#{}]", " ", text).split()
+    letters = [letter for letter in options if letter in words]
+    if len(letters) == 1 and words.index(letters[0]) > len(words) - 5:
+        return letters[0]
+    said = [letter for letter in _ANSWER_IS.findall(text) if letter.upper() in options]
+    if said:
+        return said[-1].upper()
+    if len(text) > 2 * sum(map(len, options.values())):
+        return None
+    held = [a for a, option in options.items() if option.lower() in text.lower()]
+    return held[0] if len(held) == 1 else None
 
 
 def letter_ergo(text: str, gold: str) -> bool:
@@ -142,17 +207,43 @@ def relaxed_numeric(
     """|p - g| / |g| <= tolerance; the same text where gold is 0 or no number.
 
     A final percent sign is dropped on both sides. `year_guard` compares four characters
-    that start with 20 as text: 2004 is not nearly 2005. ChartQA's relaxed accuracy,
-    https://arxiv.org/abs/2203.10244, as in https://github.com/theogbrand/vlprm.
+    that start with 20 as text: 2004 is not nearly 2005. VL-PRM's reading of ChartQA's
+    rule, https://github.com/theogbrand/vlprm; `relaxed_accuracy` is ChartQA's own.
     """
     if prediction is None:
         return False
     given, wanted = (
         text.strip().removesuffix("%").strip() for text in (prediction, gold)
     )
-    p, g = number(given), number(wanted)
-    is_year = year_guard and len(wanted) == 4 and wanted.startswith("20")
-    if p is None or g is None or g == 0 or is_year:
+    if year_guard and len(wanted) == 4 and wanted.startswith("20"):
+        return given.lower() == wanted.lower()
+    return _nearly(given, wanted, number, tolerance)
+
+
+def relaxed_accuracy(
+    prediction: str | None, gold: str, *, tolerance: float = 0.05
+) -> bool:
+    """|p - g| / |g| <= tolerance, 50% as 0.5; the same text where g is 0 or no number.
+
+    Case does not count. ChartQA, https://arxiv.org/abs/2203.10244, section 5.1, with
+    the percent sign of its usual code, pix2struct's,
+    https://github.com/google-research/pix2struct; that reads no commas in thousands.
+    """
+    if prediction is None:
+        return False
+    return _nearly(prediction.strip(), gold.strip(), _of_percent, tolerance)
+
+
+def _of_percent(text: str) -> float | None:
+    value = number(text.removesuffix("%"))
+    return value / 100 if value is not None and text.endswith("%") else value
+
+
+def _nearly(
+    given: str, wanted: str, read: Callable[[str], float | None], tolerance: float
+) -> bool:
+    p, g = read(given), read(wanted)
+    if p is None or not g:
         return given.lower() == wanted.lower()
     return abs(p - g) <= tolerance * abs(g) * (1 + 1e-12)
 
@@ -169,10 +260,21 @@ def number(text: str) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def count_in_tag(text: str, gold: str) -> bool:
-    """An answer tag holds digits alone, and they are the gold number.
+def amount(text: str) -> float | None:
+    """`number`, or a number's word from zero to twenty: CountBench's answers.
 
-    R1-V's counting evaluation, https://github.com/Deep-Agent/R1-V: "12 cats" fails.
+    A final dot does not count.
+    """
+    plain = text.strip().removesuffix(".")
+    word = plain.lower()
+    return float(_WORDS.index(word)) if word in _WORDS else number(plain)
+
+
+def count_in_tag(text: str, gold: str) -> bool:
+    """The first answer tag that holds digits alone holds the gold number.
+
+    R1-V's counting evaluation, https://github.com/Deep-Agent/R1-V: "12 cats" fails, and
+    a later tag does not count, as it does in `final_answer.count`.
     """
     found = _COUNT.search(text)
     return found is not None and number(gold) == int(found.group(1))

@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from vrl_jax import geometry
-from vrl_jax.rewards.boxes import Boxes
+from vrl_jax.rewards.boxes import Boxes, surplus_penalty
 
 THRESHOLDS = np.linspace(0.5, 0.95, 10)
 RECALLS = np.linspace(0, 1, 101)
@@ -75,3 +75,21 @@ def mean_average_precision(
     known = ~jnp.isnan(table)
     mean = jnp.where(known, table, 0).sum() / jnp.maximum(known.sum(), 1)
     return jnp.where(n_gold > 0, mean, (n_predicted == 0).astype(mean.dtype))
+
+
+def penalised_average_precision(
+    predicted: Boxes,
+    gold: Boxes,
+    *,
+    thresholds: Float[Array, " K"] | tuple[float, ...] = tuple(THRESHOLDS),
+    classes: int,
+) -> Float[Array, ""]:
+    """`mean_average_precision` times `surplus_penalty`: VLM-R1, if over-long.
+
+    Average precision alone forgives false boxes after the right ones.
+    https://github.com/om-ai-lab/VLM-R1
+    """
+    precision = mean_average_precision(
+        predicted, gold, thresholds=thresholds, classes=classes
+    )
+    return precision * surplus_penalty(predicted, gold)

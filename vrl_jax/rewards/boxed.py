@@ -1,7 +1,7 @@
 r"""Rewards for answers in a `\boxed{...}`."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from vrl_jax.rewards.answers import exact, is_words
 from vrl_jax.rewards.combine import Reward, with_format
@@ -23,18 +23,23 @@ def boxed_right(sample: Sample, turn: Turn) -> bool:
     return exact(last_boxed(turn.text), sample.answer)
 
 
-def boxed_math(verifier: MathVerifier) -> Reward:
+def boxed_math(
+    verifier: MathVerifier, *, read: Callable[[str], str | None] = last_boxed
+) -> Reward:
     """1 where the last box is the answer as text or, unless words, as mathematics.
 
-    The part `unchecked` is 1 where math-verify could not tell: it ran out of time or
-    failed, or the sample's answer does not parse.
+    `read` finds in the response what is compared, such as `parse.final_answer`, which
+    takes an answer tag where there is no box. The part `unchecked` is 1 where
+    math-verify could not tell: it ran out of time or failed, or the sample's answer
+    does not parse.
     """
 
     def reward(episodes: Sequence[Episode]) -> list[dict[str, float]]:
+        boxes = [read(episode.text) for episode in episodes]
         scores = [
-            {"overall": score, "unchecked": 0.0} for score in boxed_exact(episodes)
+            {"overall": float(exact(box, episode.sample.answer)), "unchecked": 0.0}
+            for box, episode in zip(boxes, episodes, strict=True)
         ]
-        boxes = [last_boxed(episode.text) for episode in episodes]
         open_cases = [
             index
             for index, (episode, box) in enumerate(zip(episodes, boxes, strict=True))

@@ -41,6 +41,13 @@ def first_iou(predicted: Boxes, gold: Boxes) -> Float[Array, ""]:
     return overlaps(predicted, gold)[0, 0]
 
 
+def iou_reached(
+    predicted: Boxes, gold: Boxes, *, iou_threshold: float | Float[Array, ""] = 0.5
+) -> Float[Array, ""]:
+    """1 where `first_iou` is at least the threshold, else 0."""
+    return (first_iou(predicted, gold) >= iou_threshold).astype(jnp.float32)
+
+
 def pixel_iou(predicted: Boxes, gold: Boxes) -> Float[Array, ""]:
     """`first_iou` in the inclusive pixels of VLM-R1; in whole pixels only."""
     found = geometry.inclusive_pixel_iou(predicted.boxes[0], gold.boxes[0])
@@ -279,6 +286,17 @@ def size_penalty(predicted: Boxes, gold: Boxes) -> Float[Array, ""]:
     https://github.com/MiniMax-AI/One-RL-to-See-Them-All
     """
     return 0.6 ** jnp.abs(predicted.mask.sum() - gold.mask.sum())
+
+
+def surplus_penalty(predicted: Boxes, gold: Boxes) -> Float[Array, ""]:
+    """gold / predicted where more boxes were named than there are, else 1.
+
+    Multiplies the average precision in VLM-R1's detection where that is asked for,
+    https://github.com/om-ai-lab/VLM-R1.
+    """
+    n_predicted, n_gold = predicted.mask.sum(), gold.mask.sum()
+    share = n_gold / jnp.maximum(n_predicted, 1)
+    return jnp.where(n_predicted > n_gold, share, 1.0)
 
 
 def dynamic_threshold(

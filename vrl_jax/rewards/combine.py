@@ -151,6 +151,26 @@ def paid_if(condition: Reward, reward: Reward, *, above: float = 0.5) -> Reward:
     return _combined({"condition": condition, "reward": reward}, choose)
 
 
+def from_step(reward: Reward, *, start: int) -> Reward:
+    """`reward`, with an overall of 0 before step `start`: accuracy first.
+
+    The warm-up of Kimi k1.5's length reward, https://arxiv.org/abs/2501.12599, which
+    does not say how long. An evaluation is at step 0. Parts are kept.
+    """
+
+    def later(episodes: Sequence[Episode]) -> list[Score]:
+        return [
+            None if score is None else _scaled(as_parts(score), episode.step >= start)
+            for score, episode in zip(reward(episodes), episodes, strict=True)
+        ]
+
+    return later
+
+
+def _scaled(parts: Mapping[str, float], scale: float) -> dict[str, float]:
+    return {**parts, "overall": parts["overall"] * scale}
+
+
 def log_tamed(reward: Reward) -> Reward:
     """log(1 + R), for R > -1; a smaller one is an error of the reward.
 

@@ -155,7 +155,7 @@ def spread_look(
 
 
 def _variance(
-    x: Float[Array, "G *K"], counted: Bool[Array, " G"]
+    x: Float[Array, " G *K"], counted: Bool[Array, " G"]
 ) -> Float[Array, "*K"]:
     """Population variance over the group's counted rows; 0 without any."""
     rows = jnp.expand_dims(counted, tuple(range(1, x.ndim)))

@@ -233,6 +233,43 @@ def laser(
     return correct + bonus * correct * (lengths <= target)
 
 
+def laser_penalty(
+    lengths: Lengths,
+    correct: Correct,
+    *,
+    target: int | Int[Array, "..."],
+    penalty: float = 0.5,
+) -> Scores:
+    """c - penalty c [L > target]: `laser` that takes instead of giving.
+
+    LASER's code, https://github.com/hkust-nlp/Laser, which calls it "penalty".
+    """
+    return correct - penalty * correct * (lengths > target)
+
+
+def laser_hybrid(
+    lengths: Lengths,
+    correct: Correct,
+    *,
+    target: int | Int[Array, "..."],
+    bonus: float = 0.5,
+) -> Scores:
+    """c + bonus c where L <= target, c - bonus c where not: "hybrid" of LASER's code.
+
+    https://github.com/hkust-nlp/Laser
+    """
+    return correct + bonus * correct * jnp.where(lengths <= target, 1, -1)
+
+
+def where_any_right(scores: Scores, correct: Correct) -> Scores:
+    """The scores of groups with a right response, 0 of the others.
+
+    With z-scores a term of length alone would rank the responses of a group in which
+    all are wrong: this leaves such a group without a signal. The gate is ours.
+    """
+    return jnp.where((correct > 0).any(-1, keepdims=True), scores, 0)
+
+
 def laser_targets(
     lengths: Int[Array, "P G"], correct: Float[Array, "P G"], grid: Int[Array, " K"]
 ) -> Int[Array, " 3"]:

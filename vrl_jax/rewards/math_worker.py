@@ -29,6 +29,18 @@ _PLAIN = re.compile(
     r"(-?)(?:([0-9]{1,30})|([0-9]{0,30}\.[0-9]{1,30})"
     r"|(?:\\frac\{(-?[0-9]{1,30})\}\{([0-9]{1,30})\}|([0-9]{1,30})/([0-9]{1,30})))"
 )
+_EXPONENT = "e[+-]?[0-9]+"
+_TOKEN = re.compile(
+    rf"([0-9]+{_EXPONENT}|(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:{_EXPONENT})?)"
+    r"|(0+(?![0-9])|[1-9][0-9]*)|([^\W0-9]\w*)|(\*\*|[-+*/^!()])"
+)
+_FUNCTIONS = {"": lambda x: x, "sqrt": sympy.sqrt, "ln": sympy.log}
+_GREEK = ("mu", "nu", "xi")
+_MEANS_MORE = {
+    *("oo", "zoo", "nan", "rf", "ff", "gff", "re", "im", "csc", "li", "jn", "yn"),
+    *("fft", "ntt", "fu", "eye", "all", "id"),
+}
+"""Names of sympy with two letters, or two different ones, that are no product."""
 _read_in_full = parser.parse_latex_cached.__wrapped__
 
 
@@ -77,21 +89,109 @@ def are_other_numbers(expected: list, found: list) -> bool:
 
 
 def difference_is_zero(prediction: str, gold: str) -> tuple[bool, str]:
-    """Whether sympy simplifies prediction - gold to 0, decimals as fractions."""
+    """Whether sympy simplifies gold - prediction to 0, both read by `read_formula`."""
     if max(map(depth, (prediction, gold))) > MAX_DEPTH:
         return False, f"brackets nest more than {MAX_DEPTH} deep"
-    terms = [_expression(text) for text in (prediction, gold)]
+    terms = [read_formula(text) for text in (gold, prediction)]
     if None in terms:
         return False, ""
-    exact = [sympy.nsimplify(term, rational=True) for term in terms]
-    return bool(sympy.simplify(exact[0] - exact[1]) == 0), ""
+    return bool(sympy.simplify(terms[0] - terms[1]) == 0), ""
 
 
-def _expression(text: str) -> sympy.Expr | None:
-    """The text's first reading, if that is an expression."""
-    latex = text.replace("sqrt(", r"\sqrt(").replace("pi", r"\pi ")
-    found = _parsed(f"${latex}$")
-    return found[0] if found and isinstance(found[0], sympy.Expr) else None
+def read_formula(text: str) -> sympy.Expr | None:
+    """The whole text as a formula, or None: no part of it is read for all of it.
+
+    Numbers, letters, + - * / ^ **, a factorial's !, round brackets, sqrt(), ln() and
+    pi, as sympy's parser reads them when it may leave out signs of multiplication, and
+    without its evaluation of the text: 2xy is 2 x y, x2 is 2 x, 1/2x is x/2, and x_1
+    one letter.
+    """
+    tokens = _tokens(text)
+    if tokens is None:
+        return None
+    tokens.reverse()  # the next one is the last: it is popped
+    try:
+        found = _sum(tokens)
+    except (IndexError, KeyError):  # an end, or a sign, where a term should begin
+        return None
+    return None if tokens else found
+
+
+def _tokens(text: str) -> list[str | sympy.Expr] | None:
+    """Signs and functions as texts, numbers and letters as sympy has them."""
+    tokens, place = [], 0
+    for found in _TOKEN.finditer(text):
+        if found.start() != place:
+            return None
+        place = found.end()
+        decimal, integer, name, sign = found.groups()
+        if integer:
+            tokens.append(sympy.Integer(integer))
+        elif decimal:
+            tokens.append(sympy.Float(decimal))
+        elif sign:
+            tokens.append("^" if sign == "**" else sign)
+        elif name in _FUNCTIONS:
+            tokens.append(name)
+        elif name == "pi":
+            tokens.append(sympy.pi)
+        elif not name.isidentifier() or name in _MEANS_MORE:
+            return None
+        elif "_" in name or name in _GREEK:
+            tokens.append(sympy.Symbol(name))
+        else:
+            tokens += [
+                sympy.Integer(part) if part[0].isdigit() else sympy.Symbol(part)
+                for part in re.findall("[0-9]+|.", name)
+            ]
+    return tokens if place == len(text) else None
+
+
+def _sum(tokens: list[str | sympy.Expr]) -> sympy.Expr:
+    total = _product(tokens)
+    while tokens and tokens[-1] in ("+", "-"):
+        sign = tokens.pop()
+        term = _product(tokens)
+        total = total + term if sign == "+" else total - term
+    return total
+
+
+def _product(tokens: list[str | sympy.Expr]) -> sympy.Expr:
+    """Factors with * or / between them, or nothing."""
+    product = _power(tokens)
+    while tokens and tokens[-1] not in ("+", "-", ")", "^", "!"):
+        sign = tokens.pop() if tokens[-1] in ("*", "/") else "*"
+        factor = _power(tokens)
+        product = product * factor if sign == "*" else product / factor
+    return product
+
+
+def _power(tokens: list[str | sympy.Expr]) -> sympy.Expr:
+    """[+-]* atom [!] [^ power]: a sign before it is weaker, one after ^ stronger."""
+    minus = False
+    while tokens[-1] in ("+", "-"):
+        minus ^= tokens.pop() == "-"
+    power = _atom(tokens)
+    if tokens and tokens[-1] == "!":
+        tokens.pop()
+        power = sympy.factorial(power)
+    if tokens and tokens[-1] == "^":
+        tokens.pop()
+        power = power ** _power(tokens)
+    return -power if minus else power
+
+
+def _atom(tokens: list[str | sympy.Expr]) -> sympy.Expr:
+    token = tokens.pop()
+    if not isinstance(token, str):
+        return token
+    function = _FUNCTIONS[token if token != "(" else ""]
+    if token != "(" and tokens.pop() != "(":
+        raise KeyError(token)
+    inside = _sum(tokens)
+    if tokens.pop() != ")":
+        raise KeyError(token)
+    return function(inside)
 
 
 def depth(text: str) -> int:

@@ -7,24 +7,35 @@ from collections.abc import Callable, Iterator, Mapping
 
 from vrl_jax.rewards import adapters, answers, boxes, text
 from vrl_jax.rewards.boxed import boxed_exact, boxed_math, math_style
-from vrl_jax.rewards.combine import Reward
+from vrl_jax.rewards.combine import Reward, of_text
+from vrl_jax.rewards.dapo_answer import dapo_style
+from vrl_jax.rewards.detection import detection_reward
 from vrl_jax.rewards.final_answer import (
     anls,
     answer_reward,
     count,
     mathruler_boxed,
     multiple_choice,
+    numeric,
+    r1v_accuracy,
     r1v_style,
+    vlm_r1_accuracy,
 )
+from vrl_jax.rewards.format import think_then_answer
 from vrl_jax.rewards.grounding import (
     box_reward,
     click_reward,
+    guarded_iou,
+    near_click_reward,
     original,
+    precision_reward,
     resized,
+    scheduled_iou,
     thousandths,
     unit,
 )
 from vrl_jax.rewards.math_verifier import MathVerifier
+from vrl_jax.rewards.parse import final_answer
 
 FRAMES = {
     "original": original,
@@ -34,27 +45,51 @@ FRAMES = {
 }
 """What numbers of boxes and points count: pixels of the picture as it came, or as the
 model saw it; thousandths or ones of its sides."""
-LIBRARY: Mapping[str, Reward] = {
+LIBRARY: dict[str, Reward] = {
     "exact": boxed_exact,
     "mcq": multiple_choice,
+    "letters": answer_reward(answers.letter_set),
     "yes_no": answer_reward(answers.yes_no),
-    "numeric": answer_reward(answers.relaxed_numeric),
+    "numeric": numeric,
+    "chartqa": answer_reward(answers.relaxed_accuracy),
     "count": count,
-    "ocr_edit": answer_reward(text.edit_similarity),
+    "ocr_edit": answer_reward(text.indel_ratio),
     "anls": anls,
     "token_f1": answer_reward(text.token_f1),
+    "dapo": dapo_style,
 }
+OF_FORM: dict[str, Reward] = {
+    "format": of_text(think_then_answer),
+    "repetition": of_text(text.repetition),
+}
+"""They do not read the answer: what they pay is added to what does."""
 OF_MATHEMATICS: Mapping[str, Callable[[MathVerifier], Reward]] = {
     "math": math_style,
     "math_verify": boxed_math,
+    "accuracy": functools.partial(boxed_math, read=final_answer),
     "mathruler": mathruler_boxed,
     "r1v": r1v_style,
+    "r1v_accuracy": r1v_accuracy,
+    "vlm_r1": vlm_r1_accuracy,
 }
 OF_BOXES: Mapping[str, Callable[..., Reward]] = {
     "iou": functools.partial(box_reward, boxes.first_iou),
-    "detection": functools.partial(box_reward, boxes.hungarian_f1),
+    "iou50": functools.partial(box_reward, boxes.iou_reached),
+    "iou_guarded": guarded_iou,
+    "iou_schedule": scheduled_iou,
+    "box_f1": functools.partial(box_reward, boxes.hungarian_f1),
+    "map": precision_reward,
+    "od_ap50": functools.partial(precision_reward, thresholds=(0.5,)),
+    "detection": detection_reward,
     "click": click_reward,
+    "near_click": near_click_reward,
 }
+OF_A_FILE = {
+    "length": "rewards.length.cosine of a limit of tokens",
+    "soft_overlong": "rewards.length.soft_overlong of a limit and a buffer",
+    "judge": "rewards.judge.same_answer of an endpoint",
+}
+"""What a name alone cannot say."""
 STYLES: Mapping[str, Callable[[str], Reward]] = {
     "native": adapters.load,
     "easyr1": adapters.easyr1,
@@ -63,6 +98,7 @@ STYLES: Mapping[str, Callable[[str], Reward]] = {
     "trl_chat": functools.partial(adapters.trl, conversational=True),
     "vlm_r1": adapters.vlm_r1,
     "ms_swift": adapters.ms_swift,
+    "openrlhf": adapters.openrlhf,
 }
 
 
@@ -84,8 +120,13 @@ def named_reward(
         return
     if style is not None:
         raise ValueError(f"--style is for path.py:function, not for {name!r}.")
-    if name in LIBRARY:
-        yield LIBRARY[name]
+    if name in OF_A_FILE:
+        raise ValueError(
+            f"{name!r} needs more than its name, {OF_A_FILE[name]}: call that in a "
+            "file of your own, path.py:function."
+        )
+    if name in LIBRARY | OF_FORM:
+        yield (LIBRARY | OF_FORM)[name]
     elif name in OF_BOXES:
         for given in (frame, gold_frame):
             if given not in FRAMES:
@@ -98,7 +139,7 @@ def named_reward(
         with MathVerifier() as verifier:
             yield OF_MATHEMATICS[name](verifier)
     else:
-        known = sorted([*LIBRARY, *OF_BOXES, *OF_MATHEMATICS])
+        known = sorted([*LIBRARY, *OF_FORM, *OF_BOXES, *OF_MATHEMATICS])
         raise ValueError(
             f"there is no reward {name!r}: the library's are {', '.join(known)}; your "
             "own is path.py:function."
@@ -128,6 +169,7 @@ def _style(reference: str) -> str:
         ("reward_input", "easyr1"),
         ("solution_str", "verl"),
         ("episodes", "native"),
+        ("queries", "openrlhf"),
     ):
         if name in names:
             return style

@@ -12,6 +12,13 @@ import json_repair
 
 _BOX = re.compile(r"\\boxed(?![A-Za-z])\s*")
 _FENCE = re.compile(r"```[A-Za-z0-9]*[ \t]*\n?")
+_SAID = re.compile(r"\banswer[*_]{0,2}\s{0,3}(?:is\b|:)[\s:*_]{0,9}", re.IGNORECASE)
+_LAST_LINE = re.compile(r"answer\s*:\s*([^\n]+)", re.IGNORECASE)
+# Of "A cat" and "I see", A and I are words; "U.S." has no letters that stand alone.
+_LETTER = re.compile(r"(?<![\w.'’\\])(?![AI]\s+[a-z])[A-Z](?![\w'’]|\.[A-Za-z])")
+_NUMBER = re.compile(
+    r"(?<![\w./-])-?[0-9][0-9,]{0,30}(?:\.[0-9]{1,30})?%?(?![\w/]|\.[0-9])"
+)
 _QUOTES = str.maketrans({"\u201c": '"', "\u201d": '"', "\u2018": "'", "\u2019": "'"})
 
 MAX_REPAIRED = 20_000
@@ -77,7 +84,8 @@ def boxed_or_none_text(text: str) -> str:
 def last_tag(text: str, name: str) -> str | None:
     """What the last closed `<name>...</name>` holds; it may span lines.
 
-    It starts at the last opening tag before its closing tag: a torn one does not count.
+    It starts at the last opening tag before its closing tag: a torn one does not count,
+    as it does in `last_pair`.
     """
     opening, closing = f"<{name}>", f"</{name}>"
     end = text.rfind(closing)
@@ -90,6 +98,23 @@ def last_tag(text: str, name: str) -> str | None:
             return inside.strip()
         end = start + len(opening) + inside.index(closing)
     return None
+
+
+def last_pair(text: str, name: str) -> str | None:
+    """The last of the pairs `<name>...</name>` that are found from the left.
+
+    After a torn opening tag it holds everything from there: VLM-R1's accuracy rewards,
+    `re.findall`, https://github.com/om-ai-lab/VLM-R1.
+    """
+    opening, closing = f"<{name}>", f"</{name}>"
+    inside, start = None, text.find(opening)
+    while start >= 0:
+        end = text.find(closing, start + len(opening))
+        if end < 0:
+            break
+        inside = text[start + len(opening) : end].strip()
+        start = text.find(opening, end)
+    return inside
 
 
 def first_tag(text: str, name: str) -> str | None:
@@ -134,17 +159,70 @@ def first_answer_line(text: str) -> str | None:
 def final_answer_line(text: str) -> str | None:
     """What follows the last "Answer:" of the last 300 characters, to the line's end.
 
-    The rule of DAPO's math reward, https://github.com/volcengine/verl, which compares
-    it as normalised text and pays 1 or -1.
+    In any case of letters, with blanks around the colon or the answer on a line of its
+    own. Of two on one line the first counts. The rule of DAPO's mathematics,
+    https://github.com/volcengine/verl; `dapo_answer` compares and pays it.
     """
-    _, found, rest = text[-300:].rpartition("Answer:")
-    return rest.split("\n")[0].strip() if found else None
+    found = _LAST_LINE.findall(text[-300:])
+    return found[-1].strip() if found else None
 
 
-def final_answer(text: str) -> str | None:
+def without_thinking(text: str) -> str:
+    """What stands outside of `<think>...</think>`.
+
+    Thinking that never ends leaves what came before it; a `</think>` without its
+    opening tag ends thinking that the prompt began.
+    """
+    first, *rest = text.split("<think>")
+    return first.rpartition("</think>")[2] + "".join(
+        piece.rpartition("</think>")[2] if "</think>" in piece else "" for piece in rest
+    )
+
+
+def box_or_tag(text: str) -> str | None:
     """The last box; without one, the last answer tag; without either, None."""
     box = last_boxed(text)
     return answer_tag(text) if box is None else box
+
+
+def said_answer(text: str) -> str | None:
+    """What follows the last "answer is" or "Answer:", to the line's end.
+
+    Stars around it and one final dot are dropped.
+    """
+    places = [found.end() for found in _SAID.finditer(text)]
+    if not places:
+        return None
+    line = text[places[-1] :].partition("\n")[0].strip(" \t\r*")
+    return line.removesuffix(".").rstrip(" *") or None
+
+
+def final_answer(text: str) -> str | None:
+    """What the response names as its answer, thinking left out; None if it names none.
+
+    `box_or_tag` or, without either, `said_answer`. Nothing is guessed.
+    """
+    said = without_thinking(text)
+    named = box_or_tag(said)
+    return said_answer(said) if named is None else named
+
+
+def last_letter(text: str) -> str | None:
+    """The last capital that stands alone, thinking left out; a guess at a choice.
+
+    A and I before a small letter are words.
+    """
+    found = _LETTER.findall(without_thinking(text))
+    return found[-1] if found else None
+
+
+def last_number(text: str) -> str | None:
+    """The last number, thinking left out; a guess at an amount.
+
+    Digits within a word, a date, a range or a quotient are none.
+    """
+    found = _NUMBER.findall(without_thinking(text))
+    return found[-1].rstrip(",") if found else None
 
 
 def paragraphs(text: str) -> list[str]:

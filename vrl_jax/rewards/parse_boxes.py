@@ -11,18 +11,18 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from vrl_jax.rewards.answers import number
 from vrl_jax.rewards.boxes import Boxes
 from vrl_jax.rewards.parse import answer_tag, first_tag, json_in, read_json
 
 # At most 6 digits: no picture has more pixels, and no number takes long to read.
 _FOUR = re.compile(r"\[\s*(\d{1,6}),\s*(\d{1,6}),\s*(\d{1,6}),\s*(\d{1,6})\s*\]")
 # Nor any of these; 20 decimals are more than a float has.
-_FOUR_NUMBERS = re.compile(
-    r"\[\s*"
-    + r"\s*,\s*".join([r"(-?(?:\d{1,9}(?:\.\d{0,20})?|\.\d{1,20}))"] * 4)
-    + r"\s*\]"
-)
-_NUMBER = re.compile(r"(?<![\d.])-?\d{1,9}(?:\.\d{0,9})?(?![\d.])")
+_ONE = r"(-?(?:\d{1,9}(?:\.\d{0,20})?|\.\d{1,20}))"
+_FOUR_NUMBERS = re.compile(r"\[\s*" + r"\s*,\s*".join([_ONE] * 4) + r"\s*\]")
+_PAIR = r"\(\s{0,9}X\s{0,9},\s{0,9}X\s{0,9}\)".replace("X", _ONE)
+_CORNERS = re.compile(rf"{_PAIR}\s{{0,9}},?\s{{0,9}}{_PAIR}")
+_NUMBER = re.compile(r"(?<![\d.])-?(?:\d{1,9}(?:\.\d{0,9})?|\.\d{1,9})(?![\d.])")
 _BOX_KEYS = ("bbox_2d", "bbox", "box", "box_2d", "Position", "position")
 _POINT_KEYS = ("point_2d", "point", "click_point")
 _SCORE_KEYS = ("score", "confidence", "Confidence")
@@ -41,10 +41,17 @@ def detections(text: str) -> list[Detection]:
     """The boxes of the JSON in the last answer tag, or in the text without one.
 
     A list of objects with `bbox_2d` (or bbox, box, Position), `label`, and perhaps
-    `point_2d` and `confidence`; of bare boxes [x1, y1, x2, y2]; or one of these. Items
-    without four finite numbers, with x1 > x2 or with y1 > y2, are left out.
+    `point_2d` and `confidence`; of bare boxes [x1, y1, x2, y2]; or one of these, which
+    may also be [[x1, y1], [x2, y2]]. Items without four finite numbers, with x1 > x2 or
+    with y1 > y2, are left out. Without JSON, every (x1,y1),(x2,y2) is a box.
     """
-    return as_detections(json_in(text))
+    return as_detections(json_in(text)) or _between_corners(text)
+
+
+def _between_corners(text: str) -> list[Detection]:
+    tagged = answer_tag(text)
+    corners = _CORNERS.findall(text if tagged is None else tagged)
+    return as_detections([[float(side) for side in four] for four in corners])
 
 
 def as_detections(found: Any) -> list[Detection]:
@@ -53,6 +60,8 @@ def as_detections(found: Any) -> list[Detection]:
         found = [found]
     if not isinstance(found, Sequence) or isinstance(found, str):
         return []
+    if len(found) == 2 and all(are_numbers(corner, 2) for corner in found):
+        found = [*found[0], *found[1]]
     if are_numbers(found, 4):
         found = [found]
     if len(found) == 1 and isinstance(found[0], list) and not are_numbers(found[0], 4):
@@ -78,13 +87,13 @@ def triune_detections(text: str) -> list[Detection]:
 
 
 def first_four_integers(text: str) -> tuple[int, int, int, int] | None:
-    """The first [x1, y1, x2, y2] of integers in the last answer tag.
+    """The first [x1, y1, x2, y2] of integers in the first answer tag.
 
     Whether it is a box is not asked. VLM-R1's grounding,
     https://github.com/om-ai-lab/VLM-R1, which rescales it from the pixels that the
     model saw to the picture's own.
     """
-    tagged = answer_tag(text)
+    tagged = first_tag(text, "answer")
     return None if tagged is None else four_integers(tagged)
 
 
@@ -125,6 +134,10 @@ def first_point(text: str) -> tuple[float, float] | None:
         if detection is not None:
             x1, y1, x2, y2 = detection.box
             return (x1 + x2) / 2, (y1 + y2) / 2
+    cornered = detections(text)
+    if len(cornered) == 1:
+        x1, y1, x2, y2 = cornered[0].box
+        return (x1 + x2) / 2, (y1 + y2) / 2
     tagged = answer_tag(text)
     numbers = _NUMBER.findall(text if tagged is None else tagged)
     return (float(numbers[0]), float(numbers[1])) if len(numbers) == 2 else None
@@ -178,9 +191,15 @@ def _detection(item: Any) -> Detection | None:
     return Detection(
         tuple(map(float, box)),
         label.strip() if isinstance(label, str) else "",
-        min(max(float(score), 0.0), 1.0) if _number(score) else 0.0,
+        _confidence(score),
         None if point is None else (float(point[0]), float(point[1])),
     )
+
+
+def _confidence(score: Any) -> float:
+    """In [0, 1], be it a number or the text of one; 0 for anything else."""
+    value = number(score) if isinstance(score, str) else score
+    return min(max(float(value), 0.0), 1.0) if _number(value) else 0.0
 
 
 def _first_of(item: Mapping[str, Any], keys: Sequence[str], count: int) -> Any:

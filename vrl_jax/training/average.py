@@ -1,7 +1,8 @@
-"""A running average of what is trained, kept beside the optimiser's state.
+"""What follows the trained parameters slowly, as an optimiser moves them.
 
-As a policy it is steadier than the newest parameters: for evaluation and export, or as
-a reference that follows the policy slowly.
+A running average of all of them, beside the optimiser's state: as a policy it is
+steadier than the newest parameters, for evaluation and export, or as a reference. Or,
+among the parameters, a copy of some: the target of a critic.
 """
 
 from typing import Any, NamedTuple
@@ -86,3 +87,44 @@ def average_params(learner: Learner) -> Params:
         lambda a, p: a.astype(p.dtype), learner.opt_state.average, learner.trained
     )
     return learner.join(average, learner.fixed)
+
+
+def following(
+    optimizer: optax.GradientTransformation, leader: str, follower: str, *, rate: float
+) -> optax.GradientTransformation:
+    """`optimizer`, and follower <- (1 - rate) follower + rate leader after each update.
+
+    Both are keys in the tree of what is trained, with the same beneath them, such as
+    "q" and "target" among the critics; of a follower, gradient and decay count nothing.
+    Polyak's average as in DDPG, https://arxiv.org/abs/1509.02971, algorithm 1. It wraps
+    the others: what `optimizer` gives is the leader's last step. `ValueError` where the
+    follower has nothing to follow.
+    """
+    own, other = (jax.tree_util.DictKey(name) for name in (follower, leader))
+
+    def led(path: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple(other if key == own else key for key in path)
+
+    def init(params: Any) -> optax.OptState:
+        paths = {path for path, _ in jax.tree_util.tree_leaves_with_path(params)}
+        found = [path for path in paths if own in path]
+        if not found or not all(led(path) in paths for path in found):
+            raise ValueError(
+                f"nothing that is trained is {follower!r} with a {leader!r} beside it: "
+                "name the critics so, and train both, also(critic, ...)."
+            )
+        return optimizer.init(params)
+
+    def update(
+        grads: Any, state: optax.OptState, params: Any
+    ) -> tuple[Any, optax.OptState]:
+        updates, state = optimizer.update(grads, state, params)
+        stepped = optax.apply_updates(params, updates)
+        newest = dict(jax.tree_util.tree_leaves_with_path(stepped))
+
+        def move(path: tuple[Any, ...], leaf: Array, step: Array) -> Array:
+            return rate * (newest[led(path)] - leaf) if own in path else step
+
+        return jax.tree_util.tree_map_with_path(move, params, updates), state
+
+    return optax.GradientTransformation(init, update)

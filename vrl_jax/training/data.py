@@ -1,42 +1,37 @@
 """Rows of a file as samples, and the order in which they come.
 
-Read as they are, from parquet and JSONL: rows of EasyR1 (`problem`, `images`,
-`answer`), of TRL and R1-V (`image`, `solution`), of verl (`prompt` as messages with one
-user turn, `reward_model.ground_truth`), of ms-swift (`messages`) and of VLM-R1 and
-ShareGPT (`conversations`); from TSV, VLMEvalKit's benchmarks; the same columns from
-folders of TensorFlow Datasets. A row that cannot be used is counted by reason, and the
-rest train.
+Parquet, JSONL, JSON, CSV and folders of TensorFlow Datasets are read as they are, in
+the `formats` of EasyR1, TRL, R1-V, verl, V-Triune, ms-swift, VLM-R1, ShareGPT,
+OpenRLHF-M and GUI sets; TSV, VLMEvalKit's benchmarks. A row that cannot be used is
+counted by reason, and the rest train.
 """
 
-import base64
-import contextlib
+import csv
 import dataclasses
-import io
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import grain
 import pyarrow as pa
+import pyarrow.csv as table
 import pyarrow.parquet as pq
-from PIL import Image
 
-from vrl_jax.rewards.parse import answer_tag
 from vrl_jax.training import tfds, tsv
-from vrl_jax.types import PLACEHOLDER, ImageRef, Sample, text_pieces
-
-_CHATS = ("messages", "conversations")
-_QUESTIONS = ("problem", "prompt", "question", *_CHATS)
-_PICTURES = ("images", "image")
-_ANSWERS = ("answer", "solution", "ground_truth", "reward_model")
-_SOURCES = ("data_source", "source")
-_ROLES = {"human": "user", "gpt": "assistant"}
-"""ShareGPT's names."""
-_BLANKS = ("<ref-object>", "<bbox>")
-"""What ms-swift fills from a column `objects`."""
-_CARRIED = ("image", "image_url", "url", "path")
-"""Where a part of a message holds its own picture, beside `base64`."""
+from vrl_jax.training.formats import (
+    ANSWERS,
+    CHATS,
+    QUESTIONS,
+    Exchange,
+    Unusable,
+    answered,
+    has,
+    one_turn,
+    read_exchange,
+    read_sample,
+)
+from vrl_jax.types import PLACEHOLDER, Sample
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +42,7 @@ class DataReport:
     used: int
     dropped: Mapping[str, Sequence[str]]
     prepended: int = 0
+    bounded: int = 0
 
     def summary(self, shown: int = 3) -> str:
         """A few lines: counts, and the first rows of each reason."""
@@ -57,21 +53,24 @@ class DataReport:
                 f"  {self.prepended} questions had pictures but no {PLACEHOLDER}: "
                 "the pictures come first."
             )
+        if self.bounded:
+            lines.append(
+                f"  {self.bounded} pictures name bounds of their own, such as "
+                "max_pixels: those of the processor hold for all."
+            )
         for reason, messages in self.dropped.items():
             lines.append(f"  {len(messages)} x {reason}, such as")
             lines += [f"    {message}" for message in messages[:shown]]
         return "\n".join(lines)
 
 
-class _Unusable(Exception):
-    """(reason, detail) of a row that cannot be used."""
-
-
 def read_samples(
     path: str | Path, *, image_root: str | Path | None = None
 ) -> tuple[list[Sample], DataReport]:
-    """The usable rows of a parquet, JSONL or TSV file, or of a folder of the first two.
+    """The usable rows of a parquet, JSONL, JSON, CSV or TSV file.
 
+    Or of a folder of the first two. JSON is a list of rows, or lines; CSV has a picture
+    a row, a path or base64, and texts.
     `FOLDER@SPLIT` is a split of a folder of TensorFlow Datasets, FOLDER its only one.
     Relative picture paths start at `image_root`, by default the file's folder. A JSON
     object in a column `annotations`, and every other column that is not read here,
@@ -80,7 +79,7 @@ def read_samples(
     in its place. Pictures that parts of the questions hold are read where the row has
     none in its column.
     """
-    return _read(path, image_root, _one_turn)
+    return _read(path, image_root, one_turn)
 
 
 def read_dialogues(
@@ -93,30 +92,30 @@ def read_dialogues(
     the questions, each with `<image>` for its own pictures; the sample's question is
     all of them, its answer the last one if the row has no other.
     """
-    return _read(path, image_root, _answered)
+    return _read(path, image_root, answered)
 
 
 def _read(
     path: str | Path,
     image_root: str | Path | None,
-    check: Callable[["_Exchange"], None],
+    check: Callable[[Exchange], None],
 ) -> tuple[list[Sample], DataReport]:
     samples: list[Sample] = []
     dropped: dict[str, list[str]] = {}
-    prepended = 0
+    prepended = bounded = 0
     seen: set[str] = set()
     for file, rows in _tables(Path(path)):
         _check_columns(file, rows)
         for number, row in enumerate(rows):
             label = f"{file.name} row {number}"
             try:
-                exchange = _exchange(row)
+                exchange = read_exchange(row)
                 check(exchange)
                 root = Path(image_root or file.parent)
-                sample, added = _sample(row, exchange, file, number, root)
-            except _Unusable as unusable:
+                sample, added, sized = read_sample(row, exchange, file, number, root)
+            except Unusable as unusable:
                 reason, detail = unusable.args
-                name = f"{label} (id {row['id']})" if _has(row, "id") else label
+                name = f"{label} (id {row['id']})" if has(row, "id") else label
                 dropped.setdefault(reason, []).append(f"{name}: {detail}")
                 continue
             if sample.id in seen:  # draws are keyed by id: equal ids, equal draws
@@ -126,7 +125,8 @@ def _read(
             seen.add(sample.id)
             samples.append(sample)
             prepended += added
-    report = DataReport(str(path), len(samples), dropped, prepended)
+            bounded += sized
+    report = DataReport(str(path), len(samples), dropped, prepended, bounded)
     if not samples:
         raise ValueError(
             f"no row can be used; mend these rows or choose another file.\n"
@@ -186,13 +186,11 @@ def files_of(path: Path) -> list[Path]:
         return files
     if not path.exists():
         raise FileNotFoundError(
-            f"there is no data file {path}; give the path of a .parquet, .jsonl or "
-            f".tsv file, of a folder, or FOLDER@SPLIT (this is {Path.cwd()})."
+            f"there is no data file {path}; give the path of a {_SUFFIXES} file, of a "
+            f"folder, or FOLDER@SPLIT (this is {Path.cwd()})."
         )
-    if path.suffix not in (".parquet", ".jsonl", ".tsv"):
-        raise ValueError(
-            f"data files end in .parquet, .jsonl or .tsv, got {path}; convert it."
-        )
+    if path.suffix not in _READERS:
+        raise ValueError(f"data files end in {_SUFFIXES}, got {path}; convert it.")
     return [path]
 
 
@@ -203,23 +201,19 @@ def _tables(path: Path) -> Iterator[tuple[Path, list[dict[str, Any]]]]:
         yield found[0] / name, rows
         return
     for file in files_of(path):
-        yield file, list(_rows(file))
+        yield file, list(_READERS[file.suffix](file))
 
 
-def _rows(file: Path) -> Iterator[dict[str, Any]]:
-    """The rows; a JSONL line that is not an object comes as {"": the line}."""
-    if file.suffix == ".parquet":
-        try:
-            for batch in pq.ParquetFile(file).iter_batches(1024):
-                yield from batch.to_pylist()
-        except (pa.ArrowInvalid, OSError) as error:
-            raise ValueError(
-                f"{file} cannot be read as parquet ({error}); write or copy it again."
-            ) from error
-        return
-    if file.suffix == ".tsv":
-        yield from tsv.read_rows(file)
-        return
+def _parquet_rows(file: Path) -> Iterator[dict[str, Any]]:
+    try:
+        for batch in pq.ParquetFile(file).iter_batches(1024):
+            yield from batch.to_pylist()
+    except (pa.ArrowInvalid, OSError) as error:
+        raise _unreadable(file, "parquet", error) from error
+
+
+def _lines(file: Path) -> Iterator[dict[str, Any]]:
+    """A line that is not an object comes as {"": the line}."""
     with file.open(encoding="utf-8") as lines:
         for line in filter(str.strip, lines):
             try:
@@ -229,238 +223,67 @@ def _rows(file: Path) -> Iterator[dict[str, Any]]:
             yield row if isinstance(row, dict) else {"": line}
 
 
+def _json_rows(file: Path) -> Iterator[dict[str, Any]]:
+    """Of a list of objects; of lines, which some call .json as well."""
+    text = file.read_text(encoding="utf-8")
+    if not text.lstrip().startswith("["):
+        yield from _lines(file)
+        return
+    try:
+        found = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise _unreadable(file, "a list of JSON", error) from error
+    for row in found:
+        yield row if isinstance(row, dict) else {"": json.dumps(row)}
+
+
+def _comma_rows(file: Path) -> Iterator[dict[str, Any]]:
+    """All cells as text; what is empty is ""."""
+    with file.open(encoding="utf-8-sig", newline="") as lines:
+        names = next(csv.reader(lines), [])
+    if {"A", "B"} <= {*names}:
+        raise ValueError(
+            f"{file} has options in columns, as VLMEvalKit's tables do: they are read "
+            "with tabs between their columns, from a .tsv file."
+        )
+    try:
+        found = table.read_csv(
+            file,
+            # A row must lie in one block, and may hold a large picture.
+            read_options=table.ReadOptions(block_size=2**31 - 1),
+            parse_options=table.ParseOptions(newlines_in_values=True),
+            convert_options=table.ConvertOptions(
+                column_types=dict.fromkeys(names, pa.string())
+            ),
+        )
+    except (pa.ArrowInvalid, OSError) as error:
+        raise _unreadable(file, "a table with commas", error) from error
+    yield from found.to_pylist()
+
+
+def _unreadable(file: Path, what: str, error: Exception) -> ValueError:
+    reason = str(error).partition("\n")[0][:300]
+    return ValueError(
+        f"{file} cannot be read as {what} ({reason}); write or copy it again."
+    )
+
+
+_READERS: Mapping[str, Callable[[Path], Iterator[dict[str, Any]]]] = {
+    ".parquet": _parquet_rows,
+    ".jsonl": _lines,
+    ".json": _json_rows,
+    ".csv": _comma_rows,
+    ".tsv": tsv.read_rows,
+}
+_SUFFIXES = ", ".join([*_READERS][:-1]) + f" or {[*_READERS][-1]}"
+
+
 def _check_columns(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     columns = dict.fromkeys(key for row in rows for key in row if key)
-    answers = (*_ANSWERS, *_CHATS)
-    for what, names in (("a question", _QUESTIONS), ("an answer", answers)):
+    answers = (*ANSWERS, *CHATS)
+    for what, names in (("a question", QUESTIONS), ("an answer", answers)):
         if columns and not columns.keys() & set(names):
             raise ValueError(
                 f"{file} has no column for {what}: it must be called one of "
                 f"{', '.join(names)}; the columns are {', '.join(columns)}."
             )
-
-
-class _Exchange(NamedTuple):
-    """What a row asks, turn by turn, what it answers, and its system message."""
-
-    asks: Sequence[str]
-    answers: Sequence[str] = ()
-    system: str = ""
-    pictures: Sequence[Any] = ()
-
-
-def _one_turn(exchange: _Exchange) -> None:
-    if len(exchange.asks) > 1:
-        raise _Unusable(
-            "questions of several turns",
-            f"read_dialogues reads them: {exchange.asks[0][:80]!r}",
-        )
-
-
-def _answered(exchange: _Exchange) -> None:
-    if not exchange.answers:
-        raise _Unusable("no answer among the messages", f"{exchange.asks[-1][:80]!r}")
-
-
-def _sample(
-    row: Mapping[str, Any], exchange: _Exchange, file: Path, number: int, root: Path
-) -> tuple[Sample, bool]:
-    """The sample of a row, and whether placeholders were put in front."""
-    if _has(row, "videos"):
-        raise _Unusable("has videos", "only pictures are read")
-    pictures = _first(row, _PICTURES) or exchange.pictures
-    pictures = pictures if isinstance(pictures, list | tuple) else [pictures]
-    images = tuple(_picture(picture, root) for picture in pictures)
-    first, *others = exchange.asks
-    placeholders = sum(len(text_pieces(text)) - 1 for text in exchange.asks)
-    prepended = not placeholders and bool(images)
-    if prepended:
-        first = PLACEHOLDER * len(images) + first
-    elif placeholders != len(images):
-        raise _Unusable(
-            f"{PLACEHOLDER} and pictures differ in number",
-            f"{placeholders} {PLACEHOLDER}, {len(images)} pictures: {first[:80]!r}",
-        )
-    found: dict[str, Any] = {"system": exchange.system} if exchange.system else {}
-    if others:
-        found |= {"asks": [first, *others], "demonstration": list(exchange.answers)}
-    elif exchange.answers:
-        found["demonstration"] = exchange.answers[0]
-    sample = Sample(
-        id=str(row["id"] if _has(row, "id") else f"{file.stem}:{number}"),
-        source=str(_first(row, _SOURCES) or file.stem),
-        question="\n\n".join([first, *others]),
-        images=images,
-        answer=_answer(row, exchange.answers),
-        annotations={**_unread(row), **_annotations(row), **found},
-    )
-    return sample, prepended
-
-
-def _has(row: Mapping[str, Any], column: str) -> bool:
-    return row.get(column) not in (None, "", [])
-
-
-def _column(row: Mapping[str, Any], names: Sequence[str]) -> str | None:
-    """The first of the columns that the row fills."""
-    return next((name for name in names if _has(row, name)), None)
-
-
-def _first(row: Mapping[str, Any], names: Sequence[str]) -> Any:
-    return row.get(_column(row, names))
-
-
-def _unread(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The columns that are not a field of the sample as they stand."""
-    fields = (_QUESTIONS, _PICTURES, _SOURCES)
-    read = {_column(row, names) for names in fields} | {"id", "answer", "annotations"}
-    read |= {name for names in fields for name in names if not _has(row, name)}
-    return {name: value for name, value in row.items() if name not in read}
-
-
-def _exchange(row: Mapping[str, Any]) -> _Exchange:
-    """The questions as text; of messages, with their answers and system message."""
-    if "" in row:
-        raise _Unusable("not a JSON object", repr(row[""][:80]))
-    question = _first(row, _QUESTIONS)
-    if isinstance(question, str):
-        return _Exchange([question])
-    if not isinstance(question, list) or not all(
-        isinstance(turn, Mapping) for turn in question
-    ):
-        raise _Unusable("no question", f"{question!r}"[:80])
-    texts = [(_role(turn), _said(turn)) for turn in question]
-    turns = [role for role, _ in texts if role != "system"]
-    pairs = len(turns) // 2
-    if turns not in (["user"], ["user", "assistant"] * max(pairs, 1)):
-        raise _Unusable(
-            "messages that do not take turns", ", ".join(str(r) for r, _ in texts)
-        )
-    if _has(row, "objects") and any(b in text for _, text in texts for b in _BLANKS):
-        raise _Unusable("blanks to fill", f"{' or '.join(_BLANKS)}, from `objects`")
-    system = "\n".join(text for role, text in texts if role == "system")
-    asks = [text for role, text in texts if role == "user"]
-    answers = [text for role, text in texts if role == "assistant"]
-    return _Exchange(asks, answers, system, _pictures_in(question))
-
-
-def _role(turn: Mapping[str, Any]) -> Any:
-    role = turn.get("role") or turn.get("from")
-    return _ROLES.get(role, role) if isinstance(role, str) else role
-
-
-def _said(turn: Mapping[str, Any]) -> str:
-    """The text of a message; each picture among its parts becomes a placeholder."""
-    content = _content(turn)
-    if isinstance(content, str):
-        return content
-    if not isinstance(content, list):
-        raise _Unusable("a message that is not text", f"{content!r}"[:80])
-    return "".join(map(_part, content))
-
-
-def _content(turn: Mapping[str, Any]) -> Any:
-    """What the message holds; nothing is empty text."""
-    found = (turn.get(name) for name in ("content", "value"))
-    return next((content for content in found if content is not None), "")
-
-
-def _part(part: Any) -> str:
-    if not isinstance(part, Mapping):
-        raise _Unusable("a part that is not read", f"{part!r}"[:80])
-    kind, text = part.get("type") or "text", part.get("text")
-    if kind == "image":
-        return PLACEHOLDER
-    if kind != "text" or not isinstance(text, str) or _carried(part) is not None:
-        raise _Unusable(
-            "a part that is not read",
-            f"of type {kind} with {', '.join(key for key in part if part[key])}"[:80],
-        )
-    return text
-
-
-def _carried(part: Mapping[str, Any]) -> Any:
-    """The picture that a part of a message holds itself, if it does."""
-    if part.get("base64"):
-        return f"data:;base64,{part['base64']}"
-    return next((part[name] for name in _CARRIED if part.get(name)), None)
-
-
-def _pictures_in(turns: Sequence[Mapping[str, Any]]) -> list[Any]:
-    """Those that the parts of the questions hold; elsewhere none may be."""
-    found = []
-    for turn in turns:
-        content = _content(turn)
-        parts = content if isinstance(content, list) else []
-        images = [part for part in parts if part.get("type") == "image"]
-        if images and _role(turn) != "user":
-            raise _Unusable("a picture outside of a question", f"of {_role(turn)}")
-        found += [_carried(part) for part in images]
-    return [picture for picture in found if picture is not None]
-
-
-def _answer(row: Mapping[str, Any], answers: Sequence[str]) -> str:
-    """The row's own, or the last among its messages."""
-    answer = _first(row, _ANSWERS)
-    if isinstance(answer, Mapping):
-        answer = answer.get("ground_truth")
-    if answer is None and answers:
-        answer = answers[-1]
-    if answer is None:
-        raise _Unusable("no answer", f"none of {', '.join(_ANSWERS)} is filled")
-    if not isinstance(answer, str):
-        try:
-            return json.dumps(answer)
-        except (TypeError, ValueError) as error:
-            raise _Unusable("an answer that is not JSON", str(error)) from error
-    tagged = answer_tag(answer)  # R1-V stores its solutions in answer tags
-    return answer if tagged is None else tagged
-
-
-def _annotations(row: Mapping[str, Any]) -> dict[str, Any]:
-    annotations = row.get("annotations")
-    if isinstance(annotations, str):
-        with contextlib.suppress(json.JSONDecodeError):  # then it stays text
-            annotations = json.loads(annotations)
-    if isinstance(annotations, Mapping):
-        return dict(annotations)
-    return {} if annotations is None else {"annotations": annotations}
-
-
-def _picture(cell: Any, root: Path) -> ImageRef:
-    """The encoded picture, or its path; found and readable."""
-    if isinstance(cell, Mapping):
-        cell = cell.get("bytes") or cell.get("path") or cell.get("url")
-    if isinstance(cell, str) and cell.startswith("data:"):
-        try:
-            cell = base64.b64decode(cell.partition(",")[2], validate=True)
-        except ValueError as error:  # letters that base64 lacks, or a wrong length
-            raise _Unusable("a picture does not decode", f"base64: {error}") from error
-    if isinstance(cell, str):
-        if cell.startswith(("http://", "https://")):
-            raise _Unusable("a picture is behind a URL", f"download {cell} first")
-        cell = str(_picture_file(Path(cell.removeprefix("file://")), root))
-    if not isinstance(cell, bytes | str):
-        raise _Unusable("a picture is neither bytes nor a path", type(cell).__name__)
-    try:
-        with Image.open(cell if isinstance(cell, str) else io.BytesIO(cell)) as image:
-            image.verify()  # checksums of a PNG, headers of others: no pixels
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        # Pillow names a BytesIO by its address, which says nothing.
-        name = cell if isinstance(cell, str) else f"{len(cell)} bytes"
-        raise _Unusable(
-            "a picture does not decode", f"{name}: {type(error).__name__}"
-        ) from error
-    return cell
-
-
-def _picture_file(path: Path, root: Path) -> Path:
-    """The file at a whole path, or at one from `root`."""
-    file = root / path
-    try:
-        found = file.is_file()
-    except OSError:  # longer than names may be
-        found = False
-    if not found:
-        raise _Unusable("a picture file is missing", str(file)[:200])
-    return file

@@ -43,7 +43,7 @@ class Recipe(NamedTuple):
 
 def as_batch(
     rollout: Rollout,
-    advantages: Float[Array, "E #T"] | Float[Array, "B #T"],
+    advantages: Float[Array, " E #T"] | Float[Array, " B #T"],
     extra: Mapping[str, Array] | None = None,
 ) -> Batch:
     """The rollout's tokens with an advantage for each; [B, 1] is one per response.

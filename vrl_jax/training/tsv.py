@@ -31,7 +31,8 @@ def read_rows(file: Path) -> Iterator[dict[str, Any]]:
 
     A choice is asked as that project does it by default, with hint, question and
     options under their names; an open question is itself. Pictures stand where
-    `<image 1>` mentions them, others come first. `options` are the row's, in order.
+    `<image 1>` mentions them, others come first. `options` are the texts of A, B,
+    ..., "" for a letter that is not used.
     """
     rows = _table(file)
     held = {row.get("index"): row.get("image") or "" for row in rows}
@@ -108,8 +109,14 @@ def _row(row: Mapping[str, str | None], pictures: Sequence[str]) -> dict[str, An
         "problem": PLACEHOLDER * len(first) + text,
         "images": [_encoded(pictures[place]) for place in (*first, *mentioned)],
         "answer": row.get("answer"),
-        "options": [row[letter] for letter in letters],
+        "options": [row.get(letter) or "" for letter in _up_to(letters)],
     }
+
+
+def _up_to(letters: Sequence[str]) -> str:
+    """All letters to the last of these, so that an option's place is its letter's."""
+    alphabet = string.ascii_uppercase
+    return alphabet[: alphabet.index(letters[-1]) + 1] if letters else ""
 
 
 def _encoded(picture: str) -> str:
