@@ -1,6 +1,9 @@
 """Set before jax starts: a shared compilation cache, cheap compilations, 8 devices."""
 
+import functools
+import itertools
 import os
+import threading
 from importlib.metadata import version
 from pathlib import Path
 
@@ -22,8 +25,9 @@ os.environ["XLA_FLAGS"] = " ".join(
         "--xla_force_host_platform_device_count=8",
     ]
 )
+OLDER = tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 11)
 # The older and faster of two ways to code; XLA ends the process where it has only one.
-if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 11):
+if OLDER:
     os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 
 # A device that waits for the others keeps a thread; with as many threads as cores, two
@@ -34,6 +38,15 @@ import gc  # noqa: E402
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
+from jax._src.interpreters import mlir  # noqa: E402
+
+# From 0.11 on, programs of a thread share what jax writes them in. Before, each has its
+# own, which takes 5 ms and, kept with the program, a megabyte.
+if OLDER:
+    write = mlir.make_ir_context
+    shared = functools.lru_cache(maxsize=8)(lambda thread, hundred: write())
+    written = itertools.count()
+    mlir.make_ir_context = lambda: shared(threading.get_ident(), next(written) // 100)
 
 MANY_MAPPINGS = 30_000
 """Of memory; Linux allows 65530 a process, and a compiled program takes a dozen."""

@@ -98,7 +98,7 @@ def random_params(spec: Spec, seed: int) -> Params:
         node = tree
         for folder in folders:
             node = node.setdefault(folder, {})
-        node[last] = jnp.asarray(array, jnp.float32)
+        node[last] = jnp.asarray(array.astype(np.float32))
     return tree
 
 

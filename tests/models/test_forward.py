@@ -240,18 +240,18 @@ def test_gradients_are_finite_and_ignore_padding(setting):
     expected = gradients(params, packed.prompts)
     _assert_same(gradients(params, _poisoned(packed).prompts), expected)
     moved = jax.tree.map(
-        lambda g: bool(jnp.isfinite(g).all() & (g != 0).any()), expected
+        lambda g: bool(np.isfinite(g).all() & (np.asarray(g) != 0).any()), expected
     )
     assert all(jax.tree.leaves(moved)), moved
 
 
 def test_half_precision_stays_near(setting):
     spec, params, tokens = setting
-    half = jax.tree.map(lambda p: p.astype(jnp.bfloat16), params)
+    half = jax.jit(functools.partial(jax.tree.map, jnp.bfloat16))(params)
     packed = pack(spec, two_rows(spec, 0))
     whole = policy(spec)
-    features = whole.encode_images(half, packed.prompts.images)
-    hidden, cache = whole.prefill(half, packed.prompts, features)
+    features = jax.jit(whole.encode_images)(half, packed.prompts.images)
+    hidden, cache = jax.jit(whole.prefill)(half, packed.prompts, features)
     assert {levels(features).dtype, hidden.dtype, cache.keys.dtype} == {
         jnp.dtype("bfloat16")
     }

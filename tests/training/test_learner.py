@@ -168,6 +168,12 @@ def test_split_keeps_groups_whole_and_in_order():
     assert [len(piece.prompts.tokens) for piece in pieces] == [2, 2]
 
 
+def test_one_piece_is_the_batch_itself():
+    whole = batch()
+    (piece,) = split(whole, 1)
+    assert jax.tree.leaves(piece)[0] is jax.tree.leaves(whole)[0]
+
+
 def test_split_says_what_does_not_divide():
     with pytest.raises(
         ValueError, match=r"4 prompts in 4 packs does not split into 3 .*divide"

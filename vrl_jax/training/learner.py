@@ -127,10 +127,12 @@ def make_learner(
 
 
 def split(batch: Batch, pieces: int) -> list[Batch]:
-    """`pieces` equal parts with whole groups and packs, in order.
+    """`pieces` equal parts with whole groups and packs, in order; one is not copied.
 
     `ValueError` if uneven.
     """
+    if pieces == 1:
+        return [jax.tree.map(by_row, batch)]
     count, packs = batch.prompts.tokens.shape[0], batch.prompts.images.frames.shape[0]
     if packs % pieces:
         raise ValueError(
