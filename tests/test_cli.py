@@ -95,7 +95,7 @@ def test_a_signature_tells_whose_it_is(tmp_path, source, style):
         ("{own}:f", ["--style", "mine"], "styles are native, easyr1"),
         ("{broken}:f", [], "ZeroDivisionError"),
         ("exact", ["--style", "trl"], "--style is for path.py:function"),
-        ("iou", ["--frame", "feet"], "frames are original, resized, norm1000"),
+        ("iou", ["--gold-frame", "feet"], "frames are original, resized, norm1000"),
         ("exact", ["--response", "x"], "must hold {answer}"),
         ("exact", ["--rows", "0"], "at least one row"),
     ],

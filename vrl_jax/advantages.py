@@ -16,6 +16,10 @@ from vrl_jax import masked
 
 def by_group(x: Float[Array, " B"], *, group_size: int) -> Float[Array, "P G"]:
     """One row a prompt."""
+    if x.ndim != 1:
+        raise ValueError(
+            f"a reward is one number a response, got an array of shape {x.shape}."
+        )
     if group_size < 2 or x.shape[0] % group_size:
         raise ValueError(
             "rewards must hold whole groups of at least 2 responses, got "

@@ -35,7 +35,7 @@ def data_check(
     reward: str,
     response: str | None = None,
     style: str | None = None,
-    frame: str = "original",
+    gold_frame: str = "original",
     full: float | None = None,
     rows: int | None = None,
     images: Path | None = None,
@@ -47,14 +47,15 @@ def data_check(
     answer or an empty response with them.
 
     Args:
-        file: parquet or JSONL with the columns of EasyR1, TRL, R1-V or verl, a folder
-            of such files, or FOLDER@SPLIT of TensorFlow Datasets.
+        file: parquet, JSONL, JSON or CSV with the columns of EasyR1, TRL, R1-V or
+            verl, a folder of such files, or FOLDER@SPLIT of TensorFlow Datasets.
         reward: a name of the library, or path.py:function of your own.
         response: what the policy is asked to write, with {answer} in it, such as
             "\\boxed{{answer}}"; by default the common ones are tried.
         style: whose signature your function has: native (episodes), easyr1, verl, trl,
             trl_chat, vlm_r1, ms_swift or openrlhf; by default its arguments tell.
-        frame: unit of the boxes in the file: original (pixels), norm1000 or norm1.
+        gold_frame: unit of the boxes in the file: original (pixels), norm1000 or norm1;
+            what is scored here are boxes of the file.
         full: the score that counts as full marks; by default the highest of any row's
             own answer.
         rows: how many to use, evenly spread; by default all.
@@ -63,8 +64,7 @@ def data_check(
     """
     samples, report = read_samples(file, image_root=images)
     samples = evenly(samples, rows)
-    # What is scored are answers of the file, in whatever frame it has.
-    frames = {"frame": frame, "gold_frame": frame}
+    frames = {"frame": gold_frame, "gold_frame": gold_frame}
     with named_reward(reward, style=style, **frames) as function:
         found = check_reward(function, samples, template=response, full=full)
     if json:

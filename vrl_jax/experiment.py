@@ -33,6 +33,7 @@ from vrl_jax.models.parameters import init_params
 from vrl_jax.models.qwen_vl.front_end import front_end
 from vrl_jax.models.qwen_vl.parameters import parameter_table
 from vrl_jax.models.qwen_vl.policy import policy as qwen_policy
+from vrl_jax.programs.dynamic_sampling import TooFewGroups
 from vrl_jax.programs.recital import demonstrated
 from vrl_jax.recipes.sft import sft
 from vrl_jax.report.page import write_report
@@ -206,12 +207,13 @@ def export_and_report(actor: Actor, out: Path) -> tuple[Path, Path]:
 def open_run(out: Path, settings: Mapping[str, Any], claim: str) -> None:
     """Makes the run folder, or checks that it holds a run with these settings.
 
+    Settings of a run that never saved a step are written over: it failed at once.
     Raises `ValueError` where the folder holds another run, `OSError` where the disk is
     nearly full: better now than in the middle of a checkpoint.
     """
     out.mkdir(parents=True, exist_ok=True)
     room_for(out, FREE_BYTES)
-    file = out / "config.json"
+    file, changed = out / "config.json", []
     if file.exists():
         before = json.loads(file.read_text())
         changed = [
@@ -219,14 +221,14 @@ def open_run(out: Path, settings: Mapping[str, Any], claim: str) -> None:
             for key, value in settings.items()
             if before.get(key) != value
         ]
-        if changed:
+        if changed and any(out.rglob("global_step_*")):
             raise ValueError(
                 f"{out} holds a run with other settings ({'; '.join(changed)}). Choose "
                 "another --out, or delete the folder to start over."
             )
     # Before the first process writes it, all must have looked.
     processes.wait()
-    if not file.exists():
+    if not file.exists() or changed:
         command = " ".join(["python", *sys.argv])
         write_json(file, {**settings, "claim": claim, "command": command})
 
@@ -398,7 +400,7 @@ def command_line(main: Callable[..., Any]) -> None:
             flush=True,
         )
         os._exit(1)
-    except (ValueError, OSError, FloatingPointError) as error:
+    except (ValueError, OSError, FloatingPointError, TooFewGroups) as error:
         if os.environ.get("VRL_JAX_TRACEBACK"):
             raise
         sys.exit(f"error: {error}\n(VRL_JAX_TRACEBACK=1 shows where it was raised)")

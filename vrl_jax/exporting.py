@@ -41,7 +41,8 @@ def export(
     if not {"model", *chosen.KEPT} <= settings.keys():
         raise ValueError(
             f"{run} is not the run of a script that trains a released model: there is "
-            "no config.json that names one."
+            "no config.json that names one. Scripts of the tiny policy export it "
+            "themselves, when they end, as the run's policy/."
         )
     choices = Choices(**{name: settings[name] for name in chosen.KEPT})
     folder = hub.local(settings["model"])

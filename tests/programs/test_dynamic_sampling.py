@@ -152,3 +152,6 @@ def test_mixed_accuracy_needs_the_part_and_reads_no_other():
         ValueError, match=r"`accuracy`, and the reward returned \['form"
     ):
         mixed_accuracy(unnamed)
+    bare = dataclasses.replace(rollout, reward_parts={"unscored": jnp.zeros(12)})
+    bare = dataclasses.replace(bare, rewards=rollout.rewards)
+    np.testing.assert_array_equal(mixed_accuracy(bare), mixed_accuracy(rollout))

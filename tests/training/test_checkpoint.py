@@ -241,3 +241,12 @@ def test_lines_that_were_taken_out_are_told(tmp_path):
     files.write_lines(tmp_path / "metrics.jsonl", [])
     with pytest.raises(ValueError, match=r"metrics\.jsonl has 0 bytes and had"):
         run(tmp_path)
+
+
+def test_a_run_of_another_method_is_not_gone_on_with(tmp_path, whole):
+    halted(tmp_path)
+    with pytest.raises(
+        ValueError, match=r"'only' had .*clip_low=0\.2.* and has .*clip_low=0\.3"
+    ):
+        run(tmp_path, recipe=grpo(group_size=small.GROUP, clip=0.3))
+    same(tmp_path, run(tmp_path), whole)

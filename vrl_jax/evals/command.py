@@ -62,7 +62,7 @@ def evaluate(
 
     Args:
         model: a Hugging Face folder, or owner/name of the hub.
-        data: parquet or JSONL with the columns of EasyR1, TRL, R1-V or verl,
+        data: parquet, JSONL, JSON or CSV with the columns of EasyR1, TRL, R1-V or verl,
             FOLDER@SPLIT of TensorFlow Datasets with these, or a benchmark of VLMEvalKit
             as TSV.
         reward: a name that `vrl-jax data check` knows, or path.py:function; its part

@@ -60,7 +60,7 @@ def make_mesh(
         asked = " x ".join(f"{name} {size}" for name, size in shape.items())
         raise ValueError(
             f"a mesh of {asked} needs {math.prod(shape.values())} devices, and there "
-            f"are {len(devices)}."
+            f"are {len(devices)}; of GPUs, CUDA_VISIBLE_DEVICES leaves some out."
         )
     # Axes may share one of the torus: data 2 x fsdp 32 on 4 x 4 x 4 chips.
     laid = mesh_utils.create_device_mesh(

@@ -28,11 +28,14 @@ def mixed_accuracy(
 ) -> Bool[Array, " P"]:
     """low < mean of the reward part `accuracy` < high, per group: EasyR1's filter.
 
-    No group where the reward failed for every one.
+    Of the reward itself where it has no parts. No group where the reward failed for
+    every one. `ValueError` where it has parts, and none of this name.
     """
     parts, count = rollout.reward_parts, groups_of(rollout)
     if "accuracy" not in parts and np.all(parts.get("errors", 0)):
         return jnp.zeros(count, bool)
+    if not parts.keys() - {"errors", "unscored"}:
+        parts = {"accuracy": rollout.rewards}
     if "accuracy" not in parts:
         raise ValueError(
             "dynamic sampling filters by the reward part `accuracy`, and the reward "

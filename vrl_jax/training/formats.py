@@ -189,7 +189,7 @@ def read_sample(
     row: Mapping[str, Any], exchange: Exchange, file: Path, number: int, root: Path
 ) -> Read:
     """The sample of a row, and what of it is told in the report."""
-    if has(row, "videos"):
+    if has(row, "videos") or has(row, "video"):
         raise Unusable("has videos", "only pictures are read")
     pictures = _first(row, _PICTURES) or exchange.pictures
     pictures = pictures if isinstance(pictures, list | tuple) else [pictures]

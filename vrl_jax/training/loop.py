@@ -18,6 +18,7 @@ from vrl_jax.models.trained import Trains, everything
 from vrl_jax.training import checkpoint, files, processes
 from vrl_jax.training.ahead import Ahead, Upcoming
 from vrl_jax.training.data import sample_stream
+from vrl_jax.training.identity import method_of
 from vrl_jax.training.iteration import Recipe, iteration
 from vrl_jax.training.learner import Learner, make_learner
 from vrl_jax.training.metrics import as_floats, by_source
@@ -130,6 +131,7 @@ def train(
         )
 
     total_steps = sum(stage.steps for stage in stages)
+    methods = [[stage.name, *method_of(stage.recipe)] for stage in stages]
     with (
         checkpoint.open_manager(folder) as manager,
         sigterm() as asked,
@@ -139,6 +141,7 @@ def train(
         saved: dict[str, Any] = {"stage": 0, "step": 0, "files": {}, "suspects": []}
         if resumed:
             saved = resumed.host
+            _check_methods(folder, saved.get("methods", methods), methods)
             if processes.leads():
                 print(f"resuming {folder} after step {resumed.step}", flush=True)
         files.cut(lines, saved["files"])
@@ -184,6 +187,7 @@ def train(
                         "stream": place,
                         "suspects": suspects,
                         "files": files.sizes(lines),
+                        "methods": methods,
                     }
                     checkpoint.save(
                         manager, before + step, learner, state, score=best(measured)
@@ -198,6 +202,20 @@ def train(
             actor = dataclasses.replace(actor, params=stage.result(learner))
             del learner, steps  # the next stage begins with the params alone
     return actor
+
+
+def _check_methods(
+    folder: Path, before: Sequence[Sequence[str]], now: Sequence[Sequence[str]]
+) -> None:
+    if [*map(list, before)] == [*map(list, now)]:
+        return
+    pairs = itertools.zip_longest(before, now, fillvalue=["no stage"])
+    was, becomes = next((was, new) for was, new in pairs if [*was] != [*new])
+    at = next((i for i, (w, b) in enumerate(zip(was, becomes)) if w != b), 0)  # noqa: B905
+    raise ValueError(
+        f"{folder} holds a run of another method: stage {was[0]!r} had {was[at]} and "
+        f"has {becomes[at]}. Choose another run folder, or delete it to start over."
+    )
 
 
 class Taken(NamedTuple):
@@ -288,6 +306,12 @@ def run_stage(
                     f"their samples are in {folder / 'not_finite.json'}. Lower the "
                     "learning rate, or look at these samples."
                 )
+            if row.get("reward/unscored", 0.0) >= 1 and processes.leads():
+                print(
+                    f"step {step + 1}: no response could be scored, so nothing was "
+                    "learnt; the warnings above say why.",
+                    flush=True,
+                )
             measured: Mapping[str, float] = {}
             due = stage.evaluate_every and (step + 1) % stage.evaluate_every == 0
             if due or step + 1 == stage.steps:
@@ -325,6 +349,9 @@ def headline(row: Mapping[str, float]) -> str:
     names = {
         "sft/loss": "loss",
         "reward/accuracy": "sampled accuracy",
+        "critic/score/mean": "sampled reward",
         "val/accuracy": "held-out accuracy",
     }
+    if "reward/accuracy" in row or "sft/loss" in row:
+        del names["critic/score/mean"]
     return " · ".join(f"{names[n]} {row[n]:.2f}" for n in names if n in row)
