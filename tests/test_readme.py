@@ -1,8 +1,12 @@
 """The README's examples run, in order, and its tree tells the truth."""
 
+import dataclasses
 import re
 from pathlib import Path
 
+import jax
+
+from vrl_jax.engine.desk import Limits
 from vrl_jax.types import Likelihood
 
 from .fixtures import small
@@ -13,7 +17,7 @@ README = (ROOT / "README.md").read_text()
 
 def test_examples_run(capsys):
     examples = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert len(examples) == 2
+    assert len(examples) == 3
     names = {}
     for example in examples:
         exec(example, names)
@@ -32,6 +36,25 @@ def test_examples_run(capsys):
     mean, _ = mine.loss(same, batch)
     assert float(mean.total) == 0 and float(mean.weight) == 8
     assert batch.advantages[0, 0] == 0.625
+    # The program of the third example is played, and its answers are one row.
+    actor, seen = small.chain_actor(), []
+    actor = dataclasses.replace(actor, observe=lambda group, _: seen.extend(group))
+    roomy = small.with_room(actor.processor, prompt_tokens=(256,))
+    judge = dataclasses.replace(actor, processor=roomy)
+    recipe = names["looking"](judge, limits=Limits(row_tokens=120, blocks=4))
+    pictures = [dataclasses.replace(s, images=(small.png(0, 56, 56),)) for s in rows()]
+    rollout = recipe.act(actor, iter([pictures]), jax.random.key(0))
+    assert len(seen) == len(rollout.tokens) == 8 * len(pictures)
+    for episode in seen:
+        first, second = episode.turns
+        assert first.chosen and second.chosen and episode.facts["sound"] in (0, 1)
+    held = rollout.mask.cumsum(axis=1)[:, -1]
+    lengths = [sum(len(turn.tokens) for turn in episode.turns) for episode in seen]
+    assert held.tolist() == lengths and (rollout.shown.slots > 0).any(axis=1).all()
+
+
+def rows():
+    return [dataclasses.replace(s, question="<image>it") for s in small.samples()[:2]]
 
 
 def test_links_lead_somewhere():
