@@ -13,13 +13,11 @@ Time      about 10 minutes; --smoke: a minute and a half
 
 import dataclasses
 import functools
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
 
-from vrl_jax.engine.actor import Actor
 from vrl_jax.engine.desk import Limits
 from vrl_jax.evals import held_out
 from vrl_jax.experiment import (
@@ -27,8 +25,10 @@ from vrl_jax.experiment import (
     command_line,
     export_and_report,
     flat,
+    measured,
     open_run,
     say,
+    supervised,
     tiny_actor,
     world_data,
 )
@@ -47,7 +47,6 @@ from vrl_jax.recipes.ergo import (
 from vrl_jax.recipes.sft import sft
 from vrl_jax.rewards.combine import per_response
 from vrl_jax.training.files import read_lines
-from vrl_jax.training.iteration import Recipe
 from vrl_jax.training.learner import adamw
 from vrl_jax.training.loop import Stage, run_files, train
 from vrl_jax.training.trackers import tensorboard
@@ -213,14 +212,6 @@ def crop(sample: Sample) -> Sample:
     )
 
 
-def supervised(
-    name: str, recipe: Recipe, samples: Sequence[Sample], steps: int
-) -> Stage:
-    """Steps on demonstrations."""
-    prompts = min(64, len(samples))
-    return Stage(name, recipe, samples, steps, prompts, flat(adamw(1e-3)))
-
-
 def as_demonstrated(episode: Episode) -> dict[str, float]:
     """Whether the same region is named."""
     shown = episode.sample.annotations["demonstration"]
@@ -230,11 +221,6 @@ def as_demonstrated(episode: Episode) -> dict[str, float]:
 def right(episode: Episode) -> dict[str, float]:
     """Whether the last answer is."""
     return {"overall": float(right_answer(episode.sample, episode.turns[-1]))}
-
-
-def measured(actor: Actor, samples: Sequence[Sample], seed: int) -> dict[str, float]:
-    """Held-out means of single answers."""
-    return held_out.measurements(held_out.answers(actor, samples, jax.random.key(seed)))
 
 
 def summary(outcome: Outcome) -> str:

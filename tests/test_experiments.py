@@ -12,8 +12,10 @@ import pytest
 from transformers import AutoTokenizer
 
 from vrl_jax import experiment
+from vrl_jax.engine.processing import encode
 from vrl_jax.models import hub
 from vrl_jax.training.files import read_lines
+from vrl_jax.types import Episode, Turn
 
 FOLDER = Path(__file__).parents[1] / "experiments"
 SCRIPTS = sorted(FOLDER.glob("*.py"))
@@ -217,6 +219,68 @@ def test_ergo_s_demonstrations_are_what_its_program_asks_for():
     for row, tokens in read:
         asked = row.question.removeprefix("<image>")
         assert asked in actor.processor.tokenizer.decode(tokens)
+
+
+def test_openthinkimg_s_demonstrations_are_what_its_program_asks_for():
+    """Both turns with what the tool shows between them, or with the chart again."""
+    chart = script("openthinkimg_tiny_charts")
+    samples = chart.numbered(2, split="train", seed=0)
+    said = chart.OBSERVATION.format(name="Crop", text="")
+    actor = experiment.tiny_actor(
+        samples, chart.REWARD, seed=0, texts=[said], max_pixels=chart.MAX_PIXELS
+    )
+
+    def patches(images):
+        """Those of the pictures, row by row, without what they are padded with."""
+        seen = zip(np.asarray(images.patches), np.asarray(images.frames), strict=True)
+        return [row[frames > 0] for row, frames in seen]
+
+    shown = {}
+    for name, available in chart.TOOLS.items():
+        rollout = chart.recited(
+            actor,
+            iter([samples]),
+            jax.random.key(0),
+            program=chart.program(available),
+            limits=chart.LIMITS,
+        )
+        for sample, tokens, mask in zip(
+            samples, np.asarray(rollout.tokens), np.asarray(rollout.mask), strict=True
+        ):
+            first, last = sample.annotations["demonstration"]
+            written = actor.processor.tokenizer.decode(tokens[mask])
+            assert written == f"{first}<|im_end|>{last}<|im_end|>"
+            assert "OBSERVATION of Crop" in actor.processor.tokenizer.decode(tokens)
+        shown[name] = patches(rollout.shown.images)
+        asked = patches(rollout.prompts.images)
+        assert all(len(picture) == 36 for picture in [*shown[name], *asked])
+        same = map(np.array_equal, shown[name], asked)
+        assert [*same] == [name == "unchanged"] * 2
+    # What is learnt turn by turn is what the tool shows in both together.
+    alone = chart.each_turn(samples)
+    said = [turn for s in samples for turn in s.annotations["demonstration"]]
+    assert [row.annotations["demonstration"] for row in alone] == said
+    closely = patches(encode(actor.processor, alone[1::2]).prompts.images)
+    np.testing.assert_array_equal(closely, shown["drawing"])
+
+
+def test_openthinkimg_s_reward_pays_the_answer_and_logs_where_it_looked():
+    chart = script("openthinkimg_tiny_charts")
+    (sample,) = chart.numbered(1, split="train", seed=0)
+    other = chart.numbered(2, split="train", seed=0)[1]
+    first, last = sample.annotations["demonstration"]
+    elsewhere, wrong = other.annotations["demonstration"]
+    assert first != elsewhere and sample.answer != other.answer
+
+    def scored(*texts):
+        turns = tuple(Turn(text, (1,)) for text in texts)
+        return chart.REWARD([Episode(sample, "?", turns, True)])[0]
+
+    paid = {"overall": 1, "accuracy": 1, "format": 1, "found": 1}
+    assert scored(first, last) == paid
+    assert scored(elsewhere, last) == {**paid, "found": 0}
+    assert scored(first, wrong) == {**paid, "overall": 0, "accuracy": 0}
+    assert scored("so", first) == dict.fromkeys(paid, 0) | {"format": 0.5}
 
 
 def test_the_study_measures_draws_and_reads_what_has_ended(tmp_path, capsys):

@@ -273,19 +273,25 @@ def world_data(
 
 
 def tiny_actor(
-    samples: Sequence[Sample], reward: Reward, *, seed: int, texts: Sequence[str] = ()
+    samples: Sequence[Sample],
+    reward: Reward,
+    *,
+    seed: int,
+    texts: Sequence[str] = (),
+    max_pixels: int = 1280 * 28 * 28,
 ) -> Actor:
     """An untrained tiny policy whose tokenizer and budgets fit the samples.
 
     Their `demonstration` is one answer or, turn by turn, a list of them. `texts` are
-    what it will read besides.
+    what it will read besides. It is shown at most `max_pixels` of a picture, 28 x 28 a
+    token.
     """
     demonstrations = [text for sample in samples for text in demonstrated(sample)]
     questions = [sample.question for sample in samples]
     tokenizer = tiny.tokenizer([*questions, *demonstrations, *texts])
     spec = tiny.spec(tokenizer)
     table = parameter_table(spec)
-    pictures = front_end(spec, min_pixels=28 * 28)
+    pictures = front_end(spec, min_pixels=28 * 28, max_pixels=max_pixels)
     room = Room(prompt_tokens=(1024,), block=64)
     processor = Processor(tokenizer, pictures, room)
     # One picture a question, and questions nearly of one length: one size is enough.
@@ -327,6 +333,19 @@ def tiny_stages(recipe: Recipe, samples: Sequence[Sample], sizes: Sizes) -> list
             evaluate_every=sizes.evaluate_every,
         ),
     ]
+
+
+def supervised(
+    name: str, recipe: Recipe, samples: Sequence[Sample], steps: int
+) -> Stage:
+    """Steps on demonstrations, 64 of them each where there are as many."""
+    prompts = min(64, len(samples))
+    return Stage(name, recipe, samples, steps, prompts, flat(adamw(1e-3)))
+
+
+def measured(actor: Actor, samples: Sequence[Sample], seed: int) -> dict[str, float]:
+    """Held-out means of single answers."""
+    return held_out.measurements(held_out.answers(actor, samples, jax.random.key(seed)))
 
 
 def flat(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:

@@ -1,5 +1,6 @@
 """Charts: what a row says is what the chart shows, and what V-ToolRL pays."""
 
+import dataclasses
 import functools
 import io
 import json
@@ -143,15 +144,83 @@ def test_a_demonstrated_call_says_percent_of_the_picture():
     assert seen.images and not seen.error
 
 
-def test_rows_come_back_from_parquet(tmp_path):
-    rows = [*map(tasks.line_at_the_bar, charts.bars(12, split="train", seed=0))]
+def test_numbered_charts_show_what_is_noted():
+    """The one coloured bar, the heights, and under each bar its number's scan."""
+    held_out = digits.scans().held_out
+    for row in charts.numbered(12, split="test", seed=0):
+        facts, picture = row.annotations, opened(row.images[0])
+        assert picture.shape == (672, 672, 3)
+        for place, (box, foot) in enumerate(
+            zip(facts["boxes"], facts["feet"], strict=True)
+        ):
+            left, top, right, bottom = box
+            bar = picture[top:bottom, left:right].reshape(-1, 3)
+            assert (bar == bar[0]).all()
+            assert (bar[0] == charts.BARS).all() == (place != facts["about"])
+            # Seven levels of half a column, and none above it: the paper is no bar.
+            assert bottom - top == 84 * facts["heights"][place]
+            assert not top or (picture[top - 1, left:right] != bar[0]).any()
+            assert foot == [left, bottom, right, bottom + 84]
+            under = picture[foot[1] + 28 : foot[3] - 28, foot[0] + 28 : foot[2] - 28]
+            plates = digits.enlarged(28)[..., None]
+            same = (plates == under).all(axis=(1, 2, 3))
+            assert held_out[same].all()
+            assert {*digits.scans().digit[same]} == {facts["numbers"][place]}
+        assert row.answer == str(facts["numbers"][facts["about"]])
+        assert len({*facts["heights"]}) == 4
+
+
+def test_the_shade_of_numbered_charts_tells_the_place():
+    (row,) = charts.numbered(1, split="train", seed=0)
+    lowest = opened(row.images[0])[-1]
+    assert (np.diff(lowest[:, 0]) >= 0).all() and (np.diff(lowest[:, 2]) <= 0).all()
+    places = [foot[0] for foot in row.annotations["feet"]]
+    assert len({tuple(lowest[place]) for place in places}) == 4
+
+
+def test_cutting_out_a_number_is_demonstrated_and_paid(verifier):
+    """What comes back is the square under the coloured bar, at its own size."""
+    program = functools.partial(tool_turns, available=DRAWING_TOOLS, syntax=ACTIONS)
+    reward = tool_reward(accuracy(verifier), format_weight=1.0)
+    for sample in charts.numbered(12, split="train", seed=0):
+        row = tasks.number_closely(sample)
+        asked, outcome = told(program(row), *row.annotations["demonstration"])
+        assert outcome.facts["calls/valid"] == outcome.facts["images"] == 1
+        left, top, right, bottom = row.annotations["feet"][row.annotations["about"]]
+        seen = opened(asked[1].context[-1].images[0])
+        own = opened(row.images[0])[top:bottom, left:right]
+        np.testing.assert_array_equal(seen, own)
+        episode = Episode(row, "?", tuple(outcome.turns), True, facts=outcome.facts)
+        assert reward([episode])[0]["overall"] == 2
+        other = dataclasses.replace(row, answer=str((int(row.answer) + 1) % 10))
+        assert reward([dataclasses.replace(episode, sample=other)])[0]["overall"] == 1
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [*map(tasks.line_at_the_bar, charts.bars(12, split="train", seed=0))],
+        [*map(tasks.number_closely, charts.numbered(12, split="train", seed=0))],
+    ],
+    ids=["bars", "numbered"],
+)
+def test_rows_come_back_from_parquet(rows, tmp_path):
     back, report = read_samples(write_parquet(rows, tmp_path / "charts.parquet"))
     assert report.used == 12
     for row, same in zip(rows, back, strict=True):
-        assert same.annotations["demonstration"] == row.annotations["demonstration"]
+        assert same.annotations == row.annotations
 
 
 @pytest.mark.parametrize("wrong", [{"columns": 5}, {"columns": 1}, {"kinds": ["pie"]}])
 def test_what_cannot_be_drawn_is_told(wrong):
     with pytest.raises(ValueError, match=r"2 to 4 bars|kinds are some of value"):
         charts.bars(1, split="train", seed=0, **wrong)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"columns": 1}, {"column_pixels": 30}, {"digit_pixels": 85}, {"digit_pixels": 0}],
+)
+def test_what_cannot_be_numbered_is_told(wrong):
+    with pytest.raises(ValueError, match="at least 2 columns, of pixels that divide"):
+        charts.numbered(1, split="train", seed=0, **wrong)

@@ -1,14 +1,18 @@
-"""Bar charts whose every value is known; the axis is numbered by handwritten digits.
+"""Bar charts whose every value is known, with handwritten digits for numbers.
 
-The axis counts by ones or by twos, so a bar's height alone does not tell its value. Its
-digits are scans of `worlds.digits`, with their split. Whole tokens of Qwen2.5-VL hold a
-number of the axis, and each bar has a column of them.
+Of `bars` the axis is numbered. It counts by ones or by twos, so a bar's height alone
+does not tell its value. Whole tokens of Qwen2.5-VL hold a number of the axis, and each
+bar has a column of them. Of `numbered` each bar has a number, in small print: made
+small enough for a few tokens, such a chart still shows which bar is where and how high,
+and no longer what is under it. All digits are scans of `worlds.digits`, with their
+split.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import UInt8
 from PIL import Image, ImageDraw
 
 from vrl_jax.types import Sample
@@ -25,6 +29,11 @@ LABELS = 5
 """Numbers of the axis: 0, step, ..., 4 step."""
 
 GRID = (205, 205, 205)
+
+BARS = (150, 150, 150)
+"""Of `numbered`, but for one."""
+
+UNDER = "<image>Which number is under the coloured bar?"
 
 
 class Chart(NamedTuple):
@@ -100,6 +109,89 @@ def bars(
             )
         )
     return samples
+
+
+def numbered(
+    count: int,
+    *,
+    split: Split,
+    seed: int,
+    columns: int = 4,
+    column_pixels: int = 168,
+    digit_pixels: int = 28,
+) -> list[Sample]:
+    """Large charts with small numbers under grey bars: which is under the coloured one?
+
+    The paper's shade changes from left to right and so tells a place, as in `scenes`:
+    on white paper a tiny policy hardly learns to say where a bar stands. Annotations
+    hold from left to right `numbers`, `heights`, `boxes` of the bars and `feet`, the
+    squares around the numbers, half as wide as a column, in pixels; `about` is the
+    place of the coloured one from 0.
+    """
+    half, side = column_pixels // 2, column_pixels * columns
+    if columns < 2 or column_pixels % 4 or not 1 <= digit_pixels <= half:
+        raise ValueError(
+            "a chart has at least 2 columns, of pixels that divide by 4, and a digit "
+            f"takes at most half of them; got columns={columns}, column_pixels="
+            f"{column_pixels}, digit_pixels={digit_pixels}."
+        )
+    samples = []
+    for index in range(count):
+        rng = generator(seed, split, index, task=6)
+        levels = rng.permutation(np.arange(1, 2 * columns))[:columns].tolist()
+        numbers = rng.integers(0, 10, columns).tolist()
+        about = int(rng.integers(columns))
+        lefts = range(half // 2, side, column_pixels)
+        feet = [[left, side - half, left + half, side] for left in lefts]
+        boxes = [
+            [left, side - half * (1 + level), left + half, side - half]
+            for left, level in zip(lefts, levels, strict=True)
+        ]
+        colours = [BARS] * columns
+        colours[about] = COLOURS[str(rng.choice(list(COLOURS)))]
+        picture = _with_bars(_shaded(side), boxes, colours)
+        margin = (half - digit_pixels) // 2
+        scans = choose_scans(numbers, split, rng)
+        for (left, top, _, _), scan in zip(feet, scans, strict=True):
+            rows = slice(top + margin, top + margin + digit_pixels)
+            places = slice(left + margin, left + margin + digit_pixels)
+            picture[rows, places] = enlarged(digit_pixels)[scan][..., None]
+        samples.append(
+            Sample(
+                id=f"charts-numbered-{columns}-{split}-{seed}-{index}",
+                source="charts/numbered",
+                question=UNDER,
+                images=(png_bytes(picture),),
+                answer=str(numbers[about]),
+                annotations={
+                    "numbers": numbers,
+                    "heights": levels,
+                    "about": about,
+                    "boxes": boxes,
+                    "feet": feet,
+                },
+            )
+        )
+    return samples
+
+
+def _with_bars(
+    paper: UInt8[np.ndarray, "H W 3"],
+    boxes: Sequence[Sequence[int]],
+    colours: Sequence[tuple[int, int, int]],
+) -> UInt8[np.ndarray, "H W 3"]:
+    image = Image.fromarray(paper)
+    pen = ImageDraw.Draw(image)
+    for (left, top, right, bottom), colour in zip(boxes, colours, strict=True):
+        pen.rectangle((left, top, right - 1, bottom - 1), fill=colour)
+    return np.array(image)
+
+
+def _shaded(side: int) -> UInt8[np.ndarray, "side side 3"]:
+    """Dark paper, from blue at the left to red at the right."""
+    across = np.arange(side)[:, None] / side
+    row = (60, 100, 170) + across * (120, 0, -50)
+    return np.tile(row.round().astype(np.uint8), (side, 1, 1))
 
 
 def draw_chart(columns: int, rng: np.random.Generator) -> Chart:

@@ -208,12 +208,31 @@ def line_at_the_bar(sample: Sample) -> Sample:
         _turn(f"how high is {name}?", "DrawHorizontalLineByY", place),
         _turn(", ".join(facts["facts"]), "Terminate", {"ans": sample.answer}),
     ]
+    return _with_tools(sample, demonstration)
+
+
+def number_closely(sample: Sample) -> Sample:
+    """A chart of `charts.numbered` with tools, for `recipes.openthinkimg`.
+
+    The demonstration cuts out what is under the bar that is asked for, in pixels of the
+    picture as it came, then terminates with the number.
+    """
+    place = sample.annotations["about"]
+    foot = sample.annotations["feet"][place]
+    demonstration = [
+        _turn(f"bar {place + 1}", "Crop", {"coordinates": foot}),
+        _turn("it can be read", "Terminate", {"ans": sample.answer}),
+    ]
+    return _with_tools(sample, demonstration)
+
+
+def _with_tools(sample: Sample, demonstration: Sequence[str]) -> Sample:
     asked = f"{sample.question} Answer in JSON, with a thought and an action of a tool."
-    annotations = {**facts, "demonstration": demonstration}
+    annotations = {**sample.annotations, "demonstration": demonstration}
     return dataclasses.replace(sample, question=asked, annotations=annotations)
 
 
-def _turn(thought: str, name: str, arguments: Mapping[str, str]) -> str:
+def _turn(thought: str, name: str, arguments: Mapping[str, Any]) -> str:
     action = {"name": name, "arguments": arguments}
     return json.dumps({"thought": thought, "actions": [action]})
 
