@@ -4,9 +4,9 @@ Claim     Of a large chart the policy is shown 9 tokens, in which the coloured b
           be made out and the small number under it cannot. As JSON with a thought, it
           cuts out a part, is shown that closely, and answers. After 64 demonstrations
           OpenThinkIMG, on 2048 questions with their answers alone, lifts the held-out
-          accuracy by more than 10 points. Where the tool gives the chart back as it
-          was, the same policy is near chance, a tenth, and so is one that was trained
-          so: --tools unchanged.
+          accuracy, from 0.36 to 0.79 and from 0.60 to 0.69 on two seeds. Where the tool
+          gives the chart back as it was, the same policy is at chance, a tenth;
+          --tools unchanged trains so.
 Command   python experiments/openthinkimg_tiny_charts.py
 Hardware  2 CPU cores, 4 GB of memory
 Time      about 10 minutes; --smoke: about a minute
