@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ from vrl_jax.engine.likelihood import (
 )
 from vrl_jax.engine.processing import Processor
 from vrl_jax.models.policy import Params, Policy
-from vrl_jax.types import Batch, Episode, Images, Likelihood, Prompts, Rollout
+from vrl_jax.types import Batch, Episode, Images, Likelihood, Prompts, Rollout, Shown
 
 Reward = Callable[[Sequence[Episode]], Sequence[float | Mapping[str, float]]]
 View = Callable[[Key[Array, ""], Images], Images]
@@ -91,14 +91,14 @@ class Actor:
             self.weights,
         )
 
-    def likelihood(self, rollout: Rollout) -> Likelihood:
+    def likelihood(self, rollout: Rollout | Batch) -> Likelihood:
         """log pi and entropy of the rollout's tokens, given its prompts as they are.
 
         Under a reference with `dataclasses.replace(actor, params=reference)`, given
         other pictures with `seeing(rollout, pictures)`.
         """
         fixed = (self.policy, self.prompts_per_pass)
-        return _score(*fixed, self.params, self.allowed, _bare(rollout))
+        return _score(*fixed, self.params, self.allowed, _asked(rollout))
 
     def painting(self, view: Callable) -> View:
         """One of `views`, with the black and grey of this model's pixels."""
@@ -154,7 +154,7 @@ class Actor:
         states = rollout.states
         if states is None:
             fixed = (self.policy, self.prompts_per_pass)
-            states = _states(*fixed, self.params, _bare(rollout))
+            states = _states(*fixed, self.params, _asked(rollout))
         found = self._under(view, _divergence(measure), rollout, key, states)
         divergences = {**rollout.divergences, name: found}
         return dataclasses.replace(rollout, divergences=divergences, states=None)
@@ -165,7 +165,8 @@ class Actor:
         Of the state that predicts the token; 0 off the mask. Nothing goes through the
         head. `ValueError` where the policy has no such critic.
         """
-        found = _values(self.policy, self.prompts_per_pass, self.params, rollout)
+        fixed = (self.policy, self.prompts_per_pass)
+        found = _values(*fixed, self.params, _asked(rollout))
         if name not in found:
             raise ValueError(
                 f"this policy has no critic {name!r} (it has "
@@ -177,28 +178,31 @@ class Actor:
 
     def _under(self, view, read, rollout, key, noted):
         fixed = (self.policy, view, read, self.prompts_per_pass)
-        rollout = _bare(rollout)
-        return _score_view(*fixed, self.params, self.allowed, rollout, key, noted)
+        asked = _asked(rollout)
+        return _score_view(*fixed, self.params, self.allowed, asked, key, noted)
 
 
 Scored = TypeVar("Scored", Rollout, Batch)
 
 
-def _bare(rollout: Rollout) -> Rollout:
-    """What scoring reads of it.
+class _Asked(NamedTuple):
+    """What scoring reads of a rollout, or of a batch.
 
     jit compiles again for other names, and those of rewards and facts differ between
-    steps whose rows come from several sources.
+    steps whose rows come from several sources: they are left out.
     """
-    return dataclasses.replace(
-        rollout,
-        extra_logprobs={},
-        reward_parts={},
-        states=None,
-        facts={},
-        views={},
-        divergences={},
-    )
+
+    prompts: Prompts
+    tokens: Int[Array, "B T"]
+    positions: Int[Array, "B T 3"]
+    mask: Bool[Array, "B T"]
+    temperature: Float[Array, " B"]
+    log_kept: Float[Array, "B T"] | None
+    shown: Shown | None
+
+
+def _asked(data: Rollout | Batch) -> _Asked:
+    return _Asked(*(getattr(data, name) for name in _Asked._fields))
 
 
 def seeing(data: Scored, images: Images) -> Scored:
@@ -240,7 +244,7 @@ def _score(
     prompts_per_pass: int,
     params: Params,
     allowed: Bool[Array, " V"],
-    rollout: Rollout,
+    asked: _Asked,
 ) -> Likelihood:
     def score(prompts: Prompts, noted, *rows):
         return likelihood(policy, params, prompts, *rows, allowed, *noted)
@@ -248,18 +252,18 @@ def _score(
     return in_pieces(
         score,
         prompts_per_pass,
-        rollout.prompts,
-        (rollout.log_kept, rollout.shown),
-        rollout.tokens,
-        rollout.positions,
-        rollout.mask,
-        rollout.temperature,
+        asked.prompts,
+        (asked.log_kept, asked.shown),
+        asked.tokens,
+        asked.positions,
+        asked.mask,
+        asked.temperature,
     )
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _states(
-    policy: Policy, prompts_per_pass: int, params: Params, rollout: Rollout
+    policy: Policy, prompts_per_pass: int, params: Params, asked: _Asked
 ) -> Float[Array, "B T H"]:
     def read(prompts: Prompts, shown, *rows):
         return final_states(policy, params, prompts, *rows, shown)
@@ -267,16 +271,16 @@ def _states(
     return in_pieces(
         read,
         prompts_per_pass,
-        rollout.prompts,
-        rollout.shown,
-        rollout.tokens,
-        rollout.positions,
+        asked.prompts,
+        asked.shown,
+        asked.tokens,
+        asked.positions,
     )
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _values(
-    policy: Policy, prompts_per_pass: int, params: Params, rollout: Rollout
+    policy: Policy, prompts_per_pass: int, params: Params, asked: _Asked
 ) -> dict[str, Float[Array, "B T"]]:
     def read(prompts: Prompts, shown, mask, *rows):
         states = final_states(policy, params, prompts, *rows, shown)
@@ -285,11 +289,11 @@ def _values(
     return in_pieces(
         read,
         prompts_per_pass,
-        rollout.prompts,
-        rollout.shown,
-        rollout.mask,
-        rollout.tokens,
-        rollout.positions,
+        asked.prompts,
+        asked.shown,
+        asked.mask,
+        asked.tokens,
+        asked.positions,
     )
 
 
@@ -318,12 +322,12 @@ def _score_view(
     prompts_per_pass: int,
     params: Params,
     allowed: Bool[Array, " V"],
-    rollout: Rollout,
+    asked: _Asked,
     key: Key[Array, ""],
     noted: Array | None,
 ) -> Likelihood | Float[Array, "B T"]:
-    batch = rollout.tokens.shape[0]
-    group = batch // rollout.prompts.tokens.shape[0]
+    batch = asked.tokens.shape[0]
+    group = batch // asked.prompts.tokens.shape[0]
 
     def score(prompts: Prompts, *rows: Any) -> Likelihood:
         # Each response has pictures of its own: no prompt is shared any more, and a
@@ -354,13 +358,13 @@ def _score_view(
     return in_pieces(
         score,
         max(prompts_per_pass // group, 1),  # copies count
-        rollout.prompts,
-        (noted, rollout.shown),
+        asked.prompts,
+        (noted, asked.shown),
         jnp.arange(batch),
-        rollout.tokens,
-        rollout.positions,
-        rollout.mask,
-        rollout.temperature,
+        asked.tokens,
+        asked.positions,
+        asked.mask,
+        asked.temperature,
     )
 
 
