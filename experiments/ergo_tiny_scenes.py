@@ -22,6 +22,7 @@ from vrl_jax.engine.desk import Limits
 from vrl_jax.evals import held_out
 from vrl_jax.experiment import (
     Outcome,
+    before_and_after,
     command_line,
     export_and_report,
     flat,
@@ -153,8 +154,16 @@ def main(
     report, policy = export_and_report(actor, out)
     evaluations = read_lines(run_files(out).evaluations)
     outcome = Outcome(actor, evaluations, {}, report, policy)
-    say(summary(outcome))
+    say(before_and_after(outcome, SHOWN))
     return outcome
+
+
+SHOWN = {
+    "val/accuracy": "held-out accuracy",
+    "val/accuracy_shuffled_images": "with shuffled images",
+    "val/region_reward": "the reader is right from the crop",
+}
+"""Of the measurements, before and after the rewards."""
 
 
 class Sizes(NamedTuple):
@@ -221,28 +230,6 @@ def as_demonstrated(episode: Episode) -> dict[str, float]:
 def right(episode: Episode) -> dict[str, float]:
     """Whether the last answer is."""
     return {"overall": float(right_answer(episode.sample, episode.turns[-1]))}
-
-
-def summary(outcome: Outcome) -> str:
-    """What was learned, and where the files are."""
-    cold, *_, last = outcome.evaluations
-    names = {
-        "val/accuracy": "held-out accuracy",
-        "val/region_reward": "the reader is right from the crop",
-    }
-    lines = [
-        f"{what:34} {cold[name]:.2f} after the cold start, {last[name]:.2f} at the end"
-        for name, what in names.items()
-    ]
-    shuffled = last["val/accuracy_shuffled_images"]
-    return "\n".join(
-        [
-            *lines,
-            f"{'with shuffled images':34} {shuffled:.2f}",
-            f"{'report':34} {outcome.report}",
-            f"{'policy':34} {outcome.policy} (a Hugging Face folder)",
-        ]
-    )
 
 
 if __name__ == "__main__":

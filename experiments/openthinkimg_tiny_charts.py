@@ -26,6 +26,7 @@ from vrl_jax.engine.tools import Tool, run
 from vrl_jax.evals import held_out
 from vrl_jax.experiment import (
     Outcome,
+    before_and_after,
     command_line,
     export_and_report,
     flat,
@@ -132,8 +133,17 @@ def main(
     report, policy = export_and_report(actor, out)
     evaluations = read_lines(run_files(out).evaluations)
     outcome = Outcome(actor, evaluations, {}, report, policy)
-    say(summary(outcome))
+    say(before_and_after(outcome, SHOWN))
     return outcome
+
+
+SHOWN = {
+    "val/accuracy": "held-out accuracy",
+    "val/accuracy_tool_denied": "the tool gives the chart back",
+    "val/accuracy_shuffled_images": "with shuffled images",
+    "val/found_reward": "the number asked for is cut out",
+}
+"""Of the measurements, before and after the rewards."""
 
 
 class Sizes(NamedTuple):
@@ -239,28 +249,6 @@ def with_tools_and_denied(
         **held_out.look_and_shuffle(actor, samples, key, act=playing(tools)),
         "val/accuracy_tool_denied": held_out.measurements(denied)["val/accuracy"],
     }
-
-
-def summary(outcome: Outcome) -> str:
-    """What was learned, and where the files are."""
-    cold, *_, last = outcome.evaluations
-    names = {
-        "val/accuracy": "held-out accuracy",
-        "val/accuracy_tool_denied": "the tool gives the chart back",
-        "val/accuracy_shuffled_images": "with shuffled images",
-        "val/found_reward": "the number asked for is cut out",
-    }
-    lines = [
-        f"{what:34} {cold[name]:.2f} after the cold start, {last[name]:.2f} at the end"
-        for name, what in names.items()
-    ]
-    return "\n".join(
-        [
-            *lines,
-            f"{'report':34} {outcome.report}",
-            f"{'policy':34} {outcome.policy} (a Hugging Face folder)",
-        ]
-    )
 
 
 if __name__ == "__main__":

@@ -376,6 +376,18 @@ def look(
     return means
 
 
+def before_and_after(outcome: Outcome, names: Mapping[str, str]) -> str:
+    """What was learned, a line a measurement, and where the files are."""
+    cold, *_, last = outcome.evaluations
+    lines = [
+        f"{what:34} {cold[name]:.2f} after the cold start, {last[name]:.2f} at the end"
+        for name, what in names.items()
+    ]
+    report = f"{'report':34} {outcome.report}"
+    policy = f"{'policy':34} {outcome.policy} (a Hugging Face folder)"
+    return "\n".join([*lines, report, policy])
+
+
 def summary(outcome: Outcome, chance: float, seconds: float) -> str:
     """What was learned, where the files are, and what to try next."""
     cold, *_, last = outcome.evaluations

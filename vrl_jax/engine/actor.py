@@ -154,7 +154,7 @@ class Actor:
         states = rollout.states
         if states is None:
             fixed = (self.policy, self.prompts_per_pass)
-            states = _states(*fixed, self.params, _asked(rollout))
+            states = _of_states(_themselves, *fixed, self.params, _asked(rollout))
         found = self._under(view, _divergence(measure), rollout, key, states)
         divergences = {**rollout.divergences, name: found}
         return dataclasses.replace(rollout, divergences=divergences, states=None)
@@ -166,7 +166,7 @@ class Actor:
         head. `ValueError` where the policy has no such critic.
         """
         fixed = (self.policy, self.prompts_per_pass)
-        found = _values(*fixed, self.params, _asked(rollout))
+        found = _of_states(state_values, *fixed, self.params, _asked(rollout))
         if name not in found:
             raise ValueError(
                 f"this policy has no critic {name!r} (it has "
@@ -261,33 +261,22 @@ def _score(
     )
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _states(
-    policy: Policy, prompts_per_pass: int, params: Params, asked: _Asked
-) -> Float[Array, "B T H"]:
-    def read(prompts: Prompts, shown, *rows):
-        return final_states(policy, params, prompts, *rows, shown)
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _of_states(
+    read: Callable,
+    policy: Policy,
+    prompts_per_pass: int,
+    params: Params,
+    asked: _Asked,
+) -> Any:
+    """read(policy, params, final hidden states, mask), `state_values` for one."""
 
-    return in_pieces(
-        read,
-        prompts_per_pass,
-        asked.prompts,
-        asked.shown,
-        asked.tokens,
-        asked.positions,
-    )
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _values(
-    policy: Policy, prompts_per_pass: int, params: Params, asked: _Asked
-) -> dict[str, Float[Array, "B T"]]:
-    def read(prompts: Prompts, shown, mask, *rows):
+    def piece(prompts: Prompts, shown, mask, *rows):
         states = final_states(policy, params, prompts, *rows, shown)
-        return state_values(policy, params, states, mask)
+        return read(policy, params, states, mask)
 
     return in_pieces(
-        read,
+        piece,
         prompts_per_pass,
         asked.prompts,
         asked.shown,
@@ -295,6 +284,10 @@ def _values(
         asked.tokens,
         asked.positions,
     )
+
+
+def _themselves(policy, params, states, mask):
+    return states
 
 
 def _likelihood(policy, params, prompts, responses, allowed, log_kept, shown, moved):
