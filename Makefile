@@ -13,6 +13,7 @@
 # make cases   the golden cases again, on other files: OBJECTIVES=a.json VERIFIERS=b.json
 # make fuzz EXAMPLES=1000   every reward and parser on so many arbitrary inputs, counted
 # make table   three seeds of every digits experiment, as printed in experiments/README.md
+# make functions  FUNCTIONS.md, the index, from the docstrings
 # make study   VPPO, its parts, controls and baselines over five seeds; continues
 
 PYTHON ?= python3
@@ -38,7 +39,7 @@ export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 # It would say that torch is missing; it is not needed.
 export TRANSFORMERS_VERBOSITY ?= error
 
-.PHONY: demo test parity parity-sweep chaos multiprocess cases bench-load lint table clean fuzz aot test-new test-hopper compile-mgpu study
+.PHONY: demo test parity parity-sweep chaos multiprocess cases bench-load lint table clean fuzz aot test-new test-hopper compile-mgpu study functions
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo
@@ -89,6 +90,9 @@ cases: $(VENV)/.test
 fuzz: export FUZZ_EXAMPLES := $(EXAMPLES)
 fuzz: $(VENV)/.test
 	$(PYTEST) tests/rewards/test_fuzz.py
+
+functions: $(VENV)/.test
+	$(BIN)/python -m tests.functions
 
 table: $(VENV)/.demo
 	$(BIN)/python experiments/table_tiny_digits.py
