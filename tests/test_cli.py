@@ -72,6 +72,10 @@ def test_data_check_of_the_reward_of_a_file(data, capsys, tmp_path):
     ("source", "style"),
     [
         ("def f(reward_inputs): ...", "easyr1"),
+        ("def f(predicts, ground_truths): ...", "easyr1"),
+        ("def f(predict, ground_truth): ...", "easyr1"),
+        ("def f(data_source, solution_str, ground_truth): ...", "verl"),
+        ("def f(data_sources, solution_strs, ground_truths): ...", "verl"),
         ("def f(episodes): ...", "native"),
         ("def f(completions, solution, **kwargs): ...", "vlm_r1"),
         ("def f(prompts, completions, **kwargs): ...", "trl"),

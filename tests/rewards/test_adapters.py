@@ -31,6 +31,15 @@ REWARD_TYPE = "sequential"
 def compute_score(reward_input, **kwargs):
     return {"overall": float(reward_input["response"] == reward_input["ground_truth"])}
 """
+OLDER = """
+def compute_score(predicts, ground_truths, format_weight=0.1):
+    return [{"overall": float(p == t), "accuracy": float(p == t)}
+            for p, t in zip(predicts, ground_truths)]
+
+
+def of_one(predict, ground_truth):
+    return {"overall": 2.0 * (predict == ground_truth)}
+"""
 VERL = """
 def compute_score(data_source, solution_str, ground_truth, extra_info=None):
     if data_source != "digits":
@@ -41,6 +50,17 @@ def compute_score(data_source, solution_str, ground_truth, extra_info=None):
 
 def plain(data_source, solution_str, ground_truth, extra_info=None, **kwargs):
     return 1 if solution_str == ground_truth else 0
+"""
+BATCHED = """
+def batch(data_sources, solution_strs, ground_truths, extra_infos):
+    assert data_sources == ["digits"] * len(solution_strs)
+    assert [info["level"] for info in extra_infos] == [2] * len(solution_strs)
+    return [float(s == t) for s, t in zip(solution_strs, ground_truths)]
+
+
+def batch_of_dicts(solution_strs, ground_truths, **kwargs):
+    return [{"score": float(s == t), "n": len(solution_strs)}
+            for s, t in zip(solution_strs, ground_truths)]
 """
 TRL = """
 def accuracy(completions, ground_truth, **kwargs):
@@ -138,6 +158,17 @@ def test_easyr1_sequential(written, group):
     assert reward(group) == [{"overall": 1.0}, {"overall": 0.0}]
 
 
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("compute_score", [{"overall": x, "accuracy": x} for x in (1.0, 0.0)]),
+        ("of_one", [{"overall": 2.0}, {"overall": 0.0}]),
+    ],
+)
+def test_easyr1_of_texts(written, group, name, found):
+    assert adapters.easyr1(written(OLDER, name))(group) == found
+
+
 def test_verl(written, group):
     reward = adapters.verl(written(VERL, "compute_score"))
     first = {"overall": 1.0, "score": 1.0, "acc": 1.0, "level": 2}
@@ -146,6 +177,12 @@ def test_verl(written, group):
 
 def test_verl_with_plain_numbers(written, group):
     assert adapters.verl(written(VERL, "plain"))(group) == [1.0, 0.0]
+
+
+def test_verl_of_batches(written, group):
+    assert adapters.verl(written(BATCHED, "batch"))(group) == [1.0, 0.0]
+    dicts = adapters.verl(written(BATCHED, "batch_of_dicts"))(group)
+    assert dicts[0] == {"overall": 1.0, "score": 1.0, "n": 2}
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,11 @@ or in code; no path is ever taken from data. Each adapter calls the function as 
 project's documentation says and gives a `Reward`. Signatures:
 
     EasyR1    f(reward_inputs: list of dict) -> list of dict with `overall`
-              or one dict at a time, where the file says REWARD_TYPE = "sequential"
+              or one dict at a time, where the file says REWARD_TYPE = "sequential";
+              before dicts f(predicts, ground_truths) or f(predict, ground_truth)
     verl      f(data_source, solution_str, ground_truth, extra_info=None)
-              -> float, or dict with `score`
+              -> float, or dict with `score`; of its batch manager
+              f(data_sources, solution_strs, ground_truths, extra_infos) -> list of them
     TRL       f(prompts, completions, ..., **columns) -> list of float or None
     VLM-R1    f(completions, solution, **columns) -> list of float
     ms-swift  a class with __call__(completions, **columns) -> list of float, or one
@@ -46,9 +48,13 @@ def easyr1(reference: str) -> Reward:
     """`reward_function` of EasyR1, https://github.com/hiyouga/EasyR1.
 
     Each dict has `response`, `response_length` and `ground_truth`, as there, and the
-    row's other columns besides. `overall` is the reward, the rest is logged.
+    row's other columns besides. `overall` is the reward, the rest is logged. Functions
+    written before EasyR1 had dicts take texts, `predicts` or one `predict`.
     """
     module, function = _module(reference), load(reference)
+    taken = inspect.signature(function).parameters
+    if "predict" in taken or "predicts" in taken:
+        return _easyr1_of_texts(function, reference, one_at_a_time="predict" in taken)
     one_at_a_time = getattr(module, "REWARD_TYPE", "batch") == "sequential"
 
     def reward(episodes: Sequence[Episode]) -> list[Score]:
@@ -67,24 +73,49 @@ def easyr1(reference: str) -> Reward:
     return reward
 
 
+def _easyr1_of_texts(
+    function: Callable[..., Any], reference: str, *, one_at_a_time: bool
+) -> Reward:
+    def reward(episodes: Sequence[Episode]) -> list[Score]:
+        texts = [e.text for e in episodes]
+        truths = [e.sample.answer for e in episodes]
+        if not one_at_a_time:
+            found = function(predicts=texts, ground_truths=truths)
+        else:
+            found = [
+                function(predict=text, ground_truth=truth)
+                for text, truth in zip(texts, truths, strict=True)
+            ]
+        return _as_scores(found, "overall", reference)
+
+    return reward
+
+
 def verl(reference: str) -> Reward:
     """`custom_reward_function` of verl, https://github.com/volcengine/verl.
 
     `extra_info` is the row's column of that name, or all of its columns. `score` of a
-    dict is the reward, the rest is logged.
+    dict is the reward, the rest is logged. A function of `solution_strs` is given
+    lists, as by `reward_manager: batch`.
     """
     function = load(reference)
+    all_at_once = "solution_strs" in inspect.signature(function).parameters
 
     def reward(episodes: Sequence[Episode]) -> list[Score]:
-        found = [
-            function(
-                data_source=e.sample.source,
-                solution_str=e.text,
-                ground_truth=e.sample.answer,
-                extra_info=_extra_info(e),
-            )
+        given = [
+            {
+                "data_source": e.sample.source,
+                "solution_str": e.text,
+                "ground_truth": e.sample.answer,
+                "extra_info": _extra_info(e),
+            }
             for e in episodes
         ]
+        if all_at_once:
+            names = given[0]
+            found = function(**{f"{name}s": [x[name] for x in given] for name in names})
+        else:
+            found = [function(**x) for x in given]
         return _as_scores(found, "score", reference)
 
     return reward

@@ -167,7 +167,10 @@ def _style(reference: str) -> str:
     for name, style in (
         ("reward_inputs", "easyr1"),
         ("reward_input", "easyr1"),
+        ("predicts", "easyr1"),
+        ("predict", "easyr1"),
         ("solution_str", "verl"),
+        ("solution_strs", "verl"),
         ("episodes", "native"),
         ("queries", "openrlhf"),
     ):
