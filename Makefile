@@ -3,6 +3,7 @@
 # make parity  adds torch, then the comparisons with transformers
 # make parity-sweep SEEDS=20 FIRST=1000   the same on other random models and pictures
 # make aot     adds libtpu, then compiles the kernels for four TPUs, without a TPU
+# make bench  what BENCHMARKS.md times on a CPU: rewards, sampling, pictures, scorings, head
 # make bench-load  seconds and memory of loading a checkpoint, for BENCHMARKS.md
 # make chaos KILLS=25 SEED=0   a run that is killed at random moments ends with the same bits
 # make multiprocess  one training on 1, 2 and 4 processes; one is killed, all go on
@@ -39,7 +40,7 @@ export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 # It would say that torch is missing; it is not needed.
 export TRANSFORMERS_VERBOSITY ?= error
 
-.PHONY: demo test parity parity-sweep chaos multiprocess cases bench-load lint table clean fuzz aot test-new test-hopper compile-mgpu study functions
+.PHONY: demo test bench parity parity-sweep chaos multiprocess cases bench-load lint table clean fuzz aot test-new test-hopper compile-mgpu study functions
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo
@@ -74,6 +75,14 @@ multiprocess: $(VENV)/.test
 
 aot: $(VENV)/.aot
 	$(PYTEST) -m aot tests/kernels tests/planning/test_plan_aot.py
+
+# Half an hour on two cores with nothing else at work.
+bench: $(VENV)/.parity $(VENV)/.aot
+	$(BIN)/python experiments/bench_rewards.py
+	$(BIN)/python experiments/bench_sampling.py
+	$(BIN)/python benchmarks/pack_pictures.py
+	$(BIN)/python benchmarks/scoring_cost.py --responses 1 --rounds 9
+	$(BIN)/python experiments/bench_head.py
 
 bench-load: $(VENV)/.demo
 	JAX_PLATFORMS=cpu $(BIN)/python benchmarks/load_checkpoint.py
