@@ -74,6 +74,16 @@ def test_smoke_leaves_every_file(smoke):
     assert (out / "report.html").read_text() == outcome.report.read_text()
 
 
+def test_a_critic_trains_beside_the_policy_and_stays_out_of_its_folder(tmp_path):
+    outcome = script("ppo_tiny_digits").main(smoke=True, out=tmp_path)
+    last = read_lines(tmp_path / "smoke" / "metrics.jsonl")[-1]
+    assert last["critic/vf_loss"] >= 0
+    assert last["critic/vf_explained_var"] <= 1
+    assert outcome.actor.params["critic"].keys() == {"value"}
+    _, params = hub.load(outcome.policy)
+    assert "critic" not in params
+
+
 def test_the_exported_folder_is_the_trained_policy(smoke):
     outcome, out = smoke
     assert outcome.policy == out / "policy"

@@ -29,6 +29,7 @@ from vrl_jax.engine.packing import Room
 from vrl_jax.engine.processing import Processor, fitting
 from vrl_jax.evals import dependency, held_out
 from vrl_jax.models import hub, sharding
+from vrl_jax.models.critic import Critic, with_critics
 from vrl_jax.models.parameters import init_params
 from vrl_jax.models.qwen_vl.front_end import front_end
 from vrl_jax.models.qwen_vl.parameters import parameter_table
@@ -129,12 +130,14 @@ def tiny_digits(
     sizes: Sizes,
     mesh: str = "",
     world: World = SUMS,
+    critics: Mapping[str, Critic] | None = None,
 ) -> Outcome:
     """Data, cold start, measurement, `recipe`, measurement, report, export.
 
     The cold start learns from a few demonstrations; `recipe` then gets many questions
-    with their answers. Called again with the same arguments it resumes or, once it has
-    ended, measures and reports again; on another `mesh` ("data=2,fsdp=4") too.
+    with their answers, and what `critics` say if it reads any. Called again with the
+    same arguments it resumes or, once it has ended, measures and reports again; on
+    another `mesh` ("data=2,fsdp=4") too.
     """
     if not mesh and jax.process_count() > 1:
         raise ValueError(
@@ -143,13 +146,21 @@ def tiny_digits(
         )
     with jax.set_mesh(sharding.parse_mesh(mesh)):
         return _tiny_digits(
-            recipe, world, name=name, claim=claim, out=out, seed=seed, sizes=sizes
+            recipe,
+            world,
+            critics,
+            name=name,
+            claim=claim,
+            out=out,
+            seed=seed,
+            sizes=sizes,
         )
 
 
 def _tiny_digits(
     recipe: Recipe,
     world: World,
+    critics: Mapping[str, Critic] | None,
     *,
     name: str,
     claim: str,
@@ -164,6 +175,10 @@ def _tiny_digits(
         out / "data", train=sizes.train, test=sizes.test, seed=seed, make=world.samples
     )
     actor = tiny_actor(samples, world.reward, seed=seed)
+    if critics:
+        key = jax.random.fold_in(jax.random.key(seed), 1)
+        policy, params = with_critics(actor.policy, actor.params, key, critics)
+        actor = dataclasses.replace(actor, policy=policy, params=params)
 
     count = sum(leaf.size for leaf in jax.tree.leaves(actor.params))
     say(f"2/5 policy: Qwen2.5-VL with {count / 1e6:.1f} M parameters; training")
