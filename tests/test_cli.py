@@ -64,6 +64,7 @@ def test_data_check_of_the_reward_of_a_file(data, capsys, tmp_path):
     )
     command = ["data", "check", data(GOOD), "--reward", f"{own}:compute_score"]
     assert run(*command, "--response", "It is {answer}.") == 0
+    assert ":compute_score, called as verl's (--style)" in capsys.readouterr().out
     assert run(*command) == 1  # none of the common responses is paid
     assert "gold answers below full marks" not in capsys.readouterr().err
 
@@ -86,7 +87,7 @@ def test_data_check_of_the_reward_of_a_file(data, capsys, tmp_path):
 def test_a_signature_tells_whose_it_is(tmp_path, source, style):
     own = tmp_path / "mine.py"
     own.write_text(source + "\n")
-    assert named._style(f"{own}:f") == style
+    assert named.style_of(f"{own}:f") == style
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from vrl_jax.evals.reward_check import check_reward
 from vrl_jax.exporting import export
 from vrl_jax.planning.command import plan
 from vrl_jax.report.page import write_report
-from vrl_jax.rewards.named import named_reward
+from vrl_jax.rewards.named import named_reward, style_of
 from vrl_jax.training.data import evenly, read_samples
 
 
@@ -73,9 +73,16 @@ def data_check(
         print(json_text.dumps({"data": read, "reward": reward, **found.as_json()}))
     else:
         print(report.summary())
-        print(f"reward     {reward}")
+        print(f"reward     {reward}{_called_as(reward, style)}")
         print(found.summary())
     return int(found.suspicious)
+
+
+def _called_as(reward: str, style: str | None) -> str:
+    """Of a function of the user's own: whose signature it is taken for."""
+    if ":" not in reward:
+        return ""
+    return f", called as {style or style_of(reward)}'s (--style)"
 
 
 def report(run: tyro.conf.Positional[Path], /) -> int:

@@ -148,7 +148,7 @@ def named_reward(
 
 def _own_reward(reference: str, style: str | None) -> Reward:
     try:
-        style = style or _style(reference)
+        style = style or style_of(reference)
         if style in STYLES:
             return STYLES[style](reference)
     except (ValueError, OSError):
@@ -158,8 +158,11 @@ def _own_reward(reference: str, style: str | None) -> Reward:
     raise ValueError(f"styles are {', '.join(STYLES)}, got {style!r}.")
 
 
-def _style(reference: str) -> str:
-    """Whose signature the function has, by the names of its arguments."""
+def style_of(reference: str) -> str:
+    """Whose signature the function of path.py:function has, by its arguments' names.
+
+    `ValueError` where they are nobody's.
+    """
     function = adapters.load(reference)
     if inspect.isclass(function):
         return "ms_swift"
