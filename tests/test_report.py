@@ -268,6 +268,161 @@ def test_read_run_names_what_is_missing(tmp_path):
         read_run(tmp_path)
 
 
+def png(folder, name, size, colour):
+    folder.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, colour).save(folder / name, "PNG")
+    return f"{folder.name}/{name}"
+
+
+def turn(text, *images, chosen=True, **facts):
+    return {"text": text, "chosen": chosen, "images": images, "facts": facts}
+
+
+def episode(reward, *turns, **others):
+    return {
+        "step": 20,
+        "id": "charts/0",
+        "prompt": "<|im_start|>user\nWhich number?",
+        "images": [],
+        "reward": reward,
+        "reward_details": {"overall": reward, "accuracy": reward},
+        **({"turns": turns} if turns else {}),
+        **others,
+    }
+
+
+def conversing(run, *episodes, step=20):
+    (run / "rollouts").mkdir(exist_ok=True)
+    write_lines(run / "rollouts" / f"rl_{step}.jsonl", episodes)
+    return write_report(run).read_text()
+
+
+def section(page):
+    return page.split("<h2>Conversations</h2>")[1].split("</section>")[0]
+
+
+def pictures(text):
+    """(size, colour) of each picture shown, in order."""
+    shown = []
+    for tag, attributes in Elements(text).found:
+        if tag == "img":
+            data = base64.b64decode(attributes["src"].split("base64,")[1])
+            with Image.open(io.BytesIO(data)) as picture:
+                shown.append((picture.size, picture.convert("RGB").getpixel((0, 0))))
+    return shown
+
+
+def test_conversations_show_turns_and_pictures_in_order(tmp_path):
+    run = make_run(tmp_path / "run")
+    images = run / "rollouts" / "images"
+    chart = png(images, "chart", (560, 280), (255, 0, 0))
+    part = png(images, "part", (20, 10), (0, 255, 0))
+    page = conversing(
+        run,
+        episode(0.5, turn("FIRST"), turn("middling", chosen=False)),
+        episode(
+            1.0,
+            turn("FIRST"),
+            turn("SECOND <image>", part, chosen=False),
+            turn("a hint", chosen=False, model="reader"),
+            turn("THIRD"),
+            images=[chart],
+            ground_truth="7",
+        ),
+        episode(
+            0.0,
+            turn("WORST"),
+            turn("Error: there is no tool 'Zom'.", chosen=False),
+            turn("LAST"),
+            images=[chart],
+            finished=False,
+            facts={"calls/unknown": 1},
+        ),
+    )
+    text = section(page)
+    words = ("Which number?", "best of 3: reward 1", "FIRST", "SECOND", "a hint")
+    words = (*words, "THIRD", "worst of 3: reward 0", "WORST", "no tool", "LAST")
+    places = [text.index(word) for word in words]
+    assert places == sorted(places)
+    assert "middling" not in text
+    # The chart at half its size, then the part, whose pixels are squares of 14.
+    assert pictures(text) == [((280, 140), (255, 0, 0)), ((20, 10), (0, 255, 0))]
+    widths = [a.get("width") for tag, a in Elements(text).found if tag == "img"]
+    assert widths == ["280", "280"]
+    turns = [
+        attributes["class"]
+        for tag, attributes in Elements(text).found
+        if tag == "div" and (attributes.get("class") or "").split()[:1] == ["turn"]
+    ]
+    told, policy = "turn", "turn chosen"
+    best, worst = [policy, told, told, policy], [policy, "turn error", policy]
+    assert turns == [told, *best, *worst]
+    assert text.count("<b>policy</b> · trained") == 4
+    assert "<b>reader</b> · not trained" in text
+    assert text.count("✗ error") == 1
+    assert "not finished" in text and "calls/unknown 1" in text
+    assert "answer: <b>7</b>" in text
+
+
+def test_conversations_are_text_of_strangers(tmp_path):
+    run = make_run(tmp_path / "run")
+    hostile = [turn(HOSTILE, f'"{HOSTILE}', chosen=False, model=HOSTILE)]
+    page = conversing(run, episode(0.0, turn(HOSTILE), *hostile, id=HOSTILE))
+    assert "<script" not in page
+    assert section(page).count("&lt;script&gt;") == 5
+    assert "default-src 'none'" in page
+
+
+def test_conversations_name_a_picture_that_cannot_be_shown(tmp_path):
+    run = make_run(tmp_path / "run")
+    there = png(tmp_path / "own", "picture.png", (8, 8), (1, 2, 3))
+    (tmp_path / "broken").write_bytes(b"no picture")
+    names = ("images/gone", str(tmp_path / there), str(tmp_path / "broken"), "x" * 999)
+    text = section(conversing(run, episode(None, turn("one"), turn("two", *names))))
+    assert "images/gone: there is no such file." in text
+    assert "broken: A picture" in text and "cannot be decoded" in text
+    assert text.count('class="missing"') == 3
+    assert pictures(text) == [((8, 8), (1, 2, 3))]
+
+
+def test_conversations_are_bounded_and_say_what_is_left_out(tmp_path):
+    run = make_run(tmp_path / "run")
+    part = png(run / "rollouts" / "images", "part", (9, 9), (0, 0, 0))
+    long = [turn("x" * 2500, *[part] * 5), *[turn(f"t{n}", part) for n in range(29)]]
+    others = [episode(0.0, turn("a"), turn("b"), id=f"p{n}") for n in range(9)]
+    text = section(conversing(run, episode(1.0, *long), *others))
+    assert "x" * 2000 in text and "x" * 2001 not in text
+    assert "500 more characters, left out" in text
+    assert len(pictures(text)) == 12
+    assert text.count("1 more pictures, left out") == 16  # 24 turns, 8 with pictures
+    assert "6 more turns, left out" in text
+    assert text.count("one of 1") == 6
+
+
+def test_conversations_are_of_the_last_step_and_of_several_turns(tmp_path):
+    run = make_run(tmp_path / "run")
+    assert "Conversations" not in conversing(run, episode(1.0))
+    conversing(run, episode(1.0, turn("early"), turn("b")), step=9)
+    page = conversing(run, episode(1.0, turn("late"), turn("b")), step=10)
+    assert "Conversations" not in page  # the newest, of step 20, has one turn
+    (run / "rollouts" / "rl_20.jsonl").unlink()
+    text = section(write_report(run).read_text())
+    assert "late" in text and "early" not in text
+
+
+def test_conversations_that_are_damaged_are_told(tmp_path):
+    run = make_run(tmp_path / "run")
+    conversing(run, episode(1.0, turn("whole"), turn("b")))
+    with (run / "rollouts" / "rl_20.jsonl").open("a") as file:
+        file.write('{"step": 20, "id')
+    page = write_report(run).read_text()
+    assert "The last line of rl_20.jsonl is cut" in page and "whole" in section(page)
+    with pytest.raises(ValueError, match=r"rl_20\.jsonl: the turns of charts/0 must"):
+        conversing(run, episode(1.0, "no turn", turn("b")))
+    with pytest.raises(ValueError, match=r"rl_20\.jsonl, line 1 .* reward missing"):
+        conversing(run, {"step": 1, "id": "a", "prompt": ""})
+
+
 def test_phase_offsets_put_restarting_phases_in_a_row():
     def rows(phase, *steps):
         return [{"phase": phase, "step": step} for step in steps]

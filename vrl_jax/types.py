@@ -120,7 +120,8 @@ class Turn:
     that were drawn, q being what they were drawn from: with `allowed` ids, among those.
     `read` counts all tokens before the first of these. `number` is that of its ask in
     the episode, by which the engine knows it again, also with other facts or text; None
-    where nobody was asked.
+    where nobody was asked. `told` is what was new in that ask, behind the turn before
+    or in a context of its own; the prompt of the episode is not.
     """
 
     text: str
@@ -133,6 +134,7 @@ class Turn:
     logprob: float = dataclasses.field(default=0.0, compare=False)
     number: int | None = dataclasses.field(default=None, compare=False)
     read: int = dataclasses.field(default=0, compare=False)
+    told: tuple[Message, ...] = dataclasses.field(default=(), compare=False)
 
 
 @dataclasses.dataclass(frozen=True)

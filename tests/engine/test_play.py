@@ -152,6 +152,26 @@ def test_history_is_never_read_again(looked):
         assert tokenizer.decode(told) == ("" if ended else "<|im_end|>") + expected
 
 
+def test_a_turn_knows_what_it_was_told(looked):
+    """What is new since the turn before, or in another context; never the prompt."""
+    groups, _ = looked
+    shown = user("<image>And now?", [small.png(99, 56, 28)])
+    for one in (one for group in groups for one in group):
+        told = [turn.told for turn in one.episode.turns]
+        assert told == [(), (shown,), (user("So?"),)]
+
+    def attempts(sample):
+        return (yield [Ask(question(sample))] * 2)
+
+    for group in played(two_minds):
+        for one in group:
+            seen, answer = one.episode.turns
+            asked = user(f"Given {seen.text!r}. {one.episode.sample.id}?")
+            assert (seen.told, answer.told) == ((), (asked,))
+    for (one,) in played(attempts, group_size=1):
+        assert [turn.told for turn in one.episode.turns] == [(), ()]
+
+
 def test_following_closes_an_answer_only_where_the_model_did_not():
     tokenizer, processor = small.tokenizer(), small.actor().processor
     end = tokenizer.eos_token_id

@@ -40,6 +40,8 @@ from jaxtyping import Array, Key, UInt32
 from vrl_jax.engine.actor import Actor
 from vrl_jax.engine.conversation import (
     Ask,
+    Context,
+    identity,
     ids_of,
     is_begun_by,
 )
@@ -227,6 +229,7 @@ class _Playing:
     most: int
     number: int
     count: int = 0
+    opening: Context = ()
     several: bool = False
     asked: list[_Asked] = dataclasses.field(default_factory=list)
     heard: dict[int, Said] = dataclasses.field(default_factory=dict)
@@ -314,6 +317,7 @@ class _Playing:
             zip(asked, orders, strict=True)
         ):
             desks[ask.model].ask(ask, read, key=self.key, tag=(self, place), **order)
+        self.opening = self.opening or asks[0].context
         self.rows += [row for row in taken if not row.said]
         self.asked, self.heard = asked, {}
         self.count += len(asks)
@@ -324,6 +328,7 @@ class _Playing:
         given = ids_of(desk.processor, ask.given)
         tokens = (*given.tolist(), *response.tokens.tolist())
         own = row is not None and row.is_given(ask)
+        again = identity(ask.context) == identity(self.opening)
         before = ask.given.logprob if own else 0.0
         turn = Turn(
             text=desk.text(tokens),
@@ -335,6 +340,7 @@ class _Playing:
             logprob=before + float(response.logprobs.sum()),
             number=response.request.turn,
             read=ask.given.read if own else len(read.tokens),
+            told=() if again else _new(ask.context),
         )
         self.heard[place] = Said(ask, read, response, turn)
 
@@ -419,13 +425,17 @@ def _all_turns(said: Sequence[Said]) -> tuple[Turn, ...]:
     """What was written, and before it what was said since the turn before."""
     turns: list[Turn] = []
     for one in said:
-        context = one.ask.context
-        back = itertools.takewhile(lambda p: isinstance(p, Message), reversed(context))
-        new = [*back][::-1]
-        if len(new) < len(context):
+        new = _new(one.ask.context)
+        if len(new) < len(one.ask.context):
             turns += map(_told, new)
         turns.append(one.turn)
     return tuple(turns)
+
+
+def _new(context: Context) -> tuple[Message, ...]:
+    """The messages since the turn before."""
+    back = itertools.takewhile(lambda p: isinstance(p, Message), reversed(context))
+    return (*back,)[::-1]
 
 
 def _told(message: Message) -> Turn:

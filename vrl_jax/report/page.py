@@ -18,9 +18,11 @@ import jinja2
 import numpy as np
 
 from vrl_jax.report import glossary, plots
+from vrl_jax.report.conversations import conversations
 from vrl_jax.report.reading import (
     Row,
     Run,
+    brief,
     flatten,
     metric_names,
     phase_offsets,
@@ -75,6 +77,7 @@ def write_report(run: Path) -> Path:
         ),
         example_count=len(content.examples),
         legend=[(s, _shade(s)) for s in (0, 0.1, 0.5, 1, 2, 5, 10)],
+        conversations=conversations(content.rollouts),
         kinds=_kinds(content.dependency),
         groups=_groups(content),
         data_report=flatten(content.data_report),
@@ -157,7 +160,7 @@ def _evaluation_table(rows: Sequence[Row]) -> Row:
     return {
         "columns": [*columns],
         "rows": [
-            (row["name"], row["step"], [_number(row.get(key)) for key in columns])
+            (row["name"], row["step"], [brief(row.get(key)) for key in columns])
             for row in rows
         ],
     }
@@ -206,7 +209,7 @@ def _token(token: Mapping[str, Any]) -> Row:
         "log-prob": token.get("logprob"),
         "entropy": token.get("entropy"),
     }
-    facts = [f"{name} {_number(x)}" for name, x in numbers.items() if x is not None]
+    facts = [f"{name} {brief(x)}" for name, x in numbers.items() if x is not None]
     facts += [_KINDS[kind]] if kind in _KINDS else []
     special = re.fullmatch(r"\s*<\|[^|]*\|>\s*", text) is not None
     return {
@@ -235,7 +238,7 @@ def _kinds(dependency: Mapping[str, Mapping[str, float]]) -> Row:
         (
             f"tokens that {_KINDS[kind]}" if kind in _KINDS else f"{kind} tokens",
             float(value["mean"]),
-            f"{_number(value['mean'])}"
+            f"{brief(value['mean'])}"
             + (f"  ({value['count']:,} tokens)" if "count" in value else ""),
         )
         for kind, value in measured.items()
@@ -270,8 +273,8 @@ def _curve(run: Run, name: str, explanation: str, offsets: Mapping[str, float]) 
     return {
         "name": name,
         "explanation": explanation,
-        "last": _number(float(finite[-1])) if finite.size else "",
-        "above": _number(float(finite.max())) if top else "",
+        "last": brief(float(finite[-1])) if finite.size else "",
+        "above": brief(float(finite.max())) if top else "",
         "not_finite": len(curve.values) - finite.size,
         "count": len(curve.values),
         "svg": plots.small_curve(name, curve, top=top) if finite.size else "",
@@ -284,9 +287,3 @@ def _axis_top(values: np.ndarray) -> float | None:
         return None
     usual = 1.5 * np.quantile(values, 0.95)
     return float(usual) if 0 < 3 * usual < values.max() else None
-
-
-def _number(value: object) -> str:
-    if value is None:
-        return "–"
-    return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,6 +36,7 @@ class Run:
     examples: list[Row]
     dependency: Row
     data_report: Row
+    rollouts: dict[Path, list[Row]]
     notes: tuple[str, ...]
 
 
@@ -58,6 +60,11 @@ def read_run(folder: Path) -> Run:
     examples, cut_examples = _read_lines(
         folder / "examples.jsonl", ("question", "answer", "response", "reward")
     )
+    rollouts, cut_rollouts = {}, ()
+    for file in _newest_rollouts(folder / "rollouts", metrics):
+        rollouts[file], cut = _read_lines(file, ("step", "id", "prompt", "reward"))
+        cut_rollouts += cut
+        _check_turns(file, rollouts[file])
     return Run(
         folder=folder,
         config=_read_object(folder / "config.json"),
@@ -66,8 +73,35 @@ def read_run(folder: Path) -> Run:
         examples=examples,
         dependency=_read_object(folder / "dependency.json"),
         data_report=_read_object(folder / "data_report.json"),
-        notes=cut_metrics + cut_evaluations + cut_examples,
+        rollouts=rollouts,
+        notes=cut_metrics + cut_evaluations + cut_examples + cut_rollouts,
     )
+
+
+def _newest_rollouts(folder: Path, metrics: Sequence[Row]) -> list[Path]:
+    """`<phase>_<step>.jsonl` of each phase's last step, in the order of the phases."""
+    steps: dict[str, dict[int, Path]] = {}
+    for file in sorted(folder.glob("*.jsonl")):
+        if found := re.fullmatch(r"(.+)_(\d+)", file.stem):
+            steps.setdefault(found[1], {})[int(found[2])] = file
+    phases = dict.fromkeys(str(row["phase"]).replace(" ", "_") for row in metrics)
+    names = [name for name in phases if name in steps]
+    return [steps[name][max(steps[name])] for name in names]
+
+
+def _check_turns(file: Path, rows: Sequence[Row]) -> None:
+    """What a page shows of them is there, and of its kind."""
+    for row in rows:
+        turns, reward = row.get("turns") or [], row["reward"]
+        told = isinstance(turns, list) and all(
+            isinstance(turn, dict) and "text" in turn for turn in turns
+        )
+        if not told or not (reward is None or _is_number(reward)):
+            raise ValueError(
+                f"{file}: the turns of {row['id']} must be a list of objects with a "
+                f"text, and its reward a number; got {str(turns)[:80]} and {reward!r}. "
+                "Repair the line or remove it."
+            )
 
 
 def _read_object(path: Path) -> Row:
@@ -115,6 +149,13 @@ def _read_lines(path: Path, required: Sequence[str]) -> tuple[list[Row], tuple]:
             )
         rows.append(row)
     return rows, ()
+
+
+def brief(value: object) -> str:
+    """As a page shows it: a number to three digits."""
+    if value is None:
+        return "–"
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def _kind(value: object) -> str:

@@ -3,13 +3,13 @@
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from vrl_jax.training import processes
 from vrl_jax.training.files import write_lines
-from vrl_jax.types import Episode, ImageRef
+from vrl_jax.types import Episode, ImageRef, Turn
 
 Group = tuple[Sequence[Episode], Sequence[Mapping[str, float]]]
 """The episodes of one prompt and their scores."""
@@ -21,7 +21,9 @@ def write_rollouts(
     """Writes `rollouts/<phase>_<step>.jsonl`, a line a response.
 
     Encoded pictures lie in `rollouts/images`, named by their content; those that came
-    as paths are named by their path. Of several processes the first one writes.
+    as paths are named by their path. An episode of several turns has them all, with
+    what was said between, also where the program gave the rewards only what the policy
+    wrote. Of several processes the first one writes.
     """
     target = folder / "rollouts"
     file = target / f"{phase.replace(' ', '_')}_{step}.jsonl"
@@ -36,7 +38,7 @@ def write_rollouts(
             "prompt": episode.prompt,
             "images": [_kept(image, target) for image in episode.sample.images],
             "response": episode.text,
-            **({"turns": _turns(episode, target)} if len(episode.turns) > 1 else {}),
+            **_several(episode, target),
             "response_length": sum(len(t.tokens) for t in episode.turns if t.chosen),
             "finished": episode.finished,
             "ground_truth": episode.sample.answer,
@@ -50,16 +52,32 @@ def write_rollouts(
     return file
 
 
-def _turns(episode: Episode, target: Path) -> list[dict[str, Any]]:
-    return [
+def _several(episode: Episode, target: Path) -> dict[str, Any]:
+    """The turns and what was noted of the whole, of an episode of more than one."""
+    turns = list(_with_told(episode.turns))
+    if len(turns) < 2:
+        return {}
+    written = [
         {
             "text": turn.text,
             "chosen": turn.chosen,
             "images": [_kept(image, target) for image in turn.images],
             **({"facts": _noted(turn.facts)} if turn.facts else {}),
         }
-        for turn in episode.turns
+        for turn in turns
     ]
+    facts = _noted(episode.facts).items()
+    known = {name: fact for name, fact in facts if fact == fact}
+    return {"turns": written, **({"facts": known} if known else {})}
+
+
+def _with_told(turns: Sequence[Turn]) -> Iterator[Turn]:
+    """Before each turn what it was told, unless the program's own turns tell that."""
+    tells = any(not turn.chosen and turn.number is None for turn in turns)
+    for turn in turns:
+        for told in () if tells else turn.told:
+            yield Turn(told.text, (), chosen=False, images=told.images)
+        yield turn
 
 
 def _noted(facts: Mapping[str, Any]) -> dict[str, Any]:

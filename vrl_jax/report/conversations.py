@@ -1,0 +1,175 @@
+"""Episodes of more than one turn, picked and cut so that a page can show them."""
+
+import base64
+import io
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from vrl_jax.models.front_end import load_image, on_white
+from vrl_jax.report.reading import Row, brief
+
+EPISODES = 6
+TURNS = 24
+PICTURES = 12
+CHARACTERS = 2000
+"""Of a page, an episode and a text, the first so many; what is left out is counted."""
+SIDE = 280
+"""Pixels of a picture, each way."""
+LARGEST_PNG = 40_000
+"""Bytes of a picture; a larger one is shown as JPEG."""
+
+_SPECIAL = re.compile(r"(<\|[^|<>]{1,64}\|>|<image>)")
+_ERROR = re.compile(r"(?<!\w)Error: ")
+"""How `engine.tools` begins what it tells of a wrong call."""
+
+
+def conversations(rollouts: Mapping[Path, Sequence[Row]]) -> list[Row]:
+    """Of each file some prompts, with the best and the worst of their episodes.
+
+    Prompts whose rewards lie furthest apart come first. Episodes of one turn are passed
+    over.
+    """
+    several = {
+        file: [row for row in rows if len(row.get("turns") or []) > 1]
+        for file, rows in rollouts.items()
+    }
+    several = {file: rows for file, rows in several.items() if rows}
+    share = max(EPISODES // max(len(several), 1), 1)
+    newest = [*several.items()][-EPISODES:]
+    return [shown for file, rows in newest for shown in _prompts(file, rows, share)]
+
+
+def _prompts(file: Path, rows: Sequence[Row], most: int) -> Iterator[Row]:
+    """The prompts, until they have `most` episodes."""
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((str(row["id"]), str(row["prompt"])), []).append(row)
+    for group in sorted(groups.values(), key=_apart, reverse=True):
+        picked = _best_and_worst(group)[:most]
+        most -= len(picked)
+        if picked:
+            yield _prompt(file, group, picked)
+
+
+def _best_and_worst(group: Sequence[Row]) -> list[Row]:
+    """One alone where they are equal; what was not scored is neither."""
+    rewards = ((row["reward"], row) for row in group)
+    scored = [row for x, row in rewards if x is not None and math.isfinite(x)]
+    if not scored:
+        return [*group[:1]]
+    best, worst = (pick(scored, key=lambda row: row["reward"]) for pick in (max, min))
+    return [best, worst] if best["reward"] > worst["reward"] else [best]
+
+
+def _apart(group: Sequence[Row]) -> float:
+    ends = _best_and_worst(group)
+    return ends[0]["reward"] - ends[-1]["reward"] if len(ends) > 1 else 0.0
+
+
+def _prompt(file: Path, group: Sequence[Row], picked: Sequence[Row]) -> Row:
+    first = picked[0]
+    places = ("best", "worst") if len(picked) > 1 else ("one",)
+    return {
+        "file": file.name,
+        "phase": file.stem.rpartition("_")[0].replace("_", " "),
+        "step": first["step"],
+        "id": first["id"],
+        "answer": first.get("ground_truth"),
+        **_cut(first["prompt"]),
+        **_pictures(first.get("images") or (), file.parent, PICTURES),
+        "episodes": [
+            {"place": f"{place} of {len(group)}", **_episode(row, file.parent)}
+            for place, row in zip(places, picked, strict=True)
+        ],
+    }
+
+
+def _episode(row: Row, folder: Path) -> Row:
+    """Its turns, with as many pictures as there is room for."""
+    turns, room = [], PICTURES
+    for turn in row["turns"][:TURNS]:
+        turns.append(_turn(turn, folder, room))
+        room -= len(turns[-1]["pictures"])
+    details = dict(row.get("reward_details") or {})
+    details.pop("overall", None)
+    return {
+        "reward": brief(row["reward"]),
+        "details": _named(details),
+        "facts": _named(row.get("facts") or {}),
+        "cut": not row.get("finished", True),
+        "turns": turns,
+        "turns_left_out": len(row["turns"]) - len(turns),
+    }
+
+
+def _turn(turn: Row, folder: Path, room: int) -> Row:
+    facts = dict(turn.get("facts") or {})
+    chosen, model = bool(turn.get("chosen")), facts.pop("model", None)
+    text = str(turn["text"])
+    return {
+        "chosen": chosen,
+        "speaker": "policy" if chosen else model or "told",
+        "error": not chosen and _ERROR.search(text) is not None,
+        "facts": _named(facts),
+        **_cut(text),
+        **_pictures(turn.get("images") or (), folder, room),
+    }
+
+
+def _cut(text: object) -> Row:
+    """The text in pieces, every second one a special token, and what is left out."""
+    text = str(text)
+    return {
+        "pieces": _SPECIAL.split(text[:CHARACTERS].strip("\n")),
+        "characters_left_out": max(len(text) - CHARACTERS, 0),
+    }
+
+
+def _named(facts: Row) -> str:
+    shown = (f"{name} {brief(value)}" for name, value in facts.items())
+    return " · ".join(text[:200] for text in shown)
+
+
+def _pictures(names: Sequence[str], folder: Path, room: int) -> Row:
+    return {
+        "pictures": [_picture(str(name), folder) for name in names[:room]],
+        "pictures_left_out": max(len(names) - room, 0),
+    }
+
+
+def _picture(name: str, folder: Path) -> Row:
+    """A data: URI and a width that shows a small picture's pixels as squares.
+
+    Or why there is none. A name is a file of the folder's or a path of the user's.
+    """
+    try:
+        files = [path for path in (folder / name, Path(name)) if path.is_file()]
+        if not files:
+            raise ValueError("there is no such file.")
+        picture = load_image(str(files[0]), on_white)
+    except (OSError, ValueError) as error:
+        return {"missing": f"{name[:200]}: {str(error)[:400]}"}
+    picture.thumbnail((SIDE, SIDE))
+    scale = max(SIDE // max(picture.size), 1)
+    return {
+        "source": _data(picture),
+        "width": picture.width * scale,
+        "enlarged": scale > 1,
+    }
+
+
+def _data(picture: Image.Image) -> str:
+    kind, data = "png", _encoded(picture, "PNG", optimize=True)
+    if len(data) > LARGEST_PNG:
+        kind, data = "jpeg", _encoded(picture, "JPEG", quality=85)
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def _encoded(picture: Image.Image, kind: str, **how: bool | int) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, kind, **how)
+    return file.getvalue()
