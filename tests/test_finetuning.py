@@ -8,14 +8,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 from transformers import AutoTokenizer
 
 from vrl_jax import cli, finetuning
 from vrl_jax.engine.processing import encode
-from vrl_jax.models import hub
+from vrl_jax.models import hub, lora
+from vrl_jax.models.qwen_vl.parameters import parameter_table
 from vrl_jax.recipes.grpo import grpo
 from vrl_jax.training.choices import Choices
 from vrl_jax.training.files import read_lines
+from vrl_jax.training.trackers import nowhere
 from vrl_jax.worlds.writing import write_parquet
 
 from .fixtures import folders, small
@@ -33,6 +36,7 @@ SIZES = finetuning.Sizes(
     **BOUNDS,
 )
 CHOICES = Choices(precision="float32", per_pass=4, slots=16)
+ADAPTERS = CHOICES._replace(lora_rank=4, lora_alpha=16.0)
 LONG = "row-long"
 TOLD = []
 """What a log of one's own is told."""
@@ -206,6 +210,64 @@ def test_a_checkpoint_is_exported_as_the_run_did(trained, tmp_path, capsys):
         assert ended.value.code == 2 and said in capsys.readouterr().err
 
 
+@pytest.fixture(scope="module")
+def adapted(trained, tmp_path_factory):
+    _, _, run = trained
+    out = tmp_path_factory.mktemp("runs") / "adapted"
+    return run(choices=ADAPTERS, out=out, log=nowhere), out
+
+
+def test_adapters_alone_are_trained_and_merged_into_the_policy(adapted, model):
+    outcome, out = adapted
+    _, begun = hub.load(model)
+    _, params = hub.load(outcome.policy)
+    jax.tree.map(np.testing.assert_array_equal, params, outcome.actor.params)
+    held = lora.load(out / "adapters", parameter_table(small.spec()))
+    merged = lora.merge(begun, held)
+    jax.tree.map(np.testing.assert_array_equal, merged, params)
+    before, after, adapters = (
+        flatten_dict(tree, sep="/") for tree in (begun, params, held.adapters)
+    )
+    moved = {path for path in after if (after[path] != before[path]).any()}
+    assert moved == {path for path in adapters}
+    assert moved == {
+        path for path in after if path[:11] == "text/layers" and path[-6:] == "kernel"
+    }
+    config = json.loads((out / "adapters" / lora.CONFIG).read_text())
+    assert (config["r"], config["lora_alpha"]) == (4, 16)
+    assert config["base_model_name_or_path"] == str(model)
+
+
+def test_adapters_go_on_with_the_same_bits(adapted, trained, tmp_path):
+    outcome, _ = adapted
+    _, _, run = trained
+    more = {"choices": ADAPTERS, "out": tmp_path / "run", "log": nowhere}
+    run(sizes=SIZES._replace(steps=1), **more)
+    again = run(**more)
+    jax.tree.map(
+        np.testing.assert_array_equal, again.actor.params, outcome.actor.params
+    )
+
+
+def test_a_checkpoint_of_adapters_is_exported_as_the_run_did(
+    adapted, trained, tmp_path, capsys
+):
+    outcome, out = adapted
+    made = tmp_path / "made"
+    asked = ["--out", str(made), "--adapters", str(tmp_path / "adapters")]
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["export", str(out), *asked])
+    assert ended.value.code == 0
+    name = "model.safetensors"
+    assert (made / name).read_bytes() == (outcome.policy / name).read_bytes()
+    for name in (lora.CONFIG, lora.WEIGHTS):
+        theirs, ours = (x / "adapters" / name for x in (out, tmp_path))
+        assert theirs.read_bytes() == ours.read_bytes()
+    with pytest.raises(SystemExit):
+        cli.main(["export", str(trained[1]), *asked])
+    assert "leave --adapters out" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -216,6 +278,7 @@ def test_a_checkpoint_is_exported_as_the_run_did(trained, tmp_path, capsys):
         ({"settings": {"group": 2}}, "group was 4 and is 2"),
         ({"choices": CHOICES._replace(minibatches=2)}, "minibatches was 1 and is 2"),
         ({"choices": CHOICES._replace(tower="frozen")}, "tower was 'trained' and is"),
+        ({"choices": CHOICES._replace(lora_rank=4)}, "lora_rank was 0 and is 4"),
     ],
 )
 def test_another_method_in_the_same_folder_is_refused(trained, changes, said):

@@ -26,8 +26,11 @@ from vrl_jax.engine.processing import Fitting, encode_one, fitting
 from vrl_jax.engine.reference import Anchor
 from vrl_jax.evals import held_out
 from vrl_jax.experiment import look, open_run, room_for, say
-from vrl_jax.models import hub, sharding
+from vrl_jax.models import hub, lora, sharding
+from vrl_jax.models.families import family_of
+from vrl_jax.models.policy import Params
 from vrl_jax.models.remat import REMATS
+from vrl_jax.models.trained import Trains
 from vrl_jax.report.page import write_report
 from vrl_jax.rewards.combine import Reward
 from vrl_jax.training import choices as chosen
@@ -36,7 +39,8 @@ from vrl_jax.training.choices import Choices
 from vrl_jax.training.data import DataReport, asked, evenly, read_samples
 from vrl_jax.training.files import read_lines, write_json
 from vrl_jax.training.iteration import Recipe
-from vrl_jax.training.loop import Stage, run_files, train
+from vrl_jax.training.learner import Learner
+from vrl_jax.training.loop import Stage, ignore, run_files, train
 from vrl_jax.training.trackers import Log, both, nowhere, tensorboard
 from vrl_jax.types import Sample
 
@@ -89,8 +93,8 @@ PACE = ("steps", "evaluate_every", "checkpoint_every", "examples")
 """Sizes that may differ when a run goes on."""
 
 BYTES = 5 * 12
-"""Of disk for a parameter, at most: it and both moments in float32, in the newest three
-checkpoints, the best, and the one that is being written."""
+"""Of disk for a number that is trained, at most: it and both moments in float32, in the
+newest three checkpoints, the best, and the one that is being written."""
 
 
 class Outcome(NamedTuple):
@@ -147,6 +151,7 @@ def finetune(
         open_run(out, kept, claim)
         return _finetune(
             recipe,
+            model=model,
             folder=folder,
             rows=rows,
             reward=reward,
@@ -186,6 +191,7 @@ def _check(sizes: Sizes, choices: Choices, kl_weight: float) -> None:
 def _finetune(
     recipe: Callable[[Anchor], Recipe],
     *,
+    model: str,
     folder: Path,
     rows: Rows,
     reward: Reward,
@@ -211,8 +217,12 @@ def _finetune(
     leaves = jax.tree.leaves(begun[0].params)
     count = sum(leaf.size for leaf in leaves)
     say(f"{count / 1e6:,.1f} M parameters, {leaves[0].dtype}; {_devices(choices)}")
-    written = (file.stat().st_size for file in out.glob("checkpoints/**/*"))
-    room_for(out, max(BYTES * count - sum(written), 0))
+    spec, key = read.processor.front_end.spec, jax.random.key(seed)
+    table = family_of(spec).parameter_table(spec)
+    trains = chosen.trains(choices, table, key)
+    trained, need = _need(trains, begun[0].params)
+    say(f"{trained / 1e6:,.1f} M parameters are trained")
+    room_for(out, max(need - _written(out), 0))
     anchor = chosen.anchor(choices, begun[0].params, weight=kl_weight)
     del leaves
     stage = Stage(
@@ -224,15 +234,22 @@ def _finetune(
         optimizer=chosen.optimizer(
             choices,
             learning_rate(sizes, choices),
-            jax.random.key(seed),
+            key,
             weight_decay=sizes.weight_decay,
         ),
         minibatches=choices.minibatches,
         micro_batches=choices.micro_batches,
-        trains=chosen.trains(choices),
+        trains=trains,
         evaluate_every=sizes.evaluate_every,
         evaluate_first=True,
     )
+
+    def save_adapters(stage: Stage, learner: Learner) -> None:
+        adapters = sharding.on_host(learner.trained)
+        if processes.leads():
+            held = chosen.adapters(choices, adapters)
+            lora.save(out / "adapters", held, table, base=model)
+
     actor = train(
         [stage],
         begun.pop(),  # so that its memory is the training's
@@ -246,6 +263,7 @@ def _finetune(
             size=sizes.prompts,  # what training plays at once
         ),
         checkpoint_every=sizes.checkpoint_every,
+        ended=save_adapters if choices.lora_rank else ignore,
         log=both(tensorboard(out / "tensorboard"), log),
     )
 
@@ -282,6 +300,23 @@ def learning_rate(sizes: Sizes, choices: Choices) -> float | optax.Schedule:
     if not updates:
         return full
     return optax.linear_schedule(full / updates, full, updates - 1)
+
+
+def _need(trains: Trains, params: Params) -> tuple[int, int]:
+    """How many numbers are trained, and the bytes of disk that this takes, at most.
+
+    What is fixed and the exported policy are written once.
+    """
+    trained, fixed = jax.eval_shape(lambda tree: trains(tree)[:2], params)
+    count = sum(x.size for x in jax.tree.leaves(trained))
+    once = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves((fixed, params)))
+    return count, BYTES * count + once
+
+
+def _written(out: Path) -> int:
+    """Bytes of that which are there already."""
+    files = (out.glob(f"{part}/**/*") for part in ("checkpoints", "fixed", "policy"))
+    return sum(file.stat().st_size for file in itertools.chain(*files))
 
 
 def _devices(choices: Choices) -> str:
