@@ -7,6 +7,7 @@ import json
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax.traverse_util import flatten_dict
 from transformers import AutoTokenizer
@@ -18,6 +19,7 @@ from vrl_jax.models.qwen_vl.parameters import parameter_table
 from vrl_jax.recipes.grpo import grpo
 from vrl_jax.training.choices import Choices
 from vrl_jax.training.files import read_lines
+from vrl_jax.training.learner import noted
 from vrl_jax.training.trackers import nowhere
 from vrl_jax.worlds.writing import write_parquet
 
@@ -115,6 +117,47 @@ def test_the_learning_rate_rises_over_steps(minibatches, rates):
     assert finetuning.learning_rate(still, CHOICES) == SIZES.learning_rate
     once = SIZES._replace(learning_rate=1.0, warmup_steps=1)
     np.testing.assert_allclose(finetuning.learning_rate(once, CHOICES)(0), 1)
+
+
+@pytest.mark.parametrize(
+    ("decay", "warmup", "minibatches", "rates"),
+    [
+        ("linear", 0, 1, [1, 0.75, 0.5, 0.25]),
+        ("linear", 2, 1, [0.5, 1, 1, 0.5]),
+        ("linear", 1, 2, [0.5, 1, 1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6]),
+        ("cosine", 0, 1, [1, (2 + 2**0.5) / 4, 0.5, (2 - 2**0.5) / 4]),
+        ("cosine", 1, 1, [1, 1, 0.75, 0.25]),
+    ],
+)
+def test_the_learning_rate_falls_to_0_after_the_last_of_4_steps(
+    decay, warmup, minibatches, rates
+):
+    sizes = SIZES._replace(steps=4, learning_rate=1.0, warmup_steps=warmup, decay=decay)
+    rate = finetuning.learning_rate(sizes, CHOICES._replace(minibatches=minibatches))
+    found = [rate(n) for n in range(4 * minibatches)]
+    np.testing.assert_allclose(found, rates, rtol=1e-6)
+    np.testing.assert_allclose(rate(4 * minibatches), 0, atol=1e-7)
+
+
+def still(rate):
+    """An optimiser that trains nothing and tells its rate."""
+    return optax.chain(optax.set_to_zero(), noted(rate))
+
+
+def test_an_optimiser_of_one_s_own_on_a_course_of_its_rate(trained, tmp_path):
+    _, _, run = trained
+    sizes = SIZES._replace(warmup_steps=0, decay="linear", examples=0)
+    given = {"out": tmp_path / "run", "optimizer": still, "log": nowhere}
+    outcome = run(sizes=sizes, **given)
+    rates = [row["actor/lr"] for row in read_lines(given["out"] / "metrics.jsonl")]
+    np.testing.assert_allclose(rates, [1e-3, 0.5e-3], rtol=1e-6)
+    jax.tree.map(np.testing.assert_array_equal, outcome.actor.params, small.params())
+    for changes, said in (
+        ({"sizes": sizes._replace(steps=3)}, "decay_steps was 2 and is 3"),
+        ({"sizes": sizes, "optimizer": None}, "optimizer was '.*still.*' and is None"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            run(**{**given, **changes})
 
 
 def test_a_process_with_other_rows_is_told(model, rows, monkeypatch):
@@ -361,6 +404,15 @@ def test_eval_of_the_export_finds_what_the_run_measured(
         ({"kl_weight": 0.1}, "--reference device or host"),
         ({"sizes": SIZES._replace(steps=0)}, "at least 1 step, got --steps 0"),
         ({"choices": CHOICES._replace(fsdp=3)}, "needs 3 devices, and there are 8"),
+        ({"sizes": SIZES._replace(decay="slow")}, "there is no --decay 'slow'"),
+        (
+            {"sizes": SIZES._replace(decay="cosine", warmup_steps=2)},
+            "--warmup-steps 2 of --steps 2 leave none for --decay cosine",
+        ),
+        (
+            {"choices": CHOICES._replace(moments="bfloat16"), "optimizer": still},
+            "--moments bfloat16 is of AdamW's",
+        ),
         ({"sizes": SIZES._replace(longest_prompt=3)}, "No sample can be used"),
         ({"sizes": SIZES._replace(min_pixels=10**6)}, "is more than max_pixels"),
     ],

@@ -5,6 +5,7 @@ from typing import Annotated
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import tyro
 
@@ -61,6 +62,22 @@ def test_adapters_alone_are_trained_in_float32(name, tower):
     merged = split.join(held.adapters, split.fixed)
     jax.tree.map(np.testing.assert_array_equal, merged, lora.merge(policy, held))
     assert all(x.dtype == chosen.dtype(choices) for x in jax.tree.leaves(merged))
+
+
+def test_an_optimiser_in_the_place_of_adamw_is_rounded_as_chosen():
+    """1 - 2^-10 lies between 1 - 2^-8 and 1: a quarter of the numbers falls."""
+    choices, params = (
+        Choices(precision="bfloat16_stochastic"),
+        jnp.ones(4096, "bfloat16"),
+    )
+    made = chosen.optimizer(choices, 2.0**-10, jax.random.key(0), make=optax.sgd)
+    updates, _ = made.update(jnp.ones_like(params), made.init(params), params)
+    steps, counts = np.unique(updates, return_counts=True)
+    np.testing.assert_array_equal(steps, [-(2.0**-8), 0])
+    assert abs(counts[0] / 4096 - 1 / 4) < 5 * (3 / 16 / 4096) ** 0.5
+    plain = chosen.optimizer(Choices(), 0.5, jax.random.key(0), make=optax.sgd)
+    updates, _ = plain.update(jnp.ones(2), plain.init(jnp.ones(2)), jnp.ones(2))
+    np.testing.assert_array_equal(updates, [-0.5, -0.5])
 
 
 def test_a_reference_lies_where_it_was_chosen():

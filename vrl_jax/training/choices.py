@@ -4,7 +4,8 @@
 model take the same flags. Both turn them into functions here.
 """
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -168,12 +169,16 @@ def optimizer(
     key: Key[Array, ""],
     *,
     weight_decay: float = 0.01,
+    make: Callable[..., optax.GradientTransformation] | None = None,
 ) -> optax.GradientTransformation:
-    """AdamW with the moments that were chosen; `key` is that of stochastic rounding."""
-    adam = adamw(
-        learning_rate, weight_decay=weight_decay, mu_dtype=jnp.dtype(choices.moments)
-    )
-    return precision(choices.precision).optimizer(adam, key)
+    """AdamW with the moments that were chosen; `key` is that of stochastic rounding.
+
+    Or what `make(learning_rate)` gives, without this weight decay and these moments.
+    """
+    if make is None:
+        moments = jnp.dtype(choices.moments)
+        make = functools.partial(adamw, weight_decay=weight_decay, mu_dtype=moments)
+    return precision(choices.precision).optimizer(make(learning_rate), key)
 
 
 def anchor(choices: Choices, params: Params, *, weight: float) -> Anchor:
