@@ -139,18 +139,17 @@ def finetune(
     """Data, model, measurement, `recipe`, measurement, export, report.
 
     `model` is a folder or a name of the hub. `recipe` is given what keeps it near the
-    model that it starts from, with `kl_weight`, if the choices have a reference.
+    model that it starts from, with `kl_weight`, if the choices have a reference. `log`
+    is told of each step as TensorBoard is: see `training.trackers`. Called again with
+    the same arguments it resumes, with more steps and other choices of memory too; the
+    script's own `settings` must be the same.
+
     `optimizer` makes one of the learning rate, in the place of AdamW with its clipped
     gradient, weight decay and moments, as does this one, which also tells its rate:
 
         def sgd(rate):
             clip = optax.clip_by_global_norm(1.0)
             return optax.chain(clip, optax.sgd(rate), learner.noted(rate))
-
-    `log`
-    is told of each step as TensorBoard is: see `training.trackers`. Called again with
-    the same arguments it resumes, with more steps and other choices of memory too; the
-    script's own `settings` must be the same.
     """
     chosen.check(choices)
     _check(sizes, choices, kl_weight)

@@ -66,10 +66,8 @@ def test_adapters_alone_are_trained_in_float32(name, tower):
 
 def test_an_optimiser_in_the_place_of_adamw_is_rounded_as_chosen():
     """1 - 2^-10 lies between 1 - 2^-8 and 1: a quarter of the numbers falls."""
-    choices, params = (
-        Choices(precision="bfloat16_stochastic"),
-        jnp.ones(4096, "bfloat16"),
-    )
+    choices = Choices(precision="bfloat16_stochastic")
+    params = jnp.ones(4096, jnp.bfloat16)
     made = chosen.optimizer(choices, 2.0**-10, jax.random.key(0), make=optax.sgd)
     updates, _ = made.update(jnp.ones_like(params), made.init(params), params)
     steps, counts = np.unique(updates, return_counts=True)
