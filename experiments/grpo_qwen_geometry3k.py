@@ -8,7 +8,8 @@ Command   python experiments/grpo_qwen_geometry3k.py \
           --model Qwen/Qwen2.5-VL-3B-Instruct \
           --train geometry3k/train.parquet --test geometry3k/test.parquet
           and for EasyR1's sizes --prompts 512 --minibatches 4 --min-pixels 262144 \
-          --max-pixels 4194304 --kl-weight 0.01 --reference device
+          --max-pixels 4194304 --kl-weight 0.01 --reference device;
+          with --lora-rank 16 --learning-rate 1e-5 adapters alone are trained
 Hardware  what `vrl-jax plan --recipe grpo --group 5` says fits, with the sizes that
           this script tells; its last line is flags of this
 Time      see the plan; the demo's policy on a CPU: README.md, "Your own model and data"

@@ -7,15 +7,20 @@ import json
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from flax.traverse_util import flatten_dict
 from transformers import AutoTokenizer
 
 from vrl_jax import cli, finetuning
 from vrl_jax.engine.processing import encode
-from vrl_jax.models import hub
+from vrl_jax.models import hub, lora
+from vrl_jax.models.qwen_vl.parameters import parameter_table
 from vrl_jax.recipes.grpo import grpo
 from vrl_jax.training.choices import Choices
 from vrl_jax.training.files import read_lines
+from vrl_jax.training.learner import noted
+from vrl_jax.training.trackers import nowhere
 from vrl_jax.worlds.writing import write_parquet
 
 from .fixtures import folders, small
@@ -33,6 +38,7 @@ SIZES = finetuning.Sizes(
     **BOUNDS,
 )
 CHOICES = Choices(precision="float32", per_pass=4, slots=16)
+ADAPTERS = CHOICES._replace(lora_rank=4, lora_alpha=16.0)
 LONG = "row-long"
 TOLD = []
 """What a log of one's own is told."""
@@ -111,6 +117,47 @@ def test_the_learning_rate_rises_over_steps(minibatches, rates):
     assert finetuning.learning_rate(still, CHOICES) == SIZES.learning_rate
     once = SIZES._replace(learning_rate=1.0, warmup_steps=1)
     np.testing.assert_allclose(finetuning.learning_rate(once, CHOICES)(0), 1)
+
+
+@pytest.mark.parametrize(
+    ("decay", "warmup", "minibatches", "rates"),
+    [
+        ("linear", 0, 1, [1, 0.75, 0.5, 0.25]),
+        ("linear", 2, 1, [0.5, 1, 1, 0.5]),
+        ("linear", 1, 2, [0.5, 1, 1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6]),
+        ("cosine", 0, 1, [1, (2 + 2**0.5) / 4, 0.5, (2 - 2**0.5) / 4]),
+        ("cosine", 1, 1, [1, 1, 0.75, 0.25]),
+    ],
+)
+def test_the_learning_rate_falls_to_0_after_the_last_of_4_steps(
+    decay, warmup, minibatches, rates
+):
+    sizes = SIZES._replace(steps=4, learning_rate=1.0, warmup_steps=warmup, decay=decay)
+    rate = finetuning.learning_rate(sizes, CHOICES._replace(minibatches=minibatches))
+    found = [rate(n) for n in range(4 * minibatches)]
+    np.testing.assert_allclose(found, rates, rtol=1e-6)
+    np.testing.assert_allclose(rate(4 * minibatches), 0, atol=1e-7)
+
+
+def still(rate):
+    """An optimiser that trains nothing and tells its rate."""
+    return optax.chain(optax.set_to_zero(), noted(rate))
+
+
+def test_an_optimiser_of_one_s_own_on_a_course_of_its_rate(trained, tmp_path):
+    _, _, run = trained
+    sizes = SIZES._replace(warmup_steps=0, decay="linear", examples=0)
+    given = {"out": tmp_path / "run", "optimizer": still, "log": nowhere}
+    outcome = run(sizes=sizes, **given)
+    rates = [row["actor/lr"] for row in read_lines(given["out"] / "metrics.jsonl")]
+    np.testing.assert_allclose(rates, [1e-3, 0.5e-3], rtol=1e-6)
+    jax.tree.map(np.testing.assert_array_equal, outcome.actor.params, small.params())
+    for changes, said in (
+        ({"sizes": sizes._replace(steps=3)}, "decay_steps was 2 and is 3"),
+        ({"sizes": sizes, "optimizer": None}, "optimizer was '.*still.*' and is None"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            run(**{**given, **changes})
 
 
 def test_a_process_with_other_rows_is_told(model, rows, monkeypatch):
@@ -206,6 +253,64 @@ def test_a_checkpoint_is_exported_as_the_run_did(trained, tmp_path, capsys):
         assert ended.value.code == 2 and said in capsys.readouterr().err
 
 
+@pytest.fixture(scope="module")
+def adapted(trained, tmp_path_factory):
+    _, _, run = trained
+    out = tmp_path_factory.mktemp("runs") / "adapted"
+    return run(choices=ADAPTERS, out=out, log=nowhere), out
+
+
+def test_adapters_alone_are_trained_and_merged_into_the_policy(adapted, model):
+    outcome, out = adapted
+    _, begun = hub.load(model)
+    _, params = hub.load(outcome.policy)
+    jax.tree.map(np.testing.assert_array_equal, params, outcome.actor.params)
+    held = lora.load(out / "adapters", parameter_table(small.spec()))
+    merged = lora.merge(begun, held)
+    jax.tree.map(np.testing.assert_array_equal, merged, params)
+    before, after, adapters = (
+        flatten_dict(tree, sep="/") for tree in (begun, params, held.adapters)
+    )
+    moved = {path for path in after if (after[path] != before[path]).any()}
+    assert moved == {path for path in adapters}
+    assert moved == {
+        path for path in after if path[:11] == "text/layers" and path[-6:] == "kernel"
+    }
+    config = json.loads((out / "adapters" / lora.CONFIG).read_text())
+    assert (config["r"], config["lora_alpha"]) == (4, 16)
+    assert config["base_model_name_or_path"] == str(model)
+
+
+def test_adapters_go_on_with_the_same_bits(adapted, trained, tmp_path):
+    outcome, _ = adapted
+    _, _, run = trained
+    more = {"choices": ADAPTERS, "out": tmp_path / "run", "log": nowhere}
+    run(sizes=SIZES._replace(steps=1), **more)
+    again = run(**more)
+    jax.tree.map(
+        np.testing.assert_array_equal, again.actor.params, outcome.actor.params
+    )
+
+
+def test_a_checkpoint_of_adapters_is_exported_as_the_run_did(
+    adapted, trained, tmp_path, capsys
+):
+    outcome, out = adapted
+    made = tmp_path / "made"
+    asked = ["--out", str(made), "--adapters", str(tmp_path / "adapters")]
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["export", str(out), *asked])
+    assert ended.value.code == 0
+    name = "model.safetensors"
+    assert (made / name).read_bytes() == (outcome.policy / name).read_bytes()
+    for name in (lora.CONFIG, lora.WEIGHTS):
+        theirs, ours = (x / "adapters" / name for x in (out, tmp_path))
+        assert theirs.read_bytes() == ours.read_bytes()
+    with pytest.raises(SystemExit):
+        cli.main(["export", str(trained[1]), *asked])
+    assert "leave --adapters out" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -216,6 +321,7 @@ def test_a_checkpoint_is_exported_as_the_run_did(trained, tmp_path, capsys):
         ({"settings": {"group": 2}}, "group was 4 and is 2"),
         ({"choices": CHOICES._replace(minibatches=2)}, "minibatches was 1 and is 2"),
         ({"choices": CHOICES._replace(tower="frozen")}, "tower was 'trained' and is"),
+        ({"choices": CHOICES._replace(lora_rank=4)}, "lora_rank was 0 and is 4"),
     ],
 )
 def test_another_method_in_the_same_folder_is_refused(trained, changes, said):
@@ -298,6 +404,15 @@ def test_eval_of_the_export_finds_what_the_run_measured(
         ({"kl_weight": 0.1}, "--reference device or host"),
         ({"sizes": SIZES._replace(steps=0)}, "at least 1 step, got --steps 0"),
         ({"choices": CHOICES._replace(fsdp=3)}, "needs 3 devices, and there are 8"),
+        ({"sizes": SIZES._replace(decay="slow")}, "there is no --decay 'slow'"),
+        (
+            {"sizes": SIZES._replace(decay="cosine", warmup_steps=2)},
+            "--warmup-steps 2 of --steps 2 leave none for --decay cosine",
+        ),
+        (
+            {"choices": CHOICES._replace(moments="bfloat16"), "optimizer": still},
+            "--moments bfloat16 is of AdamW's",
+        ),
         ({"sizes": SIZES._replace(longest_prompt=3)}, "No sample can be used"),
         ({"sizes": SIZES._replace(min_pixels=10**6)}, "is more than max_pixels"),
     ],

@@ -9,7 +9,7 @@ import optax
 import tyro
 
 from vrl_jax.engine.pretrained import load_front_end
-from vrl_jax.models import hub
+from vrl_jax.models import hub, lora
 from vrl_jax.models.families import family_of
 from vrl_jax.training import checkpoint
 from vrl_jax.training import choices as chosen
@@ -24,6 +24,7 @@ def export(
     out: Path,
     step: int | None = None,
     best: bool = False,
+    adapters: Path | None = None,
 ) -> int:
     """Writes the policy of a checkpoint as a Hugging Face folder.
 
@@ -35,6 +36,8 @@ def export(
         out: the folder to write.
         step: which checkpoint; by default the newest.
         best: the one that measured best.
+        adapters: of a run with --lora-rank, the folder to write its adapters to, for
+            PEFT; --out has the model that they are merged into.
     """
     file = run / "config.json"
     settings = json.loads(file.read_text()) if file.is_file() else {}
@@ -45,19 +48,26 @@ def export(
             "themselves, when they end, as the run's policy/."
         )
     choices = Choices(**{name: settings[name] for name in chosen.KEPT})
+    if adapters and not choices.lora_rank:
+        raise ValueError(
+            f"{run} trained the parameters themselves, without --lora-rank: leave "
+            "--adapters out."
+        )
     folder = hub.local(settings["model"])
     bounds = {name: settings[name] for name in ("min_pixels", "max_pixels")}
     front_end = load_front_end(folder, **bounds)
     spec = front_end.spec
+    family = family_of(spec)
+    table, key = family.parameter_table(spec), jax.random.key(0)
 
     def start(stage: int) -> Learner:
         _, params = hub.load(folder, dtype=chosen.dtype(choices))
         return make_learner(
-            family_of(spec).policy(spec),
+            family.policy(spec),
             params,
             optax.identity(),
             jnp.ones(spec.text.vocabulary, bool),
-            trains=chosen.trains(choices),
+            trains=chosen.trains(choices, table, key),
         )
 
     host = jax.local_devices(backend="cpu")[0]
@@ -70,8 +80,12 @@ def export(
                 f"{run} has no checkpoint of step {wanted}; it has those of "
                 f"{', '.join(map(str, known)) or 'no step'}."
             )
-        params = checkpoint.read_params(manager, run, wanted, start)
+        learner = checkpoint.read_trained(manager, run, wanted, start)
+        params = learner.params
     bounds = front_end.pixel_bounds
     hub.save(out, spec, params, copy_from=folder, pixel_bounds=bounds)
+    if adapters:
+        held = chosen.adapters(choices, learner.trained)
+        lora.save(adapters, held, table, base=settings["model"])
     print(f"{out}: the policy after step {wanted}")
     return 0

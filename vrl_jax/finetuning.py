@@ -26,8 +26,11 @@ from vrl_jax.engine.processing import Fitting, encode_one, fitting
 from vrl_jax.engine.reference import Anchor
 from vrl_jax.evals import held_out
 from vrl_jax.experiment import look, open_run, room_for, say
-from vrl_jax.models import hub, sharding
+from vrl_jax.models import hub, lora, sharding
+from vrl_jax.models.families import family_of
+from vrl_jax.models.policy import Params
 from vrl_jax.models.remat import REMATS
+from vrl_jax.models.trained import Trains
 from vrl_jax.report.page import write_report
 from vrl_jax.rewards.combine import Reward
 from vrl_jax.training import choices as chosen
@@ -35,8 +38,10 @@ from vrl_jax.training import processes
 from vrl_jax.training.choices import Choices
 from vrl_jax.training.data import DataReport, asked, evenly, read_samples
 from vrl_jax.training.files import read_lines, write_json
+from vrl_jax.training.identity import in_words
 from vrl_jax.training.iteration import Recipe
-from vrl_jax.training.loop import Stage, run_files, train
+from vrl_jax.training.learner import Learner
+from vrl_jax.training.loop import Stage, ignore, run_files, train
 from vrl_jax.training.trackers import Log, both, nowhere, tensorboard
 from vrl_jax.types import Sample
 
@@ -54,7 +59,8 @@ class Sizes(NamedTuple):
     """How large the run is; the scripts' flags."""
 
     steps: int = 60
-    """training steps; with more of them a run that has ended goes on"""
+    """training steps; with more of them a run that has ended goes on, unless its rate
+    decays over them"""
     prompts: int = 128
     """distinct prompts a step: EasyR1's rollout_batch_size"""
     prompts_per_pack: int = 1
@@ -72,7 +78,9 @@ class Sizes(NamedTuple):
     learning_rate: float = 1e-6
     """AdamW's learning rate"""
     warmup_steps: int = 0
-    """steps over which the learning rate rises from 0; then it stays"""
+    """steps over which the learning rate rises from 0"""
+    decay: str = "constant"
+    """its course after them: constant, or linear or cosine to 0 after the last step"""
     weight_decay: float = 0.01
     """AdamW's weight decay"""
     evaluate_every: int = 10
@@ -88,9 +96,18 @@ class Sizes(NamedTuple):
 PACE = ("steps", "evaluate_every", "checkpoint_every", "examples")
 """Sizes that may differ when a run goes on."""
 
+Rate = float | optax.Schedule
+
+DECAYS: Mapping[str, Callable[[float, int], optax.Schedule]] = {
+    "constant": lambda full, updates: optax.constant_schedule(full),
+    "linear": lambda full, updates: optax.linear_schedule(full, 0.0, updates),
+    "cosine": optax.cosine_decay_schedule,
+}
+"""Of the full rate and so many updates: f(0) is full, f(updates) is 0 or full."""
+
 BYTES = 5 * 12
-"""Of disk for a parameter, at most: it and both moments in float32, in the newest three
-checkpoints, the best, and the one that is being written."""
+"""Of disk for a number that is trained, at most: it and both moments in float32, in the
+newest three checkpoints, the best, and the one that is being written."""
 
 
 class Outcome(NamedTuple):
@@ -116,6 +133,7 @@ def finetune(
     sizes: Sizes,
     choices: Choices,
     kl_weight: float = 0.0,
+    optimizer: Callable[[Rate], optax.GradientTransformation] | None = None,
     log: Log = nowhere,
 ) -> Outcome:
     """Data, model, measurement, `recipe`, measurement, export, report.
@@ -125,9 +143,21 @@ def finetune(
     is told of each step as TensorBoard is: see `training.trackers`. Called again with
     the same arguments it resumes, with more steps and other choices of memory too; the
     script's own `settings` must be the same.
+
+    `optimizer` makes one of the learning rate, in the place of AdamW with its clipped
+    gradient, weight decay and moments, as does this one, which also tells its rate:
+
+        def sgd(rate):
+            clip = optax.clip_by_global_norm(1.0)
+            return optax.chain(clip, optax.sgd(rate), learner.noted(rate))
     """
     chosen.check(choices)
     _check(sizes, choices, kl_weight)
+    if optimizer and choices.moments != Choices().moments:
+        raise ValueError(
+            f"--moments {choices.moments} is of AdamW's, and the run has an optimizer "
+            "of its own: leave one of them out."
+        )
     kept = {
         "recipe": name,
         "model": model,
@@ -139,6 +169,8 @@ def finetune(
         "kl_weight": kl_weight,
         **{name: x for name, x in sizes._asdict().items() if name not in PACE},
         **{name: getattr(choices, name) for name in chosen.KEPT},
+        "decay_steps": None if sizes.decay == "constant" else sizes.steps,
+        "optimizer": in_words(optimizer) if optimizer else None,
         "with_reference": choices.reference != "none",
         **settings,
     }
@@ -147,6 +179,7 @@ def finetune(
         open_run(out, kept, claim)
         return _finetune(
             recipe,
+            model=model,
             folder=folder,
             rows=rows,
             reward=reward,
@@ -155,6 +188,7 @@ def finetune(
             sizes=sizes,
             choices=choices,
             kl_weight=kl_weight,
+            optimizer=optimizer,
             log=log,
         )
 
@@ -176,6 +210,15 @@ def _check(sizes: Sizes, choices: Choices, kl_weight: float) -> None:
         )
     if sizes.steps < 1:
         raise ValueError(f"a run takes at least 1 step, got --steps {sizes.steps}.")
+    if sizes.decay not in DECAYS:
+        raise ValueError(
+            f"there is no --decay {sizes.decay!r}; there are {', '.join(DECAYS)}."
+        )
+    if sizes.decay != "constant" and sizes.warmup_steps >= sizes.steps:
+        raise ValueError(
+            f"--warmup-steps {sizes.warmup_steps} of --steps {sizes.steps} leave none "
+            f"for --decay {sizes.decay}."
+        )
     if kl_weight and choices.reference == "none":
         raise ValueError(
             f"--kl-weight {kl_weight} is of the distance from a reference, and there "
@@ -186,6 +229,7 @@ def _check(sizes: Sizes, choices: Choices, kl_weight: float) -> None:
 def _finetune(
     recipe: Callable[[Anchor], Recipe],
     *,
+    model: str,
     folder: Path,
     rows: Rows,
     reward: Reward,
@@ -194,6 +238,7 @@ def _finetune(
     sizes: Sizes,
     choices: Choices,
     kl_weight: float,
+    optimizer: Callable[[Rate], optax.GradientTransformation] | None,
     log: Log,
 ) -> Outcome:
     start = time.monotonic()
@@ -211,8 +256,12 @@ def _finetune(
     leaves = jax.tree.leaves(begun[0].params)
     count = sum(leaf.size for leaf in leaves)
     say(f"{count / 1e6:,.1f} M parameters, {leaves[0].dtype}; {_devices(choices)}")
-    written = (file.stat().st_size for file in out.glob("checkpoints/**/*"))
-    room_for(out, max(BYTES * count - sum(written), 0))
+    spec, key = read.processor.front_end.spec, jax.random.key(seed)
+    table = family_of(spec).parameter_table(spec)
+    trains = chosen.trains(choices, table, key)
+    trained, need = _need(trains, begun[0].params)
+    say(f"{trained / 1e6:,.1f} M parameters are trained")
+    room_for(out, max(need - _written(out), 0))
     anchor = chosen.anchor(choices, begun[0].params, weight=kl_weight)
     del leaves
     stage = Stage(
@@ -224,15 +273,23 @@ def _finetune(
         optimizer=chosen.optimizer(
             choices,
             learning_rate(sizes, choices),
-            jax.random.key(seed),
+            key,
             weight_decay=sizes.weight_decay,
+            make=optimizer,
         ),
         minibatches=choices.minibatches,
         micro_batches=choices.micro_batches,
-        trains=chosen.trains(choices),
+        trains=trains,
         evaluate_every=sizes.evaluate_every,
         evaluate_first=True,
     )
+
+    def save_adapters(stage: Stage, learner: Learner) -> None:
+        adapters = sharding.on_host(learner.trained)
+        if processes.leads():
+            held = chosen.adapters(choices, adapters)
+            lora.save(out / "adapters", held, table, base=model)
+
     actor = train(
         [stage],
         begun.pop(),  # so that its memory is the training's
@@ -246,6 +303,7 @@ def _finetune(
             size=sizes.prompts,  # what training plays at once
         ),
         checkpoint_every=sizes.checkpoint_every,
+        ended=save_adapters if choices.lora_rank else ignore,
         log=both(tensorboard(out / "tensorboard"), log),
     )
 
@@ -275,13 +333,39 @@ def _finetune(
     return outcome
 
 
-def learning_rate(sizes: Sizes, choices: Choices) -> float | optax.Schedule:
-    """Of each update, of which a step has `minibatches`; the first is not 0."""
+def learning_rate(sizes: Sizes, choices: Choices) -> Rate:
+    """Of each update, of which a step has `minibatches`; neither first nor last is 0.
+
+    rate (u + 1) / W over the W updates of the warm-up, then, over the other D, rate
+    times 1, 1 - u / D or (1 + cos(pi u / D)) / 2, u = 0..D - 1.
+    """
     updates = sizes.warmup_steps * choices.minibatches
     full = sizes.learning_rate
-    if not updates:
+    if sizes.decay == "constant" and not updates:
         return full
-    return optax.linear_schedule(full / updates, full, updates - 1)
+    rest = sizes.steps * choices.minibatches - updates
+    after = DECAYS[sizes.decay](full, rest)
+    if not updates:
+        return after
+    warm = optax.linear_schedule(full / updates, full, updates - 1)
+    return optax.join_schedules([warm, after], [updates])
+
+
+def _need(trains: Trains, params: Params) -> tuple[int, int]:
+    """How many numbers are trained, and the bytes of disk that this takes, at most.
+
+    What is fixed and the exported policy are written once.
+    """
+    trained, fixed = jax.eval_shape(lambda tree: trains(tree)[:2], params)
+    count = sum(x.size for x in jax.tree.leaves(trained))
+    once = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves((fixed, params)))
+    return count, BYTES * count + once
+
+
+def _written(out: Path) -> int:
+    """Bytes of that which are there already."""
+    files = (out.glob(f"{part}/**/*") for part in ("checkpoints", "fixed", "policy"))
+    return sum(file.stat().st_size for file in itertools.chain(*files))
 
 
 def _devices(choices: Choices) -> str:

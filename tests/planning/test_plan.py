@@ -369,6 +369,12 @@ def test_named_choices_change_what_is_held_or_gathered():
     frozen = held(tower="frozen")
     assert frozen["optimiser"] < first["optimiser"]
     assert frozen["parameters"] < first["parameters"]
+    adapted = held(lora_rank=2)
+    assert adapted["sampling copy"] == copy  # what the adapters are merged into
+    adapters = adapted["parameters"] - copy
+    # Both moments, whole on every device as the adapters are, and some counts.
+    assert 0 <= adapted["optimiser"] - 2 * (adapters - 4) < 32
+    assert held(lora_rank=4)["parameters"] - copy - 4 == 2 * (adapters - 4)
     assert held(reference="device")["reference"] == copy
     assert held(reference="host")["reference"] == 0
 
@@ -422,6 +428,13 @@ def run(*arguments):
         (
             ("--model", "qwen2.5-vl-3b", "--topology", "v5e:2x2", "--mesh", "fsdp=3"),
             "is not the 4 devices",
+        ),
+        (
+            (
+                *("--model", "qwen2.5-vl-3b", "--topology", "v5e:2x2"),
+                *("--lora-rank", "8", "--precision", "bfloat16_stochastic"),
+            ),
+            "adapters are float32",
         ),
     ],
 )

@@ -41,6 +41,22 @@ def test_moves_help_every_program_that_does_not_fit():
     assert all(one.tensor == 2 for one in moves(found))
 
 
+def test_moves_leave_the_precision_of_adapters():
+    last = {"moments": "bfloat16", "precision": "bfloat16_stochastic"}
+    last["tower"] = "frozen"
+
+    def moved(**choices):
+        asked = request(**choices)
+        return {
+            name: value
+            for one in moves(plan(asked, compile=fake))
+            for name, value in one._asdict().items()
+            if name in last and value != getattr(asked.choices, name)
+        }
+
+    assert moved() == last and moved(lora_rank=2) == {}
+
+
 def test_usual_choices_use_every_device():
     sizes = Sizes(prompts=128)
     assert usual(topology("v5p:4x4x4"), sizes)[:3] == (2, 32, 1)

@@ -11,6 +11,9 @@ leave it out, and params without one, such as a reference's, give no values.
     policy, params = with_critics(policy, params, key, {"value": linear})
     actor = dataclasses.replace(actor, policy=policy, params=params)
 
+The actor is one that `engine.pretrained.load_actor` gives, and `training.loop.train`
+trains it; `finetuning.finetune` makes its own actor and has no critics yet.
+
 What is trained is said of it too: also(critic, only(language)) trains it beside the
 decoder, also(critic, float32_master) in float32 beside a policy in bfloat16. Its
 learning rate is often ten times the policy's. Each part then has a gradient norm of its

@@ -6,6 +6,9 @@ Hu et al., 2021, https://arxiv.org/abs/2106.09685, section 4.1 (there x stands o
 right, so A and B change places). The matrices are merged before each forward pass and
 gradients flow through the merge: optimiser state and checkpoints shrink to the
 adapters, the work of a step does not. Adapters of stacked layers are stacked.
+
+Scripts that train a released model have them by --lora-rank, and `finetune` writes them
+beside the merged policy; elsewhere they are a Stage's trains=adapters(key, table).
 """
 
 import json
@@ -113,12 +116,18 @@ def merge(params: Params, lora: Lora) -> Params:
     """params with W + scale A B for each adapted W, added in float32, in W's dtype."""
 
     def merged(adapter: Adapter, matrix: Array) -> Array:
-        a, b = adapter
-        change = a @ b.reshape(*a.shape[:-2], a.shape[-1], -1)
-        change = lora.scale * change.reshape(matrix.shape)
-        return (matrix + change).astype(matrix.dtype)
+        return _changed(matrix, adapter, lora.scale)
 
     return overlay(lora.adapters, params, merged)
+
+
+# Compiled, so that a device of a mesh makes its part of the change and not the whole.
+@jax.jit
+def _changed(matrix: Array, adapter: Adapter, scale: Array) -> Array:
+    a, b = adapter
+    change = a @ b.reshape(*a.shape[:-2], a.shape[-1], -1)
+    change = scale * change.reshape(matrix.shape)
+    return (matrix + change).astype(matrix.dtype)
 
 
 def save(

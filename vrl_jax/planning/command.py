@@ -71,6 +71,7 @@ def plan(
     precision: str = "bfloat16_master",
     moments: str = "float32",
     tower: str = "trained",
+    lora_rank: int = 0,
     sampling: str = "spread",
     reference: str = "none",
     analytic: bool = False,
@@ -102,6 +103,7 @@ def plan(
         precision: float32, bfloat16_master or bfloat16_stochastic.
         moments: dtype of Adam's first moment: float32 or bfloat16.
         tower: trained or frozen.
+        lora_rank: rank of adapters, which alone are trained; 0: none.
         sampling: tokens are written from weights that are spread as in training, or
             gathered once a step.
         reference: none, or where a reference policy lies: device or host.
@@ -114,6 +116,7 @@ def plan(
         "precision": precision,
         "moments": moments,
         "tower": tower,
+        "lora_rank": lora_rank,
         "sampling": sampling,
         "reference": reference,
     }

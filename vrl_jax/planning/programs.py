@@ -104,7 +104,7 @@ def programs(
             params,
             optimizer,
             allowed,
-            trains=chosen.trains(choices),
+            trains=chosen.trains(choices, table, jax.random.key(0)),
             micro_batches=choices.micro_batches,
         )
 
@@ -113,8 +113,10 @@ def programs(
     )
     params = jax.tree.map(lying, params, shardings)
     allowed = lying(allowed, NamedSharding(mesh, PartitionSpec()))
-    # Without a copy in another precision, what is trained is what is sampled from.
+    # Without adapters, or a copy in another precision, what is trained is what is
+    # sampled from.
     copied = jax.tree.leaves(learner.trained)[0].dtype != chosen.dtype(choices)
+    copied = copied or choices.lora_rank > 0
     front_end = family.front_end(spec)
     actor = Actor(
         policy=policy,

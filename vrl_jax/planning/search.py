@@ -60,8 +60,8 @@ def search(
 
     Or where no choice is left, or after `tries`. Where one fits whose tokens wait for
     the network, weights gathered for sampling are tried too. Nothing here changes what
-    is computed, but for `moments`, `precision` and `tower`, which come last. Of `only`
-    these programs, if any are named.
+    is computed, but for `moments`, `precision` and `tower`, which come last and help
+    no adapters, whose optimiser is small. Of `only` these programs, if any are named.
     """
     known: dict[tuple, Found] = {}
 
@@ -151,6 +151,8 @@ def moves(found: Plan) -> Iterator[Choices]:
         yield shared
     if choices.reference == "device":
         yield choices._replace(reference="host")
+    if choices.lora_rank:
+        return
     if choices.moments == "float32":
         yield choices._replace(moments="bfloat16")
     if choices.precision == "bfloat16_master":

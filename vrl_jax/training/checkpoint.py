@@ -18,7 +18,6 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jaxtyping import Array
 
-from vrl_jax.models.policy import Params
 from vrl_jax.training import processes
 from vrl_jax.training.learner import Learner
 
@@ -180,13 +179,13 @@ def read(
     return Resumed(step, _with_arrays(learner, arrays), host)
 
 
-def read_params(
+def read_trained(
     manager: ocp.CheckpointManager,
     folder: Path,
     step: int,
     start: Callable[[int], Learner],
-) -> Params:
-    """The policy's params of this step, as `start(stage)` splits and places them.
+) -> Learner:
+    """What is trained and what is fixed, in the learner that `start(stage)` makes.
 
     Nothing of the optimiser is read, so `start` may give any. Raises as `read` does.
     """
@@ -211,7 +210,7 @@ def read_params(
         arrays = checkpointer.restore(place, args=args)
     _check_fingerprint(arrays, host)
     learner = _with_arrays(learner, arrays)
-    return restore_fixed(folder, host["stage"], learner).params
+    return restore_fixed(folder, host["stage"], learner)
 
 
 def _host(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:

@@ -4,7 +4,8 @@
 model take the same flags. Both turn them into functions here.
 """
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -14,6 +15,8 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Key
 
 from vrl_jax.engine.reference import Anchor, free, near
+from vrl_jax.models import lora
+from vrl_jax.models.parameters import Parameter
 from vrl_jax.models.policy import Params
 from vrl_jax.models.remat import REMATS
 from vrl_jax.models.sharding import make_mesh, to_device, to_host
@@ -56,10 +59,16 @@ class Choices(NamedTuple):
     moments: str = "float32"
     """dtype of Adam's first moment: float32 or bfloat16"""
     tower: str = "trained"
-    """the vision tower, with its projector, is trained or frozen"""
+    """the vision tower, with its projector, is trained or frozen; with adapters, which
+    alone are trained, it is frozen either way"""
+    lora_rank: int = 0
+    """rank of float32 adapters of the decoder's linear maps, which alone are trained;
+    0: none, the parameters themselves are trained"""
+    lora_alpha: float = 32.0
+    """adapters change a matrix by alpha / rank times their product"""
 
 
-KEPT = ("minibatches", "precision", "moments", "tower")
+KEPT = ("minibatches", "precision", "moments", "tower", "lora_rank", "lora_alpha")
 """Choices that a run must keep when it resumes."""
 
 NAMES: Mapping[str, tuple[str, ...]] = {
@@ -73,14 +82,38 @@ NAMES: Mapping[str, tuple[str, ...]] = {
 
 
 def check(choices: Choices) -> None:
-    """Raises `ValueError` for a name that there is not, and for a size below 1."""
+    """Raises `ValueError` for a name that there is not, and for a size below 1.
+
+    And for choices of adapters that contradict each other.
+    """
     for name, value in choices._asdict().items():
         if name in NAMES and value not in NAMES[name]:
             raise ValueError(
                 f"there is no {name} {value!r}; there are {', '.join(NAMES[name])}."
             )
-        if name not in NAMES and value < 1:
+        if name not in (*NAMES, "lora_rank", "lora_alpha") and value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}.")
+    _check_adapters(choices)
+
+
+def _check_adapters(choices: Choices) -> None:
+    rank, alpha = choices.lora_rank, choices.lora_alpha
+    if rank < 0 or not alpha > 0:
+        raise ValueError(
+            "--lora-rank must be at least 0 and --lora-alpha above 0, got "
+            f"{rank} and {alpha}."
+        )
+    if not rank and alpha != Choices().lora_alpha:
+        raise ValueError(
+            f"--lora-alpha {alpha} is of adapters, and there are none: give "
+            "--lora-rank, or leave it out."
+        )
+    if rank and choices.precision == "bfloat16_stochastic":
+        raise ValueError(
+            "adapters are float32, so that --precision bfloat16_stochastic has nothing "
+            "to round: give bfloat16_master, for a model that lies in bfloat16, or "
+            "float32."
+        )
 
 
 def flags(choices: Choices) -> str:
@@ -113,10 +146,21 @@ def dtype(choices: Choices) -> jnp.dtype:
     return precision(choices.precision).dtype
 
 
-def trains(choices: Choices) -> Trains:
-    """What is trained of them, and as what."""
+def trains(choices: Choices, table: Sequence[Parameter], key: Key[Array, ""]) -> Trains:
+    """What is trained of them, and as what; `key` is that of new adapters.
+
+    Adapters are float32 beside a model of the policy's dtype: master weights, which a
+    precision may ask for, they have no use for.
+    """
+    if rank := choices.lora_rank:
+        return lora.adapters(key, table, rank=rank, alpha=choices.lora_alpha)
     kept = precision(choices.precision).trains
     return chain(only(language), kept) if choices.tower == "frozen" else kept
+
+
+def adapters(choices: Choices, trained: Params) -> lora.Lora:
+    """What is trained of them, with its scale."""
+    return lora.Lora(trained, jnp.float32(choices.lora_alpha / choices.lora_rank))
 
 
 def optimizer(
@@ -125,12 +169,16 @@ def optimizer(
     key: Key[Array, ""],
     *,
     weight_decay: float = 0.01,
+    make: Callable[..., optax.GradientTransformation] | None = None,
 ) -> optax.GradientTransformation:
-    """AdamW with the moments that were chosen; `key` is that of stochastic rounding."""
-    adam = adamw(
-        learning_rate, weight_decay=weight_decay, mu_dtype=jnp.dtype(choices.moments)
-    )
-    return precision(choices.precision).optimizer(adam, key)
+    """AdamW with the moments that were chosen; `key` is that of stochastic rounding.
+
+    Or what `make(learning_rate)` gives, without this weight decay and these moments.
+    """
+    if make is None:
+        moments = jnp.dtype(choices.moments)
+        make = functools.partial(adamw, weight_decay=weight_decay, mu_dtype=moments)
+    return precision(choices.precision).optimizer(make(learning_rate), key)
 
 
 def anchor(choices: Choices, params: Params, *, weight: float) -> Anchor:

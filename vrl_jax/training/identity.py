@@ -15,10 +15,11 @@ def method_of(recipe: Recipe) -> list[str]:
     only that they are there, of functions their names: code that was mended in the same
     place is the same method.
     """
-    return [_function(recipe.credit), _function(recipe.loss)]
+    return [in_words(recipe.credit), in_words(recipe.loss)]
 
 
-def _function(function: Callable) -> str:
+def in_words(function: Callable) -> str:
+    """Its name, with the numbers and functions that it was made with."""
     if isinstance(function, functools.partial):
         return _told(function)
     try:
