@@ -38,11 +38,12 @@ import gc  # noqa: E402
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
-from jax._src.interpreters import mlir  # noqa: E402
 
 # From 0.11 on, programs of a thread share what jax writes them in. Before, each has its
 # own, which takes 5 ms and, kept with the program, a megabyte.
 if OLDER:
+    from jax._src.interpreters import mlir
+
     write = mlir.make_ir_context
     shared = functools.lru_cache(maxsize=8)(lambda thread, hundred: write())
     written = itertools.count()

@@ -208,7 +208,7 @@ def update_moving(
 
     divisor = jnp.maximum(weight, jnp.finfo(weight.dtype).tiny)
     grads = jax.tree.map(lambda g: g / divisor, grads)
-    norm = optax.global_norm(grads)
+    norm = optax.tree.norm(grads)
     finite, empty = jnp.isfinite(norm), weight == 0
     updates, opt_state = learner.optimizer.update(
         grads, learner.opt_state, learner.trained
