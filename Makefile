@@ -7,7 +7,8 @@
 # make bench-load  seconds and memory of loading a checkpoint, for BENCHMARKS.md
 # make chaos KILLS=25 SEED=0   a run that is killed at random moments ends with the same bits
 # make multiprocess  one training on 1, 2 and 4 processes; one is killed, all go on
-# make test-new     tests of the kernels on the newest jax, where Python 3.12 is found
+# make test-new     tests of the kernels on the newest jax, where Python 3.12 is found;
+#                   FILES=tests: all of them
 # make test-hopper  the Hopper kernel's tests on the GPU of this machine (5 GB)
 # make compile-mgpu the Hopper kernel compiled for an H200 that need not be there (5 GB)
 # make lint    style and format
@@ -28,6 +29,7 @@ SEEDS ?= 20
 KILLS ?= 25
 SEED ?= 0
 FIRST ?= 1000
+FILES ?= tests/kernels
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 PYTEST := $(BIN)/python -m pytest
 NEW := .venv-new
@@ -51,7 +53,7 @@ test: $(VENV)/.test
 
 test-new:
 	@if test -n "$(NEW_PYTHON)"; then $(MAKE) --no-print-directory $(NEW)/.ready && \
-		JAX_PLATFORMS=cpu $(NEW)/bin/python -m pytest -n 2 -rs tests/kernels; \
+		JAX_PLATFORMS=cpu $(NEW)/bin/python -m pytest -n 2 -rs -m "not parity and not aot" $(FILES); \
 	else echo "test-new skipped: no Python 3.12 or newer in PATH or pyenv's versions"; fi
 
 test-hopper: $(CUDA)/.ready
@@ -135,8 +137,7 @@ $(NEW)/.ready: pyproject.toml
 	@echo "installing the newest jax into $(NEW)"
 	@test -x $(NEW)/bin/python || $(NEW_PYTHON) -m venv $(NEW)
 	@$(NEW)/bin/python -m pip --disable-pip-version-check install --quiet --upgrade \
-		jax jaxtyping numpy pytest pytest-xdist
-	@$(NEW)/bin/python -m pip --disable-pip-version-check install --quiet --no-deps -e .
+		jax --editable ".[test]"
 
 $(CUDA)/.ready: pyproject.toml
 	@echo "installing jax for CUDA into $(CUDA): 5 GB"
