@@ -64,7 +64,7 @@ def predict(
     _open(places, manifest)
     rows = _whole(places.predictions, each)
     processes.wait()
-    known = {row["id"] for row in rows}
+    known = {line["id"] for line in rows}
     left = [sample for sample in samples if sample.id not in known]
     with progress_bar("evaluation", len(samples), len(samples) - len(left)) as show:
         how = {"greedy": greedy, "each": each, "size": size}
