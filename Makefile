@@ -7,8 +7,8 @@
 # make bench-load  seconds and memory of loading a checkpoint, for BENCHMARKS.md
 # make chaos KILLS=25 SEED=0   a run that is killed at random moments ends with the same bits
 # make multiprocess  one training on 1, 2 and 4 processes; one is killed, all go on
-# make test-new     tests of the kernels on the newest jax, where Python 3.12 is found;
-#                   FILES=tests: all of them
+# make test-new     tests of the kernels on the newest jax, where Python 3.12 is found
+# make test-newest  all tests on it
 # make test-hopper  the Hopper kernel's tests on the GPU of this machine (5 GB)
 # make compile-mgpu the Hopper kernel compiled for an H200 that need not be there (5 GB)
 # make lint    style and format
@@ -29,7 +29,6 @@ SEEDS ?= 20
 KILLS ?= 25
 SEED ?= 0
 FIRST ?= 1000
-FILES ?= tests/kernels
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 PYTEST := $(BIN)/python -m pytest
 NEW := .venv-new
@@ -42,7 +41,7 @@ export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 # It would say that torch is missing; it is not needed.
 export TRANSFORMERS_VERBOSITY ?= error
 
-.PHONY: demo test bench parity parity-sweep chaos multiprocess cases bench-load lint table clean fuzz aot test-new test-hopper compile-mgpu study functions
+.PHONY: demo test bench parity parity-sweep chaos multiprocess cases bench-load lint table clean fuzz aot test-new test-newest test-hopper compile-mgpu study functions
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo
@@ -53,8 +52,13 @@ test: $(VENV)/.test
 
 test-new:
 	@if test -n "$(NEW_PYTHON)"; then $(MAKE) --no-print-directory $(NEW)/.ready && \
-		JAX_PLATFORMS=cpu $(NEW)/bin/python -m pytest -n 2 -rs -m "not parity and not aot" $(FILES); \
+		JAX_PLATFORMS=cpu $(NEW)/bin/python -m pytest -n 2 -rs tests/kernels; \
 	else echo "test-new skipped: no Python 3.12 or newer in PATH or pyenv's versions"; fi
+
+test-newest: $(NEW)/.ready
+	$(NEW)/bin/python -m pip --disable-pip-version-check install --quiet -e ".[test]"
+	JAX_PLATFORMS=cpu $(NEW)/bin/python -m pytest -n 2 --dist worksteal \
+		-m "not parity and not aot"
 
 test-hopper: $(CUDA)/.ready
 	JAX_PLATFORMS=cuda $(CUDA)/bin/python -m pytest -rs tests/kernels/test_linear_head_mgpu.py
@@ -137,7 +141,8 @@ $(NEW)/.ready: pyproject.toml
 	@echo "installing the newest jax into $(NEW)"
 	@test -x $(NEW)/bin/python || $(NEW_PYTHON) -m venv $(NEW)
 	@$(NEW)/bin/python -m pip --disable-pip-version-check install --quiet --upgrade \
-		jax --editable ".[test]"
+		jax jaxtyping numpy pytest pytest-xdist
+	@$(NEW)/bin/python -m pip --disable-pip-version-check install --quiet --no-deps -e .
 
 $(CUDA)/.ready: pyproject.toml
 	@echo "installing jax for CUDA into $(CUDA): 5 GB"
