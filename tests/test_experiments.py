@@ -14,6 +14,8 @@ from transformers import AutoTokenizer
 from vrl_jax import experiment
 from vrl_jax.engine.processing import encode
 from vrl_jax.models import hub
+from vrl_jax.models.critic import linear
+from vrl_jax.recipes.ppo import ppo
 from vrl_jax.training.files import read_lines
 from vrl_jax.types import Episode, Turn
 
@@ -74,12 +76,22 @@ def test_smoke_leaves_every_file(smoke):
     assert (out / "report.html").read_text() == outcome.report.read_text()
 
 
-def test_a_critic_trains_beside_the_policy_and_stays_out_of_its_folder(tmp_path):
-    outcome = script("ppo_tiny_digits").main(smoke=True, out=tmp_path)
-    last = read_lines(tmp_path / "smoke" / "metrics.jsonl")[-1]
-    assert last["critic/vf_loss"] >= 0
-    assert last["critic/vf_explained_var"] <= 1
-    assert outcome.actor.params["critic"].keys() == {"value"}
+def test_a_critic_learns_what_is_paid_and_stays_out_of_the_folder(tmp_path):
+    """Every response earns 1; the critic says 0 of all at first."""
+    paid = experiment.SUMS._replace(reward=lambda episodes: [1.0] * len(episodes))
+    outcome = experiment.tiny_digits(
+        ppo(group_size=2),
+        name="PPO",
+        claim="",
+        out=tmp_path,
+        seed=0,
+        sizes=experiment.SMOKE,
+        world=paid,
+        critics={"value": linear},
+    )
+    last = read_lines(tmp_path / "metrics.jsonl")[-1]
+    assert 0 < last["critic/vpred_mean"] < 1
+    assert outcome.actor.params["critic"]["value"]["last"]["bias"] > 0
     _, params = hub.load(outcome.policy)
     assert "critic" not in params
 
