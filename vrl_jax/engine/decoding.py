@@ -31,17 +31,39 @@ STEPS_WITH_STRINGS = 8
 """The same where a stop string must be looked for."""
 
 
+class Behind(NamedTuple):
+    """Where the responses stand that each of some prompts follows.
+
+    `tokens` of each were read and written in its slot; with the prompt they have room
+    in `columns`.
+    """
+
+    slots: tuple[int, ...]
+    tokens: tuple[int, ...]
+    columns: int
+
+
 @dataclasses.dataclass(eq=False)
 class Contexts:
-    """Prompts that are packed and read together, when the first of them is needed."""
+    """Prompts that are packed and read together, when the first of them is needed.
+
+    Those `behind` responses that have just ended are queued before anything else, so
+    that the slots still hold these: they need not be read again.
+    """
 
     pack: Callable[[], Prompts]
+    behind: Behind | None = None
     read: Read | None = None
 
     @functools.cached_property
     def prompts(self) -> Prompts:
         """What `pack` gives: pictures that nobody reads are not packed."""
         return self.pack()
+
+    @property
+    def columns(self) -> int:
+        """That a slot needs for one of them, and what it follows."""
+        return self.behind.columns if self.behind else self.prompts.tokens.shape[1]
 
 
 class Rule(NamedTuple):
@@ -72,7 +94,10 @@ class Request:
 
 
 class Response(NamedTuple):
-    """What was written. `finished` is False where the limit ended it."""
+    """What was written. `finished` is False where the limit ended it.
+
+    Its `slot` keeps it until the next run; None where it was not written in one.
+    """
 
     request: Request
     tokens: Int[np.ndarray, " n"]
@@ -80,6 +105,7 @@ class Response(NamedTuple):
     log_kept: Float[np.ndarray, " n"]
     noted: Float[np.ndarray, "n K"]
     finished: bool
+    slot: int | None = None
 
 
 class Model(NamedTuple):
@@ -235,8 +261,9 @@ def decode(
 ) -> Iterator[list[Response]]:
     """Yields the responses that ended, run after run, and for ever: [] when idle.
 
-    The caller may add to the queue between two of them. `meanwhile` is called once a
-    run, with the device at work.
+    The caller may add to the queue between two of them; what goes on `behind` a
+    response that has just ended, to its front. `meanwhile` is called once a run, with
+    the device at work.
     """
     slots, context, window, column = None, 0, 0, 0
     weights = None
@@ -253,9 +280,7 @@ def decode(
         new = [queue.popleft() for _ in range(max(0, wanted - len(live)))]
         for request in new:
             if request.contexts.read is None:
-                request.contexts.read = device.read(
-                    model.policy, model.params, put(request.contexts.prompts)
-                )
+                request.contexts.read = _read(model, request.contexts, slots)
         if weights is None:
             weights = model.weights(model.policy, model.params)
         left = [writers[row].request.limit - writers[row].count for row in live]
@@ -265,8 +290,7 @@ def decode(
         else:
             shift, context = column, 0
         age = column - shift
-        widths = [request.contexts.prompts.tokens.shape[1] for request in new]
-        wider = max([context, *widths])
+        wider = max([context, *(request.contexts.columns for request in new)])
         if slots is None or not live:
             window = _at_least(window_sizes(model.limit), steps)
             slots = device.empty(new[0].contexts.read, size, wider + window)
@@ -328,12 +352,23 @@ def decode(
             writer.count += count
             response = _response(writer, bool(stopped[row]), int(remaining[row]), model)
             if response is not None:
-                ended.append(response)
+                ended.append(response._replace(slot=row))
                 cut[row] = remaining[row] > 0
                 writers[row] = None
         if cut.any():
             slots = device.end(slots, cut)
         yield ended
+
+
+def _read(model: Model, contexts: Contexts, slots: Slots | None) -> Read:
+    """The prompts, behind what the slots hold where that is what they follow."""
+    prompts = put(contexts.prompts)
+    if contexts.behind is None:
+        return device.read(model.policy, model.params, prompts)
+    rows, tokens, columns = contexts.behind
+    lengths = np.array(tokens, np.int32)
+    kept = device.keep(slots, np.array(rows, np.int32), lengths, columns)
+    return device.read_on(model.policy, model.params, kept, lengths, prompts)
 
 
 def _response(

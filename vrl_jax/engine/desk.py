@@ -1,6 +1,6 @@
 """Where asks wait for a model, and are answered: from conversations to requests."""
 
-import functools
+import dataclasses
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -16,15 +16,19 @@ from vrl_jax.engine.conversation import (
     ids_of,
     one_token,
 )
-from vrl_jax.engine.decoding import Contexts, Model, Request, Response, Rule
+from vrl_jax.engine.decoding import Behind, Contexts, Model, Request, Response, Rule
 from vrl_jax.engine.packing import Room, Unpadded, blocks_of, first_fit, packed
 from vrl_jax.engine.processing import Transcript, unpadded
+from vrl_jax.types import Prompts
 
 Write = Callable[[Model, deque[Request], Callable[[], None]], Iterator[list[Response]]]
 """How what is queued is answered: `decoding.decode`, or something like it."""
 
 BATCHES = (1, 4, 16, 64)
 """Numbers of contexts that are read together."""
+
+FOLLOWING = (64, 256)
+"""Tokens that may follow a response, besides the sizes of prompts."""
 
 
 class OutOfRoom(Exception):
@@ -80,7 +84,7 @@ class Desk:
         self.room = limits.room(actor)._replace(prompts_per_pack=1)
         self.waiting = 0
         self.known: dict[Hashable, Transcript] = {}
-        self.fresh: dict[Hashable, tuple[Transcript, list[dict[str, Any]]]] = {}
+        self.fresh: dict[Hashable, _Fresh] = {}
         self.queue: deque[Request] = deque()
         model = actor.model()._replace(limit=self.row_tokens)
         self.answers = write(model, self.queue, meanwhile)
@@ -131,12 +135,39 @@ class Desk:
         rule = Rule(self.stops, allowed)
         return {"rule": rule, "stop_strings": ask.stops, **how}
 
-    def ask(self, ask: Ask, read: Transcript, **order: Any) -> None:
-        """Queues the ask; those that read the same share what is read."""
+    def ask(
+        self,
+        ask: Ask,
+        read: Transcript,
+        last: tuple[Transcript, Response] | None = None,
+        **order: Any,
+    ) -> None:
+        """Queues the ask; those that read the same share what is read.
+
+        `last` is what was read and written for the same program just now, if the ask
+        may go on with it.
+        """
         given = tuple(ids_of(self.processor, ask.given).tolist())
-        key = (identity(ask.context), given)
-        self.fresh.setdefault(key, (read, []))[1].append(order)
+        fresh = _Fresh(read, [])
+        if last and self._goes_on(read, *last):
+            before, said = last
+            tokens = len(before.tokens) + len(said.tokens)
+            fresh = _Fresh(read, [], said.slot, tokens, len(before.pictures))
+        key = (identity(ask.context), given, fresh.slot)
+        self.fresh.setdefault(key, fresh).orders.append(order)
         self.waiting += 1
+
+    def _goes_on(self, read: Transcript, before: Transcript, said: Response) -> bool:
+        """Whether it begins with what the slot of the response holds, and is longer."""
+        if self.actor.policy.resume is None or said.slot is None:
+            return False
+        held = np.concatenate([before.tokens, said.tokens])
+        shown = read.pictures[: len(before.pictures)]
+        return (
+            len(read.tokens) > len(held)
+            and np.array_equal(read.tokens[: len(held)], held)
+            and [*map(id, shown)] == [*map(id, before.pictures)]
+        )
 
     def run(self) -> list[Response]:
         """What has been answered after another run of the slots."""
@@ -149,31 +180,80 @@ class Desk:
 
     def _queue_fresh(self) -> None:
         """Contexts of similar size become tables together, in a few sizes."""
-        sizes: dict[tuple[int, int], list] = {}
-        for read, orders in self.fresh.values():
-            alone = unpadded(self.processor, read)
-            sizes.setdefault(self._size(alone), []).append((alone, orders))
+        sizes: dict[_Size, list[tuple[Unpadded, _Fresh]]] = {}
+        for fresh in self.fresh.values():
+            whole = unpadded(self.processor, fresh.read)
+            new = whole.after(fresh.tokens, fresh.pictures)
+            sizes.setdefault(self._size(whole, new), []).append((new, fresh))
         self.fresh = {}
         bound = min(max(4, self.actor.slots // 4), self.actor.prompts_per_pass)
         most = max(size for size in BATCHES if size <= bound)
-        for contexts in sizes.values():
+        for size, contexts in sizes.items():
             for start in range(0, len(contexts), most):
                 part = contexts[start : start + most]
-                count = next(size for size in BATCHES if size >= len(part))
-                rows = [alone for alone, _ in part]
-                rows += rows[-1:] * (count - len(rows))
-                pack = functools.partial(packed, self.room, self.processor.front_end)
-                together = Contexts(functools.partial(pack, rows))
-                self.queue.extend(
+                together = self._together(size, part)
+                requests = [
                     Request(contexts=together, row=row, **order)
-                    for row, (_, orders) in enumerate(part)
-                    for order in orders
-                )
+                    for row, (_, fresh) in enumerate(part)
+                    for order in fresh.orders
+                ]
+                if size.columns:  # while the slots hold what these go on with
+                    self.queue.extendleft(requests)
+                else:
+                    self.queue.extend(requests)
 
-    def _size(self, alone: Unpadded) -> tuple[int, int]:
-        """Which tokens and blocks the tables have that it goes into."""
-        need = blocks_of(first_fit(alone.sizes, self.room.block), self.room.block)
-        return (
-            next(n for n in self.room.prompt_tokens if n >= len(alone.tokens)),
-            next(n for n in self.room.blocks if n >= need),
-        )
+    def _together(
+        self, size: "_Size", part: Sequence[tuple[Unpadded, "_Fresh"]]
+    ) -> Contexts:
+        """Tables of this size, the last context again where there are too few."""
+        count = next(number for number in BATCHES if number >= len(part))
+        rows, fresh = zip(*part, *part[-1:] * (count - len(part)), strict=True)
+        room = self.room
+        if size.columns:
+            room = room._replace(prompt_tokens=(size.tokens,))
+
+        def pack() -> Prompts:
+            tables = packed(room, self.processor.front_end, rows)
+            return tables if size.blocks else dataclasses.replace(tables, images=None)
+
+        if not size.columns:
+            return Contexts(pack)
+        slots = tuple(one.slot for one in fresh)
+        tokens = tuple(one.tokens for one in fresh)
+        return Contexts(pack, Behind(slots, tokens, size.columns))
+
+    def _size(self, whole: Unpadded, new: Unpadded) -> "_Size":
+        """Of the tables that what is new goes into."""
+        need = blocks_of(first_fit(new.sizes, self.room.block), self.room.block)
+        blocks = _at_least(self.room.blocks, need)
+        columns = _at_least(self.room.prompt_tokens, len(whole.tokens))
+        if new is whole:
+            return _Size(columns, blocks, 0)
+        shorter = [size for size in FOLLOWING if size < self.room.prompt_tokens[0]]
+        tokens = _at_least([*shorter, *self.room.prompt_tokens], len(new.tokens))
+        return _Size(tokens, blocks if need else 0, columns)
+
+
+def _at_least(sizes: Sequence[int], need: int) -> int:
+    return next(size for size in sizes if size >= need)
+
+
+class _Size(NamedTuple):
+    """Of tables: `columns` is that of slots, 0 where nothing stands in them yet."""
+
+    tokens: int
+    blocks: int
+    columns: int
+
+
+class _Fresh(NamedTuple):
+    """What is to be read behind what a slot holds, and the orders for it.
+
+    Of `read`, the first `tokens` and `pictures` stand in the slot, if there is one.
+    """
+
+    read: Transcript
+    orders: list[dict[str, Any]]
+    slot: int | None = None
+    tokens: int = 0
+    pictures: int = 0

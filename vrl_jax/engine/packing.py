@@ -29,6 +29,14 @@ class Unpadded(NamedTuple):
         """Rows that each picture takes."""
         return [len(picture.patches) for picture in self.pictures]
 
+    def after(self, tokens: int, pictures: int) -> "Unpadded":
+        """It without its first tokens, and the pictures in them."""
+        if not tokens:
+            return self
+        return Unpadded(
+            self.tokens[tokens:], self.positions[tokens:], self.pictures[pictures:]
+        )
+
 
 class Room(NamedTuple):
     """The sizes that batches may have; ascending, a batch takes the smallest it can.

@@ -316,11 +316,24 @@ class _Playing:
         for place, ((ask, read, _), order) in enumerate(
             zip(asked, orders, strict=True)
         ):
-            desks[ask.model].ask(ask, read, key=self.key, tag=(self, place), **order)
+            last = self._just_heard(ask) if len(asked) == 1 else None
+            desks[ask.model].ask(
+                ask, read, last, key=self.key, tag=(self, place), **order
+            )
         self.opening = self.opening or asks[0].context
         self.rows += [row for row in taken if not row.said]
         self.asked, self.heard = asked, {}
         self.count += len(asks)
+
+    def _just_heard(self, ask: Ask) -> tuple[Transcript, Response] | None:
+        """What its model read and wrote last, if nothing else was asked with it.
+
+        Of several answers some came earlier, in slots that others may have by now.
+        """
+        if len(self.asked) != 1 or self.asked[0].ask.model != ask.model:
+            return None
+        said = self.heard[0]
+        return said.read, said.response
 
     def hear(self, place: int, response: Response, desk: Desk) -> None:
         """An answer to one of the asks that were yielded last."""

@@ -125,6 +125,74 @@ def read(policy: Policy, params: Params, prompts: Prompts) -> Read:
     )
 
 
+@functools.partial(jax.jit, static_argnums=3)
+def keep(
+    slots: Slots, rows: Int[Array, " P"], lengths: Int[Array, " P"], columns: int
+) -> SlotCache:
+    """The first `lengths` tokens of these rows, in order, in so many columns."""
+    index = slots.index[rows]
+    there = (index >= 0) & (index < lengths[:, None])
+    order = jnp.argsort(jnp.where(there, index, jnp.iinfo(index.dtype).max), axis=1)
+    order = _wide(order, 1, columns)
+
+    def column(axis: int, x: Array) -> Array:
+        return _taken(x[rows], order, axis)
+
+    return _moved(slots.cache, column, lambda x: x[rows])
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def read_on(
+    policy: Policy,
+    params: Params,
+    kept: SlotCache,
+    lengths: Int[Array, " P"],
+    prompts: Prompts,
+) -> Read:
+    """What `read` would give of what is `kept` with the prompts behind it.
+
+    Only the prompts are read, and their pictures, if they have any.
+    """
+    features = None
+    if prompts.images is not None:
+        features = policy.encode_images(params, prompts.images)
+    columns = jnp.arange(_columns(kept))
+    before = columns < lengths[:, None]
+    hidden, cache = policy.resume(params, kept, before, prompts, features)
+    new = policy.as_slots(cache)
+    behind = jnp.maximum(columns - lengths[:, None], 0)
+
+    def column(axis: int, old: Array, x: Array) -> Array:
+        shape = [1] * old.ndim
+        shape[0], shape[axis] = before.shape
+        return jnp.where(before.reshape(shape), old, _taken(x, behind, axis))
+
+    return Read(
+        _moved(kept, column, lambda old, x: old, new),
+        last_hidden(hidden, prompts.mask),
+        lengths + prompts.mask.sum(axis=1),
+        first_positions(prompts),
+    )
+
+
+def _columns(cache: SlotCache) -> int:
+    """How many there are."""
+    return jax.tree.leaves(cache.columns)[0].shape[2]
+
+
+def _wide(x: Array, axis: int, size: int) -> Array:
+    """Its first `size` entries along the axis, with zeros where it has fewer."""
+    x = jax.lax.slice_in_dim(x, 0, min(size, x.shape[axis]), axis=axis)
+    wide = [(0, 0)] * x.ndim
+    wide[axis] = (0, size - x.shape[axis])
+    return jnp.pad(x, wide)
+
+
+def _taken(x: Array, order: Int[Array, "P C"], axis: int) -> Array:
+    """Of each row the columns in this order; beyond the last one, that one."""
+    return jax.vmap(lambda one, to: jnp.take(one, to, axis - 1, mode="clip"))(x, order)
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def unstack(policy: Policy, params: Params) -> Weights:
     """Each layer by itself: a copy, made once for many runs."""

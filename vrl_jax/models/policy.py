@@ -44,10 +44,17 @@ class Policy(NamedTuple):
     unstack(params)                        -> weights, as decode reads them
     decode(weights, cache, column, index, tokens [B], positions [B 3])
                                            -> hidden [B H], cache
+    resume(params, cache, mask [P C], prompts, features)
+                                           -> hidden [P L H], prompt cache
 
     decode stores what is to be remembered of the tokens in `column`, the same for all
     slots. `index` [B C] says which token of its sequence (0, 1, ...) a column holds, -1
     for none; the new tokens are in it. A token sees the tokens that are there.
+
+    resume is prefill of what follows: `cache` holds its sequences in order, the tokens
+    of `mask`, and the prompts go on behind them, as do their positions. The cache that
+    it gives is that of the prompts alone. `features` is None where they show nothing.
+    A policy without it reads conversations anew at every turn.
 
     `shown` is None, or slots [P G T] as in `Prompts` and the features of the pictures
     in the responses. What features are is the family's own business; the engine hands
@@ -63,6 +70,7 @@ class Policy(NamedTuple):
     unstack: Callable
     decode: Callable
     values: Callable = no_values
+    resume: Callable | None = None
 
 
 def applied(
@@ -75,6 +83,7 @@ def applied(
     as_slots: Callable,
     unstack: Callable,
     decode: Callable,
+    resume: Callable,
 ) -> Policy:
     """A family's functions of (params, spec, ...), with its spec.
 
@@ -93,4 +102,5 @@ def applied(
         as_slots=as_slots,
         unstack=with_spec(unstack),
         decode=with_spec(decode),
+        resume=with_spec(resume),
     )

@@ -32,6 +32,13 @@ def as_slots(prompt_cache: KVCache) -> SlotCache:
     )
 
 
+def as_prompts(cache: SlotCache) -> KVCache:
+    """And back: what slots hold as a cache that others attend to."""
+    keys = [jnp.einsum("pkdl->plkd", layer.keys) for layer in layers_of(cache)]
+    values = [jnp.einsum("pkld->plkd", layer.values) for layer in layers_of(cache)]
+    return KVCache(jnp.stack(keys), jnp.stack(values))
+
+
 def of_layers(layers: Iterable[LayerCache]) -> SlotCache:
     """The layers as the engine moves them."""
     keys, values = zip(*layers, strict=True)

@@ -21,4 +21,5 @@ def policy(spec: Gemma3Spec, remat: Remat = everything) -> Policy:
         as_slots=as_slots,
         unstack=text.unstack,
         decode=text.decode,
+        resume=functools.partial(text.resume, remat=remat),
     )

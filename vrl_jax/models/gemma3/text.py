@@ -50,22 +50,60 @@ def prefill(
 
     Unlike an embedding, a feature is not scaled.
     """
+    return _prompts(params, spec, prompts, features, [], [], remat)
+
+
+def resume(
+    params: Params,
+    spec: Gemma3Spec,
+    cache: SlotCache,
+    mask: Bool[Array, "P C"],
+    prompts: Prompts,
+    features: Float[Array, "K M H"] | None,
+    *,
+    remat: Remat = everything,
+) -> tuple[Float[Array, "P L H"], KVCache]:
+    """`prefill` of what follows the tokens that the cache holds where `mask` is."""
+    masks = _before(mask, prompts.positions[:, None, :, 0], spec.text.window)
+    before = slots.as_prompts(cache)
+    return _prompts(params, spec, prompts, features, [masks], [before], remat)
+
+
+def _prompts(
+    params: Params,
+    spec: Gemma3Spec,
+    prompts: Prompts,
+    features: Float[Array, "K M H"] | None,
+    masks: Sequence[Masks],
+    before: Sequence[KVCache],
+    remat: Remat,
+) -> tuple[Float[Array, "P L H"], KVCache]:
+    """Each as the only response of a group, behind what is `before` it."""
     tokens = jnp.where(prompts.mask, prompts.tokens, 0)
     places = jnp.where(prompts.mask, prompts.slots, 0)
-    embedded = _embedded(params, tokens)
-    pictures = in_slots(features, places, embedded.dtype)
-    x = jnp.where((places > 0)[..., None], pictures, embedded)
-    # As the only response of a group, with no prompt before it.
+    x = _embedded(params, tokens)
+    if features is not None:
+        pictures = in_slots(features, places, x.dtype)
+        x = jnp.where((places > 0)[..., None], pictures, x)
     hidden, new = _decoder(
         params["text"],
         spec,
         x[:, None],
         prompts.positions[:, None, :, 0],
-        [prompt_masks(places > 0, prompts.mask, spec.text.window)],
-        [],
+        [prompt_masks(places > 0, prompts.mask, spec.text.window), *masks],
+        before,
         remat,
     )
     return hidden[:, 0], KVCache(new.keys[:, :, 0], new.values[:, :, 0])
+
+
+def _before(
+    mask: Bool[Array, "P L"], positions: Int[Array, "P G T"], window: int
+) -> Masks:
+    """Of tokens at `positions`, to a cache whose tokens lie at theirs."""
+    near = positions[..., None] - jnp.arange(mask.shape[1]) < window
+    real = mask[:, None, None, :]
+    return Masks(real, real & near)
 
 
 def prompt_masks(
@@ -118,10 +156,8 @@ def extend(
         same = one_picture(places > 0)
     away = number[:, None] - number
     seen = (away >= 0) | same
-    # A prompt's token lies at its position.
-    near = positions[..., None] - jnp.arange(prompt_mask.shape[1]) < window
-    real = prompt_mask[:, None, None, :]
-    masks = [Masks(seen, seen & (away < window)), Masks(real, real & near)]
+    before = _before(prompt_mask, positions, window)
+    masks = [Masks(seen, seen & (away < window)), before]
     hidden, _ = _decoder(
         params["text"], spec, x, positions, masks, [prompt_cache], remat
     )

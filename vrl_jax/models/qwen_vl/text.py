@@ -48,18 +48,46 @@ def prefill(
 
     Level k of the features is added in the slots after layer k.
     """
+    return _prompts(params, spec, prompts, features, (), remat)
+
+
+def resume(
+    params: Params,
+    spec: QwenSpec,
+    cache: SlotCache,
+    mask: Bool[Array, "P C"],
+    prompts: Prompts,
+    features: Features | None,
+    *,
+    remat: Remat = everything,
+) -> tuple[Float[Array, "P L H"], KVCache]:
+    """`prefill` of what follows the tokens that the cache holds where `mask` is."""
+    before = [(slot_caches.as_prompts(cache), mask[:, None, None])]
+    return _prompts(params, spec, prompts, features, before, remat)
+
+
+def _prompts(
+    params: Params,
+    spec: QwenSpec,
+    prompts: Prompts,
+    features: Features | None,
+    before: Sequence[tuple[KVCache, Bool[Array, "..."]]],
+    remat: Remat,
+) -> tuple[Float[Array, "P L H"], KVCache]:
+    """Each as the only response of a group, behind what is `before` it."""
     tokens = jnp.where(prompts.mask, prompts.tokens, 0)
-    slots = jnp.where(prompts.mask, prompts.slots, 0)
-    embedded = embed(params["text"]["embedding"], tokens)
-    # As the only response of a group, with no prompt before it.
-    x, after_layer = _spliced(embedded[:, None], slots[:, None], features)
+    x = embed(params["text"]["embedding"], tokens)[:, None]
+    after_layer = _nothing
+    if features is not None:
+        slots = jnp.where(prompts.mask, prompts.slots, 0)
+        x, after_layer = _spliced(x, slots[:, None], features)
     hidden, new = _decoder(
         params["text"],
         spec,
         x,
         prompts.positions[:, None],
         prompts.mask[:, None, None],
-        (),
+        before,
         after_layer,
         remat,
     )
