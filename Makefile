@@ -3,7 +3,7 @@
 # make parity  adds torch, then the comparisons with transformers
 # make parity-sweep SEEDS=20 FIRST=1000   the same on other random models and pictures
 # make aot     adds libtpu, then compiles the kernels for four TPUs, without a TPU
-# make bench  what BENCHMARKS.md times on a CPU: rewards, sampling, pictures, scorings, head
+# make bench  what BENCHMARKS.md times on a CPU: rewards, sampling, pictures, agents, ...
 # make bench-load  seconds and memory of loading a checkpoint, for BENCHMARKS.md
 # make chaos KILLS=25 SEED=0   a run that is killed at random moments ends with the same bits
 # make multiprocess  one training on 1, 2 and 4 processes; one is killed, all go on
@@ -87,6 +87,7 @@ bench: $(VENV)/.parity $(VENV)/.aot
 	$(BIN)/python experiments/bench_rewards.py
 	$(BIN)/python experiments/bench_sampling.py
 	$(BIN)/python benchmarks/pack_pictures.py
+	$(BIN)/python benchmarks/conversations.py
 	$(BIN)/python benchmarks/scoring_cost.py --responses 1 --rounds 9
 	$(BIN)/python experiments/bench_head.py
 

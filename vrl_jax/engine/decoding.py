@@ -3,7 +3,9 @@
 Between runs of the device, slots whose response has ended take the next requests. When
 no request waits, the live slots move together into fewer; a full window grows to hold
 the age of the oldest. All sizes come from short lists, so that few programs are
-compiled: at most `len(row_sizes) * len(window_sizes)` for each width of contexts.
+compiled: at most `len(row_sizes) * len(window_sizes)` for each width of contexts. What
+goes on with a response that has just ended is read before anything moves, from where
+its slot stands.
 """
 
 import dataclasses
