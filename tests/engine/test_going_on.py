@@ -11,6 +11,8 @@ from vrl_jax.engine.conversation import Ask, user
 from vrl_jax.engine.desk import Limits
 from vrl_jax.engine.play import play
 from vrl_jax.engine.processing import question
+from vrl_jax.models.qwen_vl.parameters import parameter_table
+from vrl_jax.models.sharding import make_mesh, spread
 from vrl_jax.types import Turn
 
 from ..fixtures import small
@@ -153,3 +155,10 @@ def test_another_model_in_between_makes_it_read_anew(reads):
     groups = played(judged, small.actor(), models={"judge": judge})
     assert not reads["read_on"]
     same(groups, played(judged, anew(small.actor()), models={"judge": judge}))
+
+
+def test_a_mesh_changes_nothing_that_is_said():
+    alone = played(look_again, small.actor())
+    with jax.set_mesh(make_mesh(data=2, fsdp=2, tensor=2)):
+        params = spread(small.params(), parameter_table(small.spec()))
+        same(alone, played(look_again, small.actor(params=params)))
