@@ -19,12 +19,13 @@ from vrl_jax.engine.pretrained import Read, load_actor
 from vrl_jax.engine.processing import fitting
 from vrl_jax.engine.reference import Anchor
 from vrl_jax.evals import held_out
-from vrl_jax.experiment import look, open_run, room_for, say
+from vrl_jax.experiment import judged, look, open_run, room_for, say
 from vrl_jax.models import hub, lora, sharding
+from vrl_jax.models.critic import Critic
 from vrl_jax.models.families import family_of
 from vrl_jax.models.policy import Params
 from vrl_jax.models.remat import REMATS
-from vrl_jax.models.trained import Trains
+from vrl_jax.models.trained import Trains, also, critic
 from vrl_jax.report.page import write_report
 from vrl_jax.rewards.combine import Reward
 from vrl_jax.rows_and_sizes import (
@@ -77,6 +78,8 @@ def finetune(
     choices: Choices,
     kl_weight: float = 0.0,
     optimizer: Callable[[Rate], optax.GradientTransformation] | None = None,
+    critics: Mapping[str, Critic] | None = None,
+    critic_learning_rate: float = 1e-5,
     log: Log = nowhere,
 ) -> Outcome:
     """Data, model, measurement, `recipe`, measurement, export, report.
@@ -93,6 +96,11 @@ def finetune(
         def sgd(rate):
             clip = optax.clip_by_global_norm(1.0)
             return optax.chain(clip, optax.sgd(rate), learner.noted(rate))
+
+    `critics` are what `recipe` reads by their names: float32, trained beside whatever
+    the choices train of the policy, by another optimizer of the kind, whose rate,
+    `critic_learning_rate`, has the same warm-up and decay. They lie in the checkpoints
+    and not in the exported folder.
     """
     chosen.check(choices)
     check(sizes, choices, kl_weight)
@@ -117,6 +125,12 @@ def finetune(
         "with_reference": choices.reference != "none",
         **settings,
     }
+    if critics:
+        told = {
+            name: [in_words(one.init), in_words(one.values)]
+            for name, one in critics.items()
+        }
+        kept |= {"critics": told, "critic_learning_rate": critic_learning_rate}
     with jax.set_mesh(chosen.mesh(choices)):
         folder = hub.local(model)
         open_run(out, kept, claim)
@@ -132,6 +146,8 @@ def finetune(
             choices=choices,
             kl_weight=kl_weight,
             optimizer=optimizer,
+            critics=critics,
+            critic_learning_rate=critic_learning_rate,
             log=log,
         )
 
@@ -149,6 +165,8 @@ def _finetune(
     choices: Choices,
     kl_weight: float,
     optimizer: Callable[[Rate], optax.GradientTransformation] | None,
+    critics: Mapping[str, Critic] | None,
+    critic_learning_rate: float,
     log: Log,
 ) -> Outcome:
     start = time.monotonic()
@@ -169,10 +187,16 @@ def _finetune(
     spec, key = read.processor.front_end.spec, jax.random.key(seed)
     table = family_of(spec).parameter_table(spec)
     trains = chosen.trains(choices, table, key)
+    anchor = chosen.anchor(choices, begun[0].params, weight=kl_weight)
+    critic_rate = None
+    if critics:  # the reference has none
+        begun = [judged(begun.pop(), critics, seed=seed)]
+        trains = also(critic, trains)
+        other = sizes._replace(learning_rate=critic_learning_rate)
+        critic_rate = learning_rate(other, choices)
     trained, need = _need(trains, begun[0].params)
     say(f"{trained / 1e6:,.1f} M parameters are trained")
     room_for(out, max(need - _written(out), 0))
-    anchor = chosen.anchor(choices, begun[0].params, weight=kl_weight)
     del leaves
     stage = Stage(
         name="rl",
@@ -186,6 +210,7 @@ def _finetune(
             key,
             weight_decay=sizes.weight_decay,
             make=optimizer,
+            critic_rate=critic_rate,
         ),
         minibatches=choices.minibatches,
         micro_batches=choices.micro_batches,
@@ -195,7 +220,8 @@ def _finetune(
     )
 
     def save_adapters(stage: Stage, learner: Learner) -> None:
-        adapters = sharding.on_host(learner.trained)
+        own = learner.trained[1] if critics else learner.trained
+        adapters = sharding.on_host(own)
         if processes.leads():
             held = chosen.adapters(choices, adapters)
             lora.save(out / "adapters", held, table, base=model)
