@@ -7,6 +7,7 @@ import itertools
 import math
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,11 +16,43 @@ import optax
 from vrl_jax.engine.pretrained import Read, load_processor
 from vrl_jax.engine.processing import Fitting, encode_one
 from vrl_jax.experiment import say
+from vrl_jax.rewards.combine import Reward
+from vrl_jax.rewards.named import named_reward
 from vrl_jax.training import processes
 from vrl_jax.training.choices import Choices
 from vrl_jax.training.data import DataReport, asked, evenly, read_samples
 from vrl_jax.training.files import write_json
 from vrl_jax.types import Sample
+
+INSTRUCTION = (
+    r"Think step by step between <think> and </think>. Then give the final answer in "
+    r"\boxed{}."
+)
+
+
+class Task(NamedTuple):
+    """A model, rows for it and what is paid; the scripts' flags."""
+
+    model: str
+    """a Hugging Face folder, or owner/name of the hub"""
+    train: Path
+    """parquet or JSONL with the columns of EasyR1, TRL, R1-V or verl, or FOLDER@SPLIT
+    of TensorFlow Datasets with these"""
+    test: Path
+    """rows to measure on, in the same form"""
+    reward: str = "math"
+    """a name that `vrl-jax data check` knows, or path.py:function"""
+    style: str | None = None
+    """whose signature a function of your own has, as in `vrl-jax data check`"""
+    frame: str | None = None
+    """unit of boxes in responses, for iou, detection and click: original or resized
+    (pixels), norm1000 or norm1"""
+    gold_frame: str = "original"
+    """unit of boxes in the rows' answers"""
+    instruction: str = INSTRUCTION
+    """words under each question; "" for none"""
+    images: Path | None = None
+    """folder at which relative picture paths start; by default the file's"""
 
 
 class Rows(NamedTuple):
@@ -29,6 +62,23 @@ class Rows(NamedTuple):
     test: Path
     instruction: str = ""
     images: Path | None = None
+
+
+def reward_of(task: Task) -> AbstractContextManager[Reward]:
+    """What is paid; its processes end with the block."""
+    frames = {"frame": task.frame, "gold_frame": task.gold_frame}
+    return named_reward(task.reward, style=task.style, **frames)
+
+
+def rows_of(task: Task) -> Rows:
+    """Its rows, as a run takes them."""
+    return Rows(task.train, task.test, task.instruction, task.images)
+
+
+def paid(task: Task) -> dict[str, str | None]:
+    """What is paid, as a setting that a run must keep when it resumes."""
+    names = ("reward", "style", "frame", "gold_frame")
+    return {name: getattr(task, name) for name in names}
 
 
 class Sizes(NamedTuple):
