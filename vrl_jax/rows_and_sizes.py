@@ -1,4 +1,4 @@
-"""What the scripts for released models are given: rows, sizes, the course of a rate.
+"""What the scripts for released models are given: a task, sizes, the course of a rate.
 
 As flags, and as what `finetuning.finetune` makes of them.
 """
