@@ -22,16 +22,10 @@ from typing import Annotated
 from tyro.conf import OmitArgPrefixes
 
 from vrl_jax.experiment import command_line
-from vrl_jax.finetuning import Outcome, Rows, Sizes, finetune
+from vrl_jax.finetuning import Outcome, finetune
 from vrl_jax.recipes.grpo import grpo
-from vrl_jax.rewards.named import named_reward
+from vrl_jax.rows_and_sizes import Sizes, Task, paid, reward_of, rows_of
 from vrl_jax.training.choices import Choices
-
-INSTRUCTION = (
-    r"Think step by step between <think> and </think>. Then give the final answer in "
-    r"\boxed{}."
-)
-
 
 SIZES = Sizes()
 CHOICES = Choices()
@@ -39,16 +33,8 @@ CHOICES = Choices()
 
 def main(
     *,
-    model: str,
-    train: Path,
-    test: Path,
+    task: Annotated[Task, OmitArgPrefixes],
     out: Path = Path("runs/grpo_qwen_geometry3k"),
-    reward: str = "math",
-    style: str | None = None,
-    frame: str | None = None,
-    gold_frame: str = "original",
-    instruction: str = INSTRUCTION,
-    images: Path | None = None,
     group: int = 5,
     kl_weight: float = 0.0,
     seed: int = 0,
@@ -58,33 +44,25 @@ def main(
     """Measure, train, measure, report and export.
 
     Args:
-        model: a Hugging Face folder, or owner/name of the hub.
-        train: parquet or JSONL with the columns of EasyR1, TRL, R1-V or verl, or
-            FOLDER@SPLIT of TensorFlow Datasets with these.
-        test: rows to measure on, in the same form.
+        task: the model, its rows and what is paid.
         out: run folder; the same command again resumes there.
-        reward: a name that `vrl-jax data check` knows, or path.py:function.
-        style: whose signature a function of your own has, as in `vrl-jax data check`.
-        frame: unit of boxes in responses, for iou, detection and click: original or
-            resized (pixels), norm1000 or norm1.
-        gold_frame: unit of boxes in the rows' answers.
-        instruction: words under each question; "" for none.
-        images: folder at which relative picture paths start; by default the file's.
         group: responses to each prompt: TRL's num_generations.
         kl_weight: weight of the distance from the model as it was; EasyR1's is 0.01.
             Needs --reference device or host.
         seed: seed of the order of the rows and of every random draw.
+        sizes: how large the run is.
+        choices: what is chosen to fit the memory.
     """
-    frames = {"frame": frame, "gold_frame": gold_frame}
-    with named_reward(reward, style=style, **frames) as paid:
+    with reward_of(task) as reward:
         return finetune(
             functools.partial(_method, group),
             name="GRPO",
-            claim=f"What GRPO makes of {model} on {train}, measured on {test}.",
-            settings={"reward": reward, "style": style, "group": group, **frames},
-            model=model,
-            rows=Rows(train, test, instruction, images),
-            reward=paid,
+            claim=f"What GRPO makes of {task.model} on {task.train}, measured on "
+            f"{task.test}.",
+            settings={**paid(task), "group": group},
+            model=task.model,
+            rows=rows_of(task),
+            reward=reward,
             out=out,
             seed=seed,
             sizes=sizes,

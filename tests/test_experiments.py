@@ -1,5 +1,6 @@
 """The scripts as a user runs them: files, export, resuming, and what is refused."""
 
+import importlib
 import importlib.util
 import json
 import runpy
@@ -9,14 +10,17 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import tyro
 from transformers import AutoTokenizer
 
 from vrl_jax import experiment
 from vrl_jax.engine.processing import encode
+from vrl_jax.engine.reference import free
 from vrl_jax.models import hub
 from vrl_jax.models.critic import linear
 from vrl_jax.recipes.ppo import ppo
 from vrl_jax.training.files import read_lines
+from vrl_jax.training.identity import method_of
 from vrl_jax.types import Episode, Turn
 
 FOLDER = Path(__file__).parents[1] / "experiments"
@@ -212,6 +216,36 @@ def test_scripts_say_claim_command_hardware_and_time(path):
     for heading in ("Claim", "Command", "Hardware", "Time"):
         assert f"\n{heading}" in text
     assert f"Command   python experiments/{path.name}" in text
+
+
+@pytest.mark.parametrize(("method", "group"), [("grpo", 5), ("ppo", 1)])
+def test_scripts_for_released_models_hand_over_what_their_flags_say(
+    method, group, monkeypatch
+):
+    module, given = script(f"{method}_qwen_geometry3k"), {}
+    monkeypatch.setattr(
+        module,
+        "finetune",
+        lambda recipe, **named: given.update(named, recipe=recipe(free)),
+    )
+    flags = "--model a/b --train a.jsonl --test b.jsonl --images c --instruction Why?"
+    flags += " --reward iou --frame norm1000 --steps 7 --lora-rank 2 --kl-weight 0.5"
+    tyro.cli(module.main, args=flags.split())
+    assert (given["name"], given["model"]) == (method.upper(), "a/b")
+    files = (Path("a.jsonl"), Path("b.jsonl"), "Why?", Path("c"))
+    assert given["rows"] == files
+    assert given["settings"] == {
+        "reward": "iou",
+        "style": None,
+        "frame": "norm1000",
+        "gold_frame": "original",
+        "group": group,
+    }
+    assert given["sizes"].steps == 7 and given["choices"].lora_rank == 2
+    assert given["kl_weight"] == 0.5 and callable(given["reward"])
+    made = getattr(importlib.import_module(f"vrl_jax.recipes.{method}"), method)
+    assert method_of(given["recipe"]) == method_of(made(group_size=group))
+    assert ("critics" in given) == (method == "ppo")
 
 
 def test_ergo_s_demonstrations_are_what_its_program_asks_for():

@@ -33,7 +33,7 @@ LAYERS = (
     {"recipes"},
     {"report", "planning"},
     {"experiment"},
-    {"finetuning", "exporting"},
+    {"rows_and_sizes", "finetuning", "exporting"},
     {"cli"},
     {"experiments"},
 )

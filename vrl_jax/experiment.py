@@ -176,9 +176,7 @@ def _tiny_digits(
     )
     actor = tiny_actor(samples, world.reward, seed=seed)
     if critics:
-        key = jax.random.fold_in(jax.random.key(seed), 1)
-        policy, params = with_critics(actor.policy, actor.params, key, critics)
-        actor = dataclasses.replace(actor, policy=policy, params=params)
+        actor = judged(actor, critics, seed=seed)
 
     count = sum(leaf.size for leaf in jax.tree.leaves(actor.params))
     say(f"2/5 policy: Qwen2.5-VL with {count / 1e6:.1f} M parameters; training")
@@ -323,6 +321,13 @@ def tiny_actor(
         reward=reward,
         max_new_tokens=max(map(len, responses)) + 2,
     )
+
+
+def judged(actor: Actor, critics: Mapping[str, Critic], *, seed: int) -> Actor:
+    """The actor with these critics of its states."""
+    key = jax.random.fold_in(jax.random.key(seed), 1)
+    policy, params = with_critics(actor.policy, actor.params, key, critics)
+    return dataclasses.replace(actor, policy=policy, params=params)
 
 
 def tiny_stages(recipe: Recipe, samples: Sequence[Sample], sizes: Sizes) -> list[Stage]:

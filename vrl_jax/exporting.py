@@ -29,7 +29,7 @@ def export(
     """Writes the policy of a checkpoint as a Hugging Face folder.
 
     It is read into the host's memory, whatever devices the run had; the optimiser's
-    state, which is most of a checkpoint, is not read.
+    state, which is most of a checkpoint, and critics are not read.
 
     Args:
         run: the folder of a run that trained a released model, ended or not.
@@ -80,7 +80,8 @@ def export(
                 f"{run} has no checkpoint of step {wanted}; it has those of "
                 f"{', '.join(map(str, known)) or 'no step'}."
             )
-        learner = checkpoint.read_trained(manager, run, wanted, start)
+        part = "trained.1." if settings.get("critics") else "trained."
+        learner = checkpoint.read_trained(manager, run, wanted, start, part=part)
         params = learner.params
     bounds = front_end.pixel_bounds
     hub.save(out, spec, params, copy_from=folder, pixel_bounds=bounds)

@@ -6,10 +6,8 @@ A script adds the method, its claim, and the sizes that its paper used.
 import dataclasses
 import functools
 import itertools
-import math
 import time
-import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,93 +15,39 @@ import jax
 import optax
 
 from vrl_jax.engine.actor import Actor
-from vrl_jax.engine.pretrained import (
-    Read,
-    load_actor,
-    load_processor,
-)
-from vrl_jax.engine.processing import Fitting, encode_one, fitting
+from vrl_jax.engine.pretrained import Read, load_actor
+from vrl_jax.engine.processing import fitting
 from vrl_jax.engine.reference import Anchor
 from vrl_jax.evals import held_out
-from vrl_jax.experiment import look, open_run, room_for, say
+from vrl_jax.experiment import judged, look, open_run, room_for, say
 from vrl_jax.models import hub, lora, sharding
+from vrl_jax.models.critic import Critic
 from vrl_jax.models.families import family_of
 from vrl_jax.models.policy import Params
 from vrl_jax.models.remat import REMATS
-from vrl_jax.models.trained import Trains
+from vrl_jax.models.trained import Trains, also, critic
 from vrl_jax.report.page import write_report
 from vrl_jax.rewards.combine import Reward
+from vrl_jax.rows_and_sizes import (
+    PACE,
+    Rate,
+    Rows,
+    Sizes,
+    check,
+    first_rows,
+    learning_rate,
+    read_rows,
+    tell,
+)
 from vrl_jax.training import choices as chosen
 from vrl_jax.training import processes
 from vrl_jax.training.choices import Choices
-from vrl_jax.training.data import DataReport, asked, evenly, read_samples
-from vrl_jax.training.files import read_lines, write_json
+from vrl_jax.training.files import read_lines
 from vrl_jax.training.identity import in_words
 from vrl_jax.training.iteration import Recipe
 from vrl_jax.training.learner import Learner
 from vrl_jax.training.loop import Stage, ignore, run_files, train
 from vrl_jax.training.trackers import Log, both, nowhere, tensorboard
-from vrl_jax.types import Sample
-
-
-class Rows(NamedTuple):
-    """Rows to train on, rows to measure on, and what is said under each question."""
-
-    train: Path
-    test: Path
-    instruction: str = ""
-    images: Path | None = None
-
-
-class Sizes(NamedTuple):
-    """How large the run is; the scripts' flags."""
-
-    steps: int = 60
-    """training steps; with more of them a run that has ended goes on, unless its rate
-    decays over them"""
-    prompts: int = 128
-    """distinct prompts a step: EasyR1's rollout_batch_size"""
-    prompts_per_pack: int = 1
-    """prompts whose pictures share one table: more, where pictures differ in size"""
-    longest_prompt: int = 8192
-    """tokens of a prompt, pictures included; longer rows are left out and reported"""
-    response_tokens: int = 2048
-    """most tokens of a response"""
-    temperature: float = 1.0
-    """temperature of the responses that are trained on"""
-    min_pixels: int | None = None
-    """smallest area of a picture, smaller ones are enlarged; by default the model's"""
-    max_pixels: int | None = None
-    """largest area of a picture, larger ones are shrunk; by default the model's"""
-    learning_rate: float = 1e-6
-    """AdamW's learning rate"""
-    warmup_steps: int = 0
-    """steps over which the learning rate rises from 0"""
-    decay: str = "constant"
-    """its course after them: constant, or linear or cosine to 0 after the last step"""
-    weight_decay: float = 0.01
-    """AdamW's weight decay"""
-    evaluate_every: int = 10
-    """steps between measurements on the test rows; 0: before and after alone"""
-    test_rows: int | None = 512
-    """rows of the test file that are measured, evenly spread; None: all"""
-    checkpoint_every: int = 20
-    """steps between checkpoints"""
-    examples: int = 16
-    """responses that the report shows with every token shaded"""
-
-
-PACE = ("steps", "evaluate_every", "checkpoint_every", "examples")
-"""Sizes that may differ when a run goes on."""
-
-Rate = float | optax.Schedule
-
-DECAYS: Mapping[str, Callable[[float, int], optax.Schedule]] = {
-    "constant": lambda full, updates: optax.constant_schedule(full),
-    "linear": lambda full, updates: optax.linear_schedule(full, 0.0, updates),
-    "cosine": optax.cosine_decay_schedule,
-}
-"""Of the full rate and so many updates: f(0) is full, f(updates) is 0 or full."""
 
 BYTES = 5 * 12
 """Of disk for a number that is trained, at most: it and both moments in float32, in the
@@ -134,6 +78,8 @@ def finetune(
     choices: Choices,
     kl_weight: float = 0.0,
     optimizer: Callable[[Rate], optax.GradientTransformation] | None = None,
+    critics: Mapping[str, Critic] | None = None,
+    critic_learning_rate: float = 1e-5,
     log: Log = nowhere,
 ) -> Outcome:
     """Data, model, measurement, `recipe`, measurement, export, report.
@@ -150,9 +96,14 @@ def finetune(
         def sgd(rate):
             clip = optax.clip_by_global_norm(1.0)
             return optax.chain(clip, optax.sgd(rate), learner.noted(rate))
+
+    `critics` are what `recipe` reads by their names: float32, trained beside whatever
+    the choices train of the policy, by another optimizer of the kind, whose rate,
+    `critic_learning_rate`, has the same warm-up and decay. They lie in the checkpoints
+    and not in the exported folder.
     """
     chosen.check(choices)
-    _check(sizes, choices, kl_weight)
+    check(sizes, choices, kl_weight)
     if optimizer and choices.moments != Choices().moments:
         raise ValueError(
             f"--moments {choices.moments} is of AdamW's, and the run has an optimizer "
@@ -174,6 +125,12 @@ def finetune(
         "with_reference": choices.reference != "none",
         **settings,
     }
+    if critics:
+        told = {
+            name: [in_words(one.init), in_words(one.values)]
+            for name, one in critics.items()
+        }
+        kept |= {"critics": told, "critic_learning_rate": critic_learning_rate}
     with jax.set_mesh(chosen.mesh(choices)):
         folder = hub.local(model)
         open_run(out, kept, claim)
@@ -189,40 +146,9 @@ def finetune(
             choices=choices,
             kl_weight=kl_weight,
             optimizer=optimizer,
+            critics=critics,
+            critic_learning_rate=critic_learning_rate,
             log=log,
-        )
-
-
-def _check(sizes: Sizes, choices: Choices, kl_weight: float) -> None:
-    pieces = choices.minibatches * choices.micro_batches
-    packs = sizes.prompts // math.gcd(sizes.prompts, sizes.prompts_per_pack)
-    if packs % pieces:
-        raise ValueError(
-            f"{sizes.prompts} prompts in {packs} packs do not make "
-            f"{choices.minibatches} minibatches of {choices.micro_batches} equal "
-            "pieces: choose --prompts, --prompts-per-pack, --minibatches and "
-            "--micro-batches that divide."
-        )
-    if not sizes.temperature > 0 or sizes.warmup_steps < 0:
-        raise ValueError(
-            "--temperature must be above 0 and --warmup-steps at least 0, got "
-            f"{sizes.temperature} and {sizes.warmup_steps}."
-        )
-    if sizes.steps < 1:
-        raise ValueError(f"a run takes at least 1 step, got --steps {sizes.steps}.")
-    if sizes.decay not in DECAYS:
-        raise ValueError(
-            f"there is no --decay {sizes.decay!r}; there are {', '.join(DECAYS)}."
-        )
-    if sizes.decay != "constant" and sizes.warmup_steps >= sizes.steps:
-        raise ValueError(
-            f"--warmup-steps {sizes.warmup_steps} of --steps {sizes.steps} leave none "
-            f"for --decay {sizes.decay}."
-        )
-    if kl_weight and choices.reference == "none":
-        raise ValueError(
-            f"--kl-weight {kl_weight} is of the distance from a reference, and there "
-            "is none: give --reference device or host, or leave it out."
         )
 
 
@@ -239,14 +165,16 @@ def _finetune(
     choices: Choices,
     kl_weight: float,
     optimizer: Callable[[Rate], optax.GradientTransformation] | None,
+    critics: Mapping[str, Critic] | None,
+    critic_learning_rate: float,
     log: Log,
 ) -> Outcome:
     start = time.monotonic()
     say("1/5 data: every picture is read once, to know the sizes")
     read, reports = read_rows(folder, rows, sizes)
     training, test = (fit.samples for fit in read.fits)
-    _tell(out, read, reports)
-    say(_shown(read, training[:3]))
+    tell(out, read, reports)
+    say(first_rows(read, training[:3]))
     others = held_out.shuffle_images(test)
     others = fitting(read.processor, others).samples if others else []
     say(f"{len(others)} of the {len(test)} test rows are asked of other pictures too")
@@ -259,10 +187,16 @@ def _finetune(
     spec, key = read.processor.front_end.spec, jax.random.key(seed)
     table = family_of(spec).parameter_table(spec)
     trains = chosen.trains(choices, table, key)
+    anchor = chosen.anchor(choices, begun[0].params, weight=kl_weight)
+    critic_rate = None
+    if critics:  # the reference has none
+        begun = [judged(begun.pop(), critics, seed=seed)]
+        trains = also(critic, trains)
+        other = sizes._replace(learning_rate=critic_learning_rate)
+        critic_rate = learning_rate(other, choices)
     trained, need = _need(trains, begun[0].params)
     say(f"{trained / 1e6:,.1f} M parameters are trained")
     room_for(out, max(need - _written(out), 0))
-    anchor = chosen.anchor(choices, begun[0].params, weight=kl_weight)
     del leaves
     stage = Stage(
         name="rl",
@@ -276,6 +210,7 @@ def _finetune(
             key,
             weight_decay=sizes.weight_decay,
             make=optimizer,
+            critic_rate=critic_rate,
         ),
         minibatches=choices.minibatches,
         micro_batches=choices.micro_batches,
@@ -285,7 +220,8 @@ def _finetune(
     )
 
     def save_adapters(stage: Stage, learner: Learner) -> None:
-        adapters = sharding.on_host(learner.trained)
+        own = learner.trained[1] if critics else learner.trained
+        adapters = sharding.on_host(own)
         if processes.leads():
             held = chosen.adapters(choices, adapters)
             lora.save(out / "adapters", held, table, base=model)
@@ -333,24 +269,6 @@ def _finetune(
     return outcome
 
 
-def learning_rate(sizes: Sizes, choices: Choices) -> Rate:
-    """Of each update, of which a step has `minibatches`; neither first nor last is 0.
-
-    rate (u + 1) / W over the W updates of the warm-up, then, over the other D, rate
-    times 1, 1 - u / D or (1 + cos(pi u / D)) / 2, u = 0..D - 1.
-    """
-    updates = sizes.warmup_steps * choices.minibatches
-    full = sizes.learning_rate
-    if sizes.decay == "constant" and not updates:
-        return full
-    rest = sizes.steps * choices.minibatches - updates
-    after = DECAYS[sizes.decay](full, rest)
-    if not updates:
-        return after
-    warm = optax.linear_schedule(full / updates, full, updates - 1)
-    return optax.join_schedules([warm, after], [updates])
-
-
 def _need(trains: Trains, params: Params) -> tuple[int, int]:
     """How many numbers are trained, and the bytes of disk that this takes, at most.
 
@@ -374,52 +292,6 @@ def _devices(choices: Choices) -> str:
     return f"{used} of {found} devices{more}"
 
 
-def read_rows(
-    folder: Path, rows: Rows, sizes: Sizes
-) -> tuple[Read, tuple[DataReport, DataReport]]:
-    """Samples of both files, with the instruction, and a processor that holds them.
-
-    `ValueError` where the processes have not read the same.
-    """
-    training, of_training = read_samples(rows.train, image_root=rows.images)
-    test, of_test = read_samples(rows.test, image_root=rows.images)
-    test = evenly(test, sizes.test_rows)
-    read = load_processor(
-        folder,
-        *(asked(samples, rows.instruction) for samples in (training, test)),
-        prompts_per_step=sizes.prompts,
-        prompts_per_pack=sizes.prompts_per_pack,
-        longest_prompt=sizes.longest_prompt,
-        min_pixels=sizes.min_pixels,
-        max_pixels=sizes.max_pixels,
-    )
-    for fit in read.fits:
-        _check_alike(fit)
-    return read, (of_training, of_test)
-
-
-def _check_alike(fit: Fitting) -> None:
-    """Raises where a process has other rows: each reads and drops them by itself."""
-    rows = [
-        f"{sample.id} ({tokens} tokens, pictures of {patches} patches)"
-        for sample, tokens, patches in zip(
-            fit.samples, fit.tokens, fit.pictures, strict=True
-        )
-    ]
-    first, *others = processes.gathered([zlib.crc32(row.encode()) for row in rows])
-    for number, other in enumerate(others, start=1):
-        if other == first:
-            continue
-        pairs = enumerate(itertools.zip_longest(first, other))
-        place = next(place for place, (one, two) in pairs if one != two)
-        said = processes.gathered(rows[place] if place < len(rows) else "no row")
-        raise ValueError(
-            f"process {number} has other rows than process 0: the first that differs, "
-            f"row {place}, is {said[number]} and not {said[0]}. Give every machine the "
-            "same files, pictures too."
-        )
-
-
 def begin(
     folder: Path, read: Read, reward: Reward, sizes: Sizes, choices: Choices
 ) -> Actor:
@@ -438,47 +310,6 @@ def begin(
         prompts_per_pass=choices.per_pass,
         temperature=sizes.temperature,
     )
-
-
-def _tell(out: Path, read: Read, reports: Sequence[DataReport]) -> None:
-    """Says, and writes, what of the rows is used, and why others are not."""
-    for report in reports:
-        say(report.summary())
-    used = {}
-    for which, report, fit in zip(("train", "test"), reports, read.fits, strict=True):
-        used[which] = {
-            "used": len(fit.samples),
-            "dropped": {**report.dropped, "not used": fit.dropped},
-        }
-        say(_left_out(which, fit))
-    say(read.budgets.summary())
-    room = read.budgets.room
-    longest, patches = room.prompt_tokens[-1], room.block * room.blocks[-1]
-    patches //= room.prompts_per_pack
-    say(f"sizes for a plan: --prompt-tokens {longest} --patches {patches}")
-    write_json(out / "data_report.json", used)
-
-
-def _left_out(which: str, fit: Fitting) -> str:
-    count = len(fit.dropped)
-    lines = [f"{which}: {len(fit.samples)} rows, {count} cannot be used"]
-    if count:
-        lines += ["(--longest-prompt and --max-pixels bound what is too large)"]
-    return "\n  ".join([*lines, *fit.dropped[:3]])
-
-
-def _shown(read: Read, samples: Sequence[Sample]) -> str:
-    """What the first rows come to: sizes of pictures, tokens of prompts."""
-    lines = []
-    for sample in samples:
-        prompt = encode_one(read.processor, sample)
-        pictures = ", ".join(
-            f"{s.original_width} x {s.original_height} -> {s.width} x {s.height}"
-            for s in prompt.image_sizes
-        )
-        count = len(prompt.unpadded.tokens)
-        lines.append(f"  {sample.id}: {count} tokens; {pictures or 'no picture'}")
-    return "\n".join(["the first rows, and their pictures in pixels:", *lines])
 
 
 def summary(outcome: Outcome, seconds: float) -> str:

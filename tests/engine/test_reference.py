@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from vrl_jax import divergences
-from vrl_jax.engine.reference import free, near
+from vrl_jax.engine.reference import free, measured_by, near
 
 from ..fixtures import small
 
@@ -23,6 +23,11 @@ def test_near_adds_the_reference_s_log_probs_and_measures_from_them():
     got = anchor.distance(own, scored.extra_logprobs)
     np.testing.assert_allclose(got, divergences.k3(own, seen))
     assert np.abs(got[rollout.mask]).max() > 0.01
+    nearer = measured_by(divergences.k1, anchor)
+    got = nearer.distance(own, scored.extra_logprobs)
+    np.testing.assert_allclose(got, own - seen, atol=1e-6)
+    assert nearer[::2] == anchor[::2]  # score and weight
+    assert measured_by(divergences.k1, free) is free
     assert not near(actor.params, weight=1).distance(own, {"reference": own}).any()
 
 

@@ -17,6 +17,7 @@ from tests.fixtures import small
 from tests.fixtures.plans import HERE, SIZES, fake, method, request
 from vrl_jax import cli
 from vrl_jax.engine import slots
+from vrl_jax.models.critic import linear
 from vrl_jax.models.families import family_of
 from vrl_jax.models.parameters import init_params
 from vrl_jax.models.remat import REMATS
@@ -27,6 +28,7 @@ from vrl_jax.planning.compiling import Request, compiled_here, counted
 from vrl_jax.planning.plan import as_json, bound, page, plan, step_seconds
 from vrl_jax.planning.shapes import Sizes, bytes_of
 from vrl_jax.planning.work import matmul_flops
+from vrl_jax.recipes.ppo import ppo
 from vrl_jax.training.choices import Choices
 from vrl_jax.training.learner import adamw, make_learner
 from vrl_jax.training.precision import precision
@@ -397,6 +399,25 @@ def test_named_choices_change_what_is_held_or_gathered():
     sent = compiled_here("gather", gathered, mesh).traffic
     # CPUs gather bfloat16 as float32.
     assert sent[("all-gather", 4)] == pytest.approx(2 * 3 * spread)
+
+
+@pytest.mark.parametrize("precision", ["bfloat16_master", "bfloat16_stochastic"])
+def test_a_critic_is_held_beside_what_is_trained(precision):
+    """Two kernels, two biases: in float32, whole on each device, with both moments."""
+    mesh = make_mesh(fsdp=4, tensor=2)
+    plain = request(precision=precision)
+    asked = plain._replace(
+        recipe=lambda reference: ppo(group_size=2), critics={"value": linear}
+    )
+    found, before = (compiling.plan_of(one, mesh) for one in (asked, plain))
+    size = 4 * (small.spec().text.width + 1)
+    assert found.held["parameters"] == before.held["parameters"] + size
+    moments = found.held["optimiser"] - before.held["optimiser"] - 2 * size
+    assert 0 <= moments < 32  # and some counts
+    assert (found.held["sampling copy"] > 0) == (precision == "bfloat16_master")
+    assert "scoring" in found.programs  # what the critic says
+    for name in found.programs:
+        counted(name, found, mesh)
 
 
 def run(*arguments):

@@ -59,6 +59,17 @@ def near(
     return Anchor(score, distance, weight)
 
 
+def measured_by(divergence: Divergence, anchor: Anchor) -> Anchor:
+    """The same reference at another distance, such as `divergences.k1`; or `free`."""
+
+    def distance(
+        logprobs: Float[Array, "B T"], others: Mapping[str, Float[Array, "B T"]]
+    ) -> Float[Array, "B T"]:
+        return divergence(logprobs, others["reference"])
+
+    return anchor if anchor is free else anchor._replace(distance=distance)
+
+
 free = Anchor(
     score=lambda actor, rollout: rollout,
     distance=lambda logprobs, others: jnp.zeros_like(logprobs),

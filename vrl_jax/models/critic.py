@@ -12,12 +12,14 @@ leave it out, and params without one, such as a reference's, give no values.
     actor = dataclasses.replace(actor, policy=policy, params=params)
 
 The actor is one that `engine.pretrained.load_actor` gives, and `training.loop.train`
-trains it; `finetuning.finetune` makes its own actor and has no critics yet.
+trains it. `finetuning.finetune(critics={"value": linear})` does all of this for a
+released model, and `critic_learning_rate` is its critics' rate.
 
 What is trained is said of it too: also(critic, only(language)) trains it beside the
 decoder, also(critic, float32_master) in float32 beside a policy in bfloat16. Its
 learning rate is often ten times the policy's. Each part then has a gradient norm of its
-own to be clipped, as with two optimisers:
+own to be clipped, as with two optimisers, and rates are logged as `critic/lr` and
+`actor/lr`:
 
     optax.multi_transform({"critic": adamw(1e-5), "policy": adamw(1e-6)}, parts)
 """

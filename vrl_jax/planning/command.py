@@ -7,6 +7,7 @@ import json as json_text
 from collections.abc import Callable, Mapping, Sequence
 
 from vrl_jax.engine.reference import near
+from vrl_jax.models.critic import Critic, linear
 from vrl_jax.models.policy import Params
 from vrl_jax.models.qwen_vl.released import RELEASED
 from vrl_jax.models.sharding import parse_axes
@@ -29,6 +30,7 @@ from vrl_jax.recipes.grpo import grpo
 from vrl_jax.recipes.gspo import gspo
 from vrl_jax.recipes.papo import papo
 from vrl_jax.recipes.pgpo import pgpo
+from vrl_jax.recipes.ppo import ppo
 from vrl_jax.recipes.reinforce_pp import reinforce_pp
 from vrl_jax.recipes.rloo import rloo
 from vrl_jax.recipes.sapo import sapo
@@ -45,11 +47,15 @@ RECIPES: Mapping[str, Callable[..., Recipe]] = {
     "gspo": gspo,
     "papo": papo,
     "pgpo": pgpo,
+    "ppo": ppo,
     "reinforce_pp": reinforce_pp,
     "rloo": rloo,
     "sapo": sapo,
     "vppo": vppo,
 }
+
+CRITICS: Mapping[str, Mapping[str, Critic]] = {"ppo": {"value": linear}}
+"""What a recipe of these reads besides, as its script gives it."""
 
 
 def plan(
@@ -145,7 +151,8 @@ def plan(
     make = functools.partial(method, RECIPES[recipe], recipe, group)
     if reference != "none":
         make(())  # says so where the method has none
-    request = Request(RELEASED[model], make, sizes, choices, where)
+    critics = CRITICS.get(recipe)
+    request = Request(RELEASED[model], make, sizes, choices, where, critics)
     compile, why = _compiler(where.chip, analytic)
     found = []
     for one in search(request, compile, tries=tries):

@@ -19,7 +19,7 @@ import re
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,6 +28,7 @@ import jax
 from jax.experimental import topologies
 from jax.sharding import AbstractMesh, Mesh
 
+from vrl_jax.models.critic import Critic
 from vrl_jax.models.families import Spec
 from vrl_jax.models.sharding import make_mesh
 from vrl_jax.planning.chips import Topology
@@ -62,6 +63,7 @@ class Request(NamedTuple):
     sizes: Sizes
     choices: Choices
     topology: Topology
+    critics: Mapping[str, Critic] | None = None
 
 
 class Found(NamedTuple):
@@ -84,7 +86,14 @@ class Found(NamedTuple):
 
 def plan_of(request: Request, mesh: Mesh | AbstractMesh) -> Planned:
     """The programs of a request on a mesh."""
-    return programs(request.spec, request.recipe, request.sizes, request.choices, mesh)
+    return programs(
+        request.spec,
+        request.recipe,
+        request.sizes,
+        request.choices,
+        mesh,
+        critics=request.critics,
+    )
 
 
 def mesh_of(request: Request, devices: Any) -> Mesh:

@@ -20,11 +20,13 @@ from vrl_jax.engine import slots
 from vrl_jax.engine.actor import Actor
 from vrl_jax.engine.packing import Room
 from vrl_jax.engine.processing import Processor
+from vrl_jax.models.critic import CRITIC, Critic, with_critics
 from vrl_jax.models.families import Spec, family_of
 from vrl_jax.models.parameters import abstract_params
 from vrl_jax.models.policy import Params
 from vrl_jax.models.remat import REMATS
 from vrl_jax.models.sharding import lying_whole, param_shardings, partition
+from vrl_jax.models.trained import also, critic
 from vrl_jax.planning.shapes import (
     Sizes,
     by_row,
@@ -85,10 +87,13 @@ def programs(
     sizes: Sizes,
     choices: Choices,
     mesh: Mesh | AbstractMesh,
+    *,
+    critics: Mapping[str, Critic] | None = None,
 ) -> Planned:
     """Update, scoring, prefill and decode of one step.
 
-    `recipe` is given the reference's params, or None for a method without one.
+    `recipe` is given the reference's params, or None for a method without one. The
+    `critics` that it reads, if any, lie whole on each device.
     """
     family = family_of(spec)
     policy = family.policy(spec, REMATS[choices.remat])
@@ -96,7 +101,18 @@ def programs(
     shardings = param_shardings(table, mesh)
     params = abstract_params(table, chosen.dtype(choices))
     allowed = jax.ShapeDtypeStruct((spec.text.vocabulary,), bool)
-    optimizer = chosen.optimizer(choices, 1e-6, jax.random.key(0))
+    key = jax.random.key(0)
+    trains = chosen.trains(choices, table, key)
+    critic_rate = 1e-5 if critics else None
+    optimizer = chosen.optimizer(choices, 1e-6, key, critic_rate=critic_rate)
+    plain = jax.tree.map(lying, params, shardings)
+    if critics:
+        policy, params = with_critics(policy, params, key, critics)
+        params = jax.eval_shape(lambda tree: tree, params)
+        trains = also(critic, trains)
+        whole = NamedSharding(mesh, PartitionSpec())
+        own = jax.tree.map(lambda _: whole, params[CRITIC])
+        shardings = {**shardings, CRITIC: own}
 
     def start(params: Any, allowed: Any) -> Learner:
         return make_learner(
@@ -104,7 +120,7 @@ def programs(
             params,
             optimizer,
             allowed,
-            trains=chosen.trains(choices, table, jax.random.key(0)),
+            trains=trains,
             micro_batches=choices.micro_batches,
         )
 
@@ -115,7 +131,8 @@ def programs(
     allowed = lying(allowed, NamedSharding(mesh, PartitionSpec()))
     # Without adapters, or a copy in another precision, what is trained is what is
     # sampled from.
-    copied = jax.tree.leaves(learner.trained)[0].dtype != chosen.dtype(choices)
+    of_policy = learner.trained[1] if critics else learner.trained
+    copied = jax.tree.leaves(of_policy)[0].dtype != chosen.dtype(choices)
     copied = copied or choices.lora_rank > 0
     front_end = family.front_end(spec)
     actor = Actor(
@@ -132,7 +149,7 @@ def programs(
     )
 
     method = recipe(None if choices.reference == "none" else ())
-    reference = params if choices.reference != "none" else None
+    reference = plain if choices.reference != "none" else None
     resident = bytes_of(reference) if choices.reference == "device" else 0
 
     def score(params: Any, allowed: Any, reference: Any, *rest: Any) -> Rollout:

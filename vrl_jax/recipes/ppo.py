@@ -21,6 +21,8 @@ The actor wants a critic "value"; a group of 1 will do:
     policy, params = with_critics(actor.policy, actor.params, key, {"value": linear})
     actor = dataclasses.replace(actor, policy=policy, params=params)
 
+or, of a released model, finetune(critics={"value": linear}).
+
                                     gamma   lambda   band of v   c
     verl                            1       1        0.5         of its own optimiser
     TRL                             1       0.95     0.2         0.1

@@ -41,6 +41,7 @@ GROUPS = (
             "all of it, 0 no more than their mean. Below 0 at first, then it rises.",
             "critic/vf_loss": "The critic's error: half the square of value less "
             "return.",
+            "critic/lr": "The critic's learning rate, where it has one of its own.",
             "critic/vf_clipfrac": "Share of tokens whose value left its band. 0 is "
             "normal with one update a batch.",
             "groups/zero_variance": "Share of questions whose responses all earned the "

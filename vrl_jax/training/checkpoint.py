@@ -184,20 +184,24 @@ def read_trained(
     folder: Path,
     step: int,
     start: Callable[[int], Learner],
+    *,
+    part: str = "trained.",
 ) -> Learner:
     """What is trained and what is fixed, in the learner that `start(stage)` makes.
 
-    Nothing of the optimiser is read, so `start` may give any. Raises as `read` does.
+    Nothing of the optimiser is read, so `start` may give any. Where critics were
+    trained beside (`models.trained.also`), "trained.1." is the `part` that a learner
+    without them has. Raises as `read` does.
     """
     host = _host(manager, step)
     learner = start(host["stage"])
     like = {
-        name: ocp.utils.to_shape_dtype_struct(leaf)
+        name.replace("trained.", part, 1): ocp.utils.to_shape_dtype_struct(leaf)
         for name, leaf in _arrays(learner).items()
         if name.startswith("trained.")
     }
     stored = manager.item_metadata(step)["learner"]
-    trained = {name: stored[name] for name in stored if name.startswith("trained.")}
+    trained = {name: stored[name] for name in stored if name.startswith(part)}
     where = f"{manager.directory}, step {step}"
     _check_shapes(where, trained, like)
     args = ocp.args.PyTreeRestore(
@@ -209,7 +213,8 @@ def read_trained(
         place = manager.directory / f"global_step_{step}" / "learner"
         arrays = checkpointer.restore(place, args=args)
     _check_fingerprint(arrays, host)
-    learner = _with_arrays(learner, arrays)
+    named = {name.replace(part, "trained.", 1): x for name, x in arrays.items()}
+    learner = _with_arrays(learner, named)
     return restore_fixed(folder, host["stage"], learner)
 
 

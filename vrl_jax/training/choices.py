@@ -16,6 +16,7 @@ from jaxtyping import Array, Key
 
 from vrl_jax.engine.reference import Anchor, free, near
 from vrl_jax.models import lora
+from vrl_jax.models.critic import CRITIC, parts
 from vrl_jax.models.parameters import Parameter
 from vrl_jax.models.policy import Params
 from vrl_jax.models.remat import REMATS
@@ -170,15 +171,22 @@ def optimizer(
     *,
     weight_decay: float = 0.01,
     make: Callable[..., optax.GradientTransformation] | None = None,
+    critic_rate: float | optax.Schedule | None = None,
 ) -> optax.GradientTransformation:
     """AdamW with the moments that were chosen; `key` is that of stochastic rounding.
 
     Or what `make(learning_rate)` gives, without this weight decay and these moments.
+    With `critic_rate` another one of the kind moves the critics: their gradient's norm
+    is clipped apart, and they, which are float32, are not rounded.
     """
     if make is None:
         moments = jnp.dtype(choices.moments)
         make = functools.partial(adamw, weight_decay=weight_decay, mu_dtype=moments)
-    return precision(choices.precision).optimizer(make(learning_rate), key)
+    of_policy = precision(choices.precision).optimizer(make(learning_rate), key)
+    if critic_rate is None:
+        return of_policy
+    each = {CRITIC: make(critic_rate), "policy": of_policy}
+    return optax.multi_transform(each, parts)
 
 
 def anchor(choices: Choices, params: Params, *, weight: float) -> Anchor:

@@ -11,9 +11,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.tree_util import DictKey
 from jaxtyping import Array, Float
 
 from vrl_jax import filters, masked, objectives, reductions
+from vrl_jax.models.critic import CRITIC
 from vrl_jax.models.sharding import on_host
 from vrl_jax.types import Batch, Episode, Likelihood, Max, Mean, Rollout
 
@@ -119,14 +121,18 @@ def sampler_gap(first: Metrics) -> Metrics:
 
 
 def learning_rate_metrics(opt_state: Any) -> Metrics:
-    """`actor/lr`, where the optimiser's state tells one rate; nothing elsewhere.
+    """`actor/lr`, and `critic/lr` of critics that have a rate of their own.
 
-    `learner.adamw` notes it, as `optax.inject_hyperparams` does.
+    Each where the optimiser's state tells one: `learner.adamw` notes it, as
+    `optax.inject_hyperparams` does, and `models.critic.parts` tells them apart.
     """
     found = optax.tree_utils.tree_get_all_with_path(
         opt_state, "learning_rate", lambda path, leaf: isinstance(leaf, jax.Array)
     )
-    return {"actor/lr": once(found[0][1])} if len(found) == 1 else {}
+    rates: dict[str, list[Array]] = {"actor/lr": [], "critic/lr": []}
+    for path, rate in found:
+        rates["critic/lr" if DictKey(CRITIC) in path else "actor/lr"].append(rate)
+    return {name: once(told[0]) for name, told in rates.items() if len(told) == 1}
 
 
 def rollout_metrics(rollout: Rollout) -> Metrics:
