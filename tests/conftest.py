@@ -37,7 +37,26 @@ os.environ.setdefault("PJRT_NPROC", "32")
 import gc  # noqa: E402
 
 import jax  # noqa: E402
+import jaxtyping  # noqa: E402
+import numpy as np  # noqa: E402
 import pytest  # noqa: E402
+
+# The shapes in signatures hold: every call is compared with them. Arrays are jax's or
+# NumPy's, as users give them. Modules of dataclasses are left out: a tree of arrays is
+# often filled with something else for a moment.
+jaxtyping.Array = jax.Array | np.ndarray | np.generic
+CHECKED = """
+    advantages augmentations contrast denoising divergences filters geometry masked
+    mismatch objectives perception preference reductions schedules token_weights views
+    engine.likelihood engine.packing engine.sampling
+    models.attention models.critic models.layers models.slots
+    models.qwen_vl.positions models.qwen_vl.text models.qwen_vl.vision
+    models.gemma3.layers models.gemma3.text models.gemma3.vision
+"""
+jaxtyping.install_import_hook(
+    [f"vrl_jax.{name}" for name in CHECKED.split()],
+    "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
+)
 
 # From 0.11 on, programs of a thread share what jax writes them in. Before, each has its
 # own, which takes 5 ms and, kept with the program, a megabyte.

@@ -23,10 +23,11 @@ def test_the_worked_step_of_a_flow():
             )
         old, new = logprobs
         assert old == pytest.approx(-0.122441, abs=1e-6)
+        old, new = old[None], new[None]  # of one token
         ratio = objectives.importance_ratio(new, old)
         assert ratio == pytest.approx(0.998908, abs=1e-6)
         clips = {"clip_low": 1e-4, "clip_high": 1e-4}
-        lost = objectives.clipped_surrogate(new, old, -jnp.ones(1), **clips)
+        lost = objectives.clipped_surrogate(new, old, -jnp.ones((1, 1)), **clips)
         assert lost == pytest.approx(0.9999)
 
 

@@ -9,12 +9,12 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from vrl_jax import masked
 
 
-def by_group(x: Float[Array, " B"], *, group_size: int) -> Float[Array, "P G"]:
+def by_group(x: Shaped[Array, " B"], *, group_size: int) -> Shaped[Array, "P G"]:
     """One row a prompt."""
     if x.ndim != 1:
         raise ValueError(

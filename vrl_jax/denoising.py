@@ -121,9 +121,9 @@ def final_similarity(
 
 
 def step_shares(
-    similarity: Float[Array, "*B T+1"], *, window: int = 5
-) -> Float[Array, "*B T"]:
-    """What each step adds to the likeness to the end, as shares of 1.
+    similarity: Float[Array, "*B S"], *, window: int = 5
+) -> Float[Array, "*B S-1"]:
+    """What each of T = S - 1 steps adds to the likeness to the end, as shares of 1.
 
     m_k = mean of c over window k, c_1..c_W first; the gain of a window is
     g_0 = m_0 - c_0, g_k = m_k - m_{k-1}; its W steps share it evenly:

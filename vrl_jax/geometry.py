@@ -10,16 +10,17 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
-Box = Float[Array, "*B 4"]
+Box = Float[Array, "*#B 4"]
+"""Where two are given, their leading axes broadcast."""
 
 
-def is_box(boxes: Box) -> Bool[Array, "*B"]:
+def is_box(boxes: Float[Array, "*B 4"]) -> Bool[Array, "*B"]:
     """Four finite numbers with x1 <= x2 and y1 <= y2."""
     x1, y1, x2, y2 = jnp.moveaxis(boxes, -1, 0)
     return jnp.isfinite(boxes).all(-1) & (x1 <= x2) & (y1 <= y2)
 
 
-def area(boxes: Box) -> Float[Array, "*B"]:
+def area(boxes: Float[Array, "*B 4"]) -> Float[Array, "*B"]:
     """(x2 - x1) (y2 - y1)."""
     sides = boxes[..., 2:] - boxes[..., :2]
     return _finite(jnp.where(is_box(boxes), sides[..., 0] * sides[..., 1], 0))
@@ -33,13 +34,13 @@ def intersection(a: Box, b: Box) -> Box:
     return jnp.where(both, jnp.concatenate([low, jnp.maximum(low, high)], -1), 0)
 
 
-def iou(a: Box, b: Box) -> Float[Array, "*B"]:
+def iou(a: Box, b: Box) -> Float[Array, "*#B"]:
     """|a and b| / |a or b| with continuous coordinates; 0 where both have no area."""
     shared = area(intersection(a, b))
     return _ratio(shared, area(a) + area(b) - shared)
 
 
-def giou(a: Box, b: Box) -> Float[Array, "*B"]:
+def giou(a: Box, b: Box) -> Float[Array, "*#B"]:
     """iou - (hull - union) / hull, in [-1, 1]; -1 for what is not a box.
 
     https://arxiv.org/abs/1902.09630.
@@ -52,7 +53,7 @@ def giou(a: Box, b: Box) -> Float[Array, "*B"]:
     return jnp.where(both & (hull > 0), iou(a, b) - _ratio(hull - union, hull), -1.0)
 
 
-def inclusive_pixel_iou(a: Box, b: Box) -> Float[Array, "*B"]:
+def inclusive_pixel_iou(a: Box, b: Box) -> Float[Array, "*#B"]:
     """The intersection over pixel indices x1..x2 - 1, both ends, strictly ordered.
 
     The rule of VLM-R1, https://github.com/om-ai-lab/VLM-R1: areas are continuous, and
@@ -66,7 +67,9 @@ def inclusive_pixel_iou(a: Box, b: Box) -> Float[Array, "*B"]:
     return _ratio(shared, area(a) + area(b) - shared)
 
 
-def pairwise(a: Float[Array, "*B N 4"], b: Float[Array, "*B M 4"]) -> tuple[Box, Box]:
+def pairwise(
+    a: Float[Array, "*B N 4"], b: Float[Array, "*B M 4"]
+) -> tuple[Float[Array, "*B N 1 4"], Float[Array, "*B 1 M 4"]]:
     """Every a beside every b, to broadcast: `iou(*pairwise(a, b))` is [N, M]."""
     return a[..., :, None, :], b[..., None, :, :]
 
@@ -153,8 +156,8 @@ def union_iou(
 
 def rescale(
     boxes: Float[Array, "*B K"],
-    size: Float[Array, "*B 2"],
-    new_size: Float[Array, "*B 2"],
+    size: Float[Array, "*#B 2"],
+    new_size: Float[Array, "*#B 2"],
 ) -> Float[Array, "*B K"]:
     """Coordinates of a frame of (width, height) `size` in one of `new_size`.
 
@@ -166,20 +169,20 @@ def rescale(
     return boxes * jnp.concatenate([scale] * (boxes.shape[-1] // 2), -1)
 
 
-def center(boxes: Box) -> Float[Array, "*B 2"]:
+def center(boxes: Float[Array, "*B 4"]) -> Float[Array, "*B 2"]:
     """The point in the middle."""
     return (boxes[..., :2] + boxes[..., 2:]) / 2
 
 
-def point_in_box(points: Float[Array, "*B 2"], boxes: Box) -> Bool[Array, "*B"]:
+def point_in_box(points: Float[Array, "*#B 2"], boxes: Box) -> Bool[Array, "*#B"]:
     """Whether the point lies in the box or on its border."""
     inside = (boxes[..., :2] <= points) & (points <= boxes[..., 2:])
     return inside.all(-1) & is_box(boxes)
 
 
 def point_strictly_in_box(
-    points: Float[Array, "*B 2"], boxes: Box
-) -> Bool[Array, "*B"]:
+    points: Float[Array, "*#B 2"], boxes: Box
+) -> Bool[Array, "*#B"]:
     """`point_in_box` without the border: https://github.com/ritzz-ai/GUI-R1."""
     inside = (boxes[..., :2] < points) & (points < boxes[..., 2:])
     return inside.all(-1) & is_box(boxes)
@@ -253,6 +256,8 @@ def _finite(x: Float[Array, "*B"]) -> Float[Array, "*B"]:
     return jnp.where(jnp.isfinite(x), x, 0)
 
 
-def _ratio(part: Float[Array, "*B"], whole: Float[Array, "*B"]) -> Float[Array, "*B"]:
+def _ratio(
+    part: Float[Array, "*#B"], whole: Float[Array, "*#B"]
+) -> Float[Array, "*#B"]:
     sound = (whole > 0) & jnp.isfinite(whole)
     return jnp.clip(jnp.where(sound, part / jnp.where(sound, whole, 1), 0), 0, 1)

@@ -6,7 +6,7 @@ Three functions are released variants to which the split matters; they say so.
 """
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Shaped
 
 from vrl_jax import masked
 from vrl_jax.types import Mean
@@ -78,5 +78,5 @@ def row_mean(x: Float[Array, " B"], valid: Bool[Array, " B"]) -> Mean:
     return _mean(masked.sum(x, valid), valid.sum())
 
 
-def _mean(total: Float[Array, ""], count: Int[Array, ""]) -> Mean:
+def _mean(total: Float[Array, ""], count: Shaped[Array, ""]) -> Mean:
     return Mean(total, count.astype(total.dtype))

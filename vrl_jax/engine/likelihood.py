@@ -193,7 +193,7 @@ def _token_by_token(measure: Callable, tokens: int) -> Callable:
 
 
 def in_pieces(
-    score: Callable, prompts_per_pass: int, prompts: Prompts, *rows: Array
+    score: Callable, prompts_per_pass: int, prompts: Prompts, *rows: Any
 ) -> Any:
     """`score(prompts, *rows)` over equal pieces of the prompts, in order.
 

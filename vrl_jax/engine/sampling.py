@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Integer, Key
 from vrl_kernels.linear_head.state import MASKED
 
 
@@ -113,7 +113,7 @@ def response_positions(start: Int[Array, " B"], length: int) -> Int[Array, "B T 
 
 
 def row_keys(
-    key: Key[Array, ""], samples: Int[Array, " P"], group_size: int
+    key: Key[Array, ""], samples: Integer[Array, " P"], group_size: int
 ) -> Key[Array, " B"]:
     """One key per response, folded from the sample's number and the rollout's index.
 

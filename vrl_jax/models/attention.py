@@ -20,8 +20,8 @@ class KVCache(NamedTuple):
 
 
 def in_slots(
-    features: Float[Array, "K M H"], slots: Int[Array, "P L"], dtype: jnp.dtype
-) -> Float[Array, "P L H"]:
+    features: Float[Array, "K M H"], slots: Int[Array, "*P L"], dtype: jnp.dtype
+) -> Float[Array, "*P L H"]:
     """Feature m of the prompt's pack where a slot is m + 1; 0 where it is 0, text."""
     table = jnp.pad(features, ((0, 0), (1, 0), (0, 0)))
     index = slots.reshape(table.shape[0], -1, 1)  # of the prompts of a pack

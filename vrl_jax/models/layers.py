@@ -73,7 +73,7 @@ def tanh_gelu_mlp(params: Params, x: Float[Array, "... D"]) -> Float[Array, "...
 
 def two_layers(
     params: Params, x: Float[Array, "... D"], activation: Callable[[Array], Array]
-) -> Float[Array, "... D"]:
+) -> Float[Array, "... E"]:
     """W_down activation(W_up x)."""
     return linear(params["down"], inner(activation(linear(params["up"], x))))
 

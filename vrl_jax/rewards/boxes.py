@@ -8,7 +8,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from vrl_jax import geometry
 
@@ -300,7 +300,7 @@ def surplus_penalty(predicted: Boxes, gold: Boxes) -> Float[Array, ""]:
 
 
 def dynamic_threshold(
-    step: int | Int[Array, ""], total_steps: int | Int[Array, ""]
+    step: int | Shaped[Array, ""], total_steps: int | Shaped[Array, ""]
 ) -> Float[Array, ""]:
     """0.85 in the first tenth of training, 0.95 up to a quarter, then 0.99.
 
