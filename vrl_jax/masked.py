@@ -9,7 +9,7 @@ from fractions import Fraction
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Real
+from jaxtyping import Array, Bool, Float, Int
 
 Axis = int | tuple[int, ...] | None
 
@@ -62,7 +62,7 @@ def std(
 
 
 def correlation(
-    x: Float[Array, "..."], y: Real[Array, "..."], mask: Bool[Array, "..."]
+    x: Float[Array, "..."], y: Float[Array, "..."], mask: Bool[Array, "..."]
 ) -> Float[Array, ""]:
     """Pearson's, of x[mask] with y[mask]; 0 where either does not vary."""
     dx, dy = (jnp.where(mask, v, 0) - mean(v, mask) for v in (x, y))

@@ -1,5 +1,7 @@
 """Layers that keep less, and attention in pieces: the same values and gradients."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,7 +25,9 @@ def summed(policy, params, packed, tokens):
     return jnp.sin(extended).sum() + jnp.sin(seen).sum()
 
 
-def gradients(spec, keep):
+@functools.cache
+def gradients(name, keep):
+    spec = EVERY[name]
     policy = family_of(spec).policy(spec, keep)
     tokens = responses(3, (2, 2, 5))
     packed = pack(spec, two_rows(spec, 7))
@@ -36,8 +40,8 @@ def gradients(spec, keep):
     ("name", "keep"), [("tied", remat.nothing), ("gemma3", remat.dots)]
 )
 def test_remat_changes_no_value_and_no_gradient(name, keep):
-    (value, grads), before = gradients(EVERY[name], remat.everything)
-    (again, found), after = gradients(EVERY[name], keep)
+    (value, grads), before = gradients(name, remat.everything)
+    (again, found), after = gradients(name, keep)
     np.testing.assert_allclose(again, value, rtol=1e-5)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-4),
@@ -50,9 +54,9 @@ def test_remat_changes_no_value_and_no_gradient(name, keep):
 
 @pytest.mark.parametrize("name", ["tied", "gemma3"])
 def test_split_changes_no_value_and_no_gradient(name):
-    (value, grads), _ = gradients(EVERY[name], remat.everything)
+    (value, grads), _ = gradients(name, remat.everything)
     with jax.set_mesh(make_mesh(tensor=2, devices=jax.devices()[:2])):
-        (again, found), _ = gradients(EVERY[name], remat.split)
+        (again, found), _ = gradients(name, remat.split)
     # Of a sum of hundreds of sines: devices add in another order.
     np.testing.assert_allclose(again, value, rtol=1e-4)
     jax.tree.map(

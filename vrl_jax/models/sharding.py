@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
@@ -203,8 +202,10 @@ def put(tables: Tree) -> Tree:
     mesh = jax.sharding.get_mesh()
 
     def one(x: Any) -> Array:
-        if mesh.empty or isinstance(x, jax.Array):
-            return jnp.asarray(x)
+        if isinstance(x, jax.Array):
+            return x
+        if mesh.empty:  # `jnp.asarray` would compile a program for every shape
+            return jax.device_put(x)
         x = np.asarray(x, jax.dtypes.canonicalize_dtype(x.dtype))
         axes = ("batch", *[None] * (x.ndim - 1))[: x.ndim]
         lies = NamedSharding(mesh, partition(axes, x.shape, mesh))

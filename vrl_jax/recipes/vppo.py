@@ -205,7 +205,7 @@ def vppo(
                 masked.correlation(looks, rollout.rewards, known)
             ),
             "perception/length_correlation": once(
-                masked.correlation(looks, mask.sum(axis=1), rows)
+                masked.correlation(looks, mask.sum(axis=1).astype(jnp.float32), rows)
             ),
             "perception/weight_mean": reductions.row_mean(weights, rows),
             "perception/weight_min": once(masked.min(weights, rows)),
