@@ -86,7 +86,10 @@ def finished_responses(
 
 
 def advantage_band(
-    advantages: Float[Array, " B"], *, low: float = 0.03, high: float = jnp.inf
+    advantages: Float[Array, " B"],
+    *,
+    low: float | Float[Array, ""] = 0.03,
+    high: float | Float[Array, ""] = jnp.inf,
 ) -> Bool[Array, " B"]:
     """low <= |A_i| <= high: responses that say something.
 
@@ -104,7 +107,7 @@ def priority_resampling(
     valid: Bool[Array, " B"],
     *,
     count: int,
-    temperature: float = 0.3,
+    temperature: float | Float[Array, ""] = 0.3,
 ) -> tuple[Int[Array, " count"], Bool[Array, " count"]]:
     """Rows drawn by exp(|A| / temperature) without replacement, and which are real.
 

@@ -68,8 +68,8 @@ def inclusive_pixel_iou(a: Box, b: Box) -> Float[Array, "*#B"]:
 
 
 def pairwise(
-    a: Float[Array, "*B N 4"], b: Float[Array, "*B M 4"]
-) -> tuple[Float[Array, "*B N 1 4"], Float[Array, "*B 1 M 4"]]:
+    a: Float[Array, "*#B N 4"], b: Float[Array, "*#B M 4"]
+) -> tuple[Float[Array, "*#B N 1 4"], Float[Array, "*#B 1 M 4"]]:
     """Every a beside every b, to broadcast: `iou(*pairwise(a, b))` is [N, M]."""
     return a[..., :, None, :], b[..., None, :, :]
 
