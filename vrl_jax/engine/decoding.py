@@ -64,7 +64,7 @@ class Contexts:
 
     @property
     def columns(self) -> int:
-        """That a slot needs for one of them, and what it follows."""
+        """How many a slot needs for one of them, with what it follows."""
         return self.behind.columns if self.behind else self.prompts.tokens.shape[1]
 
 
