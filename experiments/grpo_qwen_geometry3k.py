@@ -23,8 +23,8 @@ from tyro.conf import OmitArgPrefixes
 
 from vrl_jax.experiment import command_line
 from vrl_jax.finetuning import Outcome, finetune
+from vrl_jax.finetuning_flags import Sizes, Task, paid, reward_of, rows_of
 from vrl_jax.recipes.grpo import grpo
-from vrl_jax.rows_and_sizes import Sizes, Task, paid, reward_of, rows_of
 from vrl_jax.training.choices import Choices
 
 SIZES = Sizes()

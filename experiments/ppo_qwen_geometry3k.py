@@ -24,9 +24,9 @@ from vrl_jax import divergences
 from vrl_jax.engine.reference import measured_by
 from vrl_jax.experiment import command_line
 from vrl_jax.finetuning import Outcome, finetune
+from vrl_jax.finetuning_flags import Sizes, Task, paid, reward_of, rows_of
 from vrl_jax.models.critic import linear
 from vrl_jax.recipes.ppo import ppo
-from vrl_jax.rows_and_sizes import Sizes, Task, paid, reward_of, rows_of
 from vrl_jax.training.choices import Choices
 
 SIZES = Sizes()

@@ -33,7 +33,7 @@ LAYERS = (
     {"recipes"},
     {"report", "planning"},
     {"experiment"},
-    {"rows_and_sizes", "finetuning", "exporting"},
+    {"finetuning_flags", "finetuning", "exporting"},
     {"cli"},
     {"experiments"},
 )

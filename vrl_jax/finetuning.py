@@ -20,15 +20,7 @@ from vrl_jax.engine.processing import fitting
 from vrl_jax.engine.reference import Anchor
 from vrl_jax.evals import held_out
 from vrl_jax.experiment import judged, look, open_run, room_for, say
-from vrl_jax.models import hub, lora, sharding
-from vrl_jax.models.critic import Critic
-from vrl_jax.models.families import family_of
-from vrl_jax.models.policy import Params
-from vrl_jax.models.remat import REMATS
-from vrl_jax.models.trained import Trains, also, critic
-from vrl_jax.report.page import write_report
-from vrl_jax.rewards.combine import Reward
-from vrl_jax.rows_and_sizes import (
+from vrl_jax.finetuning_flags import (
     PACE,
     Rate,
     Rows,
@@ -39,6 +31,14 @@ from vrl_jax.rows_and_sizes import (
     read_rows,
     tell,
 )
+from vrl_jax.models import hub, lora, sharding
+from vrl_jax.models.critic import Critic
+from vrl_jax.models.families import family_of
+from vrl_jax.models.policy import Params
+from vrl_jax.models.remat import REMATS
+from vrl_jax.models.trained import Trains, also, critic
+from vrl_jax.report.page import write_report
+from vrl_jax.rewards.combine import Reward
 from vrl_jax.training import choices as chosen
 from vrl_jax.training import processes
 from vrl_jax.training.choices import Choices

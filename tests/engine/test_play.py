@@ -19,20 +19,12 @@ from vrl_jax.engine.rows import as_rollout
 from vrl_jax.types import Turn
 
 from ..fixtures import small
+from ..fixtures.talks import look_again
 
 KEY = jax.random.key(7)
 ROOM = Limits(row_tokens=64, blocks=2)
 BLANK = [{"overall": 0.0}]
 ENDED = "ended/TooManyAsks"
-
-
-def look_again(sample):
-    """Three turns of one conversation, a picture after the first, text after it."""
-    first = yield Ask(question(sample))
-    here = (*question(sample), first, user("<image>And now?", [small.png(99, 56, 28)]))
-    second = yield Ask(here)
-    third = yield Ask((*here, second, user("So?")))
-    return first, second, third
 
 
 def two_minds(sample):

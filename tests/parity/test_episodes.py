@@ -6,30 +6,18 @@ import pytest
 
 pytest.importorskip("torch")
 
-from vrl_jax.engine.conversation import Ask, user
 from vrl_jax.engine.desk import Limits
 from vrl_jax.engine.play import play
-from vrl_jax.engine.processing import question
 from vrl_jax.engine.rows import as_rollout
 from vrl_jax.models import hub
 
 from ..fixtures import small
 from ..fixtures.actors import OTHERS, of_family
+from ..fixtures.talks import SHOWN, look_again
 from ..models.cases import Row
 from . import reference
 
 pytestmark = pytest.mark.parity
-
-SHOWN = small.png(99, 56, 28)
-
-
-def look_again(sample):
-    """A picture after the first answer, text after the second."""
-    first = yield Ask(question(sample))
-    second = yield Ask((*question(sample), first, user("<image>And now?", [SHOWN])))
-    told = (*question(sample), first, user("<image>And now?", [SHOWN]), second)
-    third = yield Ask((*told, user("So?")))
-    return first, second, third
 
 
 @pytest.mark.parametrize("family", ["qwen2_5_vl", *OTHERS])

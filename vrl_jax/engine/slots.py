@@ -133,7 +133,8 @@ def keep(
     index = slots.index[rows]
     there = (index >= 0) & (index < lengths[:, None])
     order = jnp.argsort(jnp.where(there, index, jnp.iinfo(index.dtype).max), axis=1)
-    order = _wide(order, 1, columns)
+    order = order[:, :columns]
+    order = jnp.pad(order, ((0, 0), (0, columns - order.shape[1])))
 
     def column(axis: int, x: Array) -> Array:
         return _taken(x[rows], order, axis)
@@ -178,14 +179,6 @@ def read_on(
 def _columns(cache: SlotCache) -> int:
     """How many there are."""
     return jax.tree.leaves(cache.columns)[0].shape[2]
-
-
-def _wide(x: Array, axis: int, size: int) -> Array:
-    """Its first `size` entries along the axis, with zeros where it has fewer."""
-    x = jax.lax.slice_in_dim(x, 0, min(size, x.shape[axis]), axis=axis)
-    wide = [(0, 0)] * x.ndim
-    wide[axis] = (0, size - x.shape[axis])
-    return jnp.pad(x, wide)
 
 
 def _taken(x: Array, order: Int[Array, "P C"], axis: int) -> Array:
