@@ -34,7 +34,7 @@ from vrl_jax.worlds.writing import png_bytes
 
 PROMPTS, GROUP, ANSWER, ROUNDS = 8, 4, 32, 3
 ANSWERS = (1, 2, 4)
-LIMITS = Limits(row_tokens=256, blocks=2)
+LIMITS = Limits(row_tokens=256, pictures=1)
 
 
 def quarters(picture: bytes) -> list[bytes]:

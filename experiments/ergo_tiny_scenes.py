@@ -61,7 +61,7 @@ WORDS = {
     "find": "{question} Think where, then zoom.",
     "zoomed": "<image>Closer. {question} Answer.",
 }
-LIMITS = Limits(row_tokens=80, blocks=2)
+LIMITS = Limits(row_tokens=80, pictures=1)
 PROGRAM = functools.partial(coarse_to_fine, **SEEN, **WORDS)
 
 

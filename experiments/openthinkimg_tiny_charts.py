@@ -62,7 +62,7 @@ from vrl_jax.worlds import charts, tasks
 MAX_PIXELS = 84 * 84
 """What the policy is shown of a picture: 9 tokens."""
 
-LIMITS = Limits(row_tokens=144, blocks=2)
+LIMITS = Limits(row_tokens=144, pictures=1)
 AT_MOST = {"turns": 2, "images": 1}
 
 

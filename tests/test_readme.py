@@ -41,7 +41,7 @@ def test_examples_run(capsys):
     actor = dataclasses.replace(actor, observe=lambda group, _: seen.extend(group))
     roomy = small.with_room(actor.processor, prompt_tokens=(256,))
     judge = dataclasses.replace(actor, processor=roomy)
-    recipe = names["looking"](judge, limits=Limits(row_tokens=120, blocks=4))
+    recipe = names["looking"](judge, limits=Limits(row_tokens=120, pictures=3))
     pictures = [dataclasses.replace(s, images=(small.png(0, 56, 56),)) for s in rows()]
     rollout = recipe.act(actor, iter([pictures]), jax.random.key(0))
     assert len(seen) == len(rollout.tokens) == 8 * len(pictures)

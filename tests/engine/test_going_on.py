@@ -19,7 +19,7 @@ from ..fixtures import small
 from ..fixtures.actors import OTHERS, of_family
 from ..fixtures.talks import look_again
 
-ROOM = Limits(row_tokens=64, blocks=2)
+ROOM = Limits(row_tokens=64, pictures=1)
 
 
 def played(program, actor, **more):

@@ -22,7 +22,7 @@ from ..fixtures import small
 from ..fixtures.talks import look_again
 
 KEY = jax.random.key(7)
-ROOM = Limits(row_tokens=64, blocks=2)
+ROOM = Limits(row_tokens=64, pictures=1)
 BLANK = [{"overall": 0.0}]
 ENDED = "ended/TooManyAsks"
 
@@ -669,7 +669,7 @@ def broken(sample):
 @pytest.mark.parametrize(
     ("program", "limits", "ended"),
     [
-        (for_ever, Limits(row_tokens=500, blocks=2, asks=5), "TooManyAsks"),
+        (for_ever, Limits(row_tokens=500, pictures=1, asks=5), "TooManyAsks"),
         (for_ever, ROOM, "OutOfRoom"),
         (stubborn, ROOM, "TooManyAsks"),
         (unclosing, ROOM, "TooManyAsks"),

@@ -27,7 +27,7 @@ def test_log_probs_of_an_episode_with_a_picture_between_turns(
     actor = small.actor() if family == "qwen2_5_vl" else of_family(family)
     samples = small.samples()
     front_end = actor.processor.front_end
-    limits = Limits(row_tokens=64, blocks=2)
+    limits = Limits(row_tokens=64, pictures=1)
     groups = play(actor, look_again, samples, jax.random.key(7), limits=limits)
     blank = [{"overall": 0.0}] * len(samples)
     rollout = as_rollout(actor, groups, blank, limits=limits)

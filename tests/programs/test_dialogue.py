@@ -17,7 +17,7 @@ from vrl_jax.types import Sample, Turn
 from ..fixtures import small
 
 KEY = jax.random.key(1)
-LIMITS = Limits(row_tokens=60, blocks=8)
+LIMITS = Limits(row_tokens=60, pictures=7)
 TALK = Sample(
     "talk",
     "small",

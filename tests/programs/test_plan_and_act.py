@@ -143,7 +143,7 @@ def test_a_small_policy_plays_it():
         yield Seen("one", (), 0.5, done=True)
 
     program = functools.partial(plan_and_act, environment=world, words=SHORT)
-    limits = Limits(row_tokens=40, blocks=3)
+    limits = Limits(row_tokens=40, pictures=2)
     ((one,),) = play(
         small.chain_actor(), program, [SAMPLE], jax.random.key(0), limits=limits
     )

@@ -309,7 +309,7 @@ def test_tool_turns_in_the_engine_end_with_the_policys_token():
         jax.random.key(0),
         program=functools.partial(tool_turns, turns=9, syntax=always),
         group_size=2,
-        limits=Limits(row_tokens=160, blocks=4),
+        limits=Limits(row_tokens=160, pictures=3),
     )
     tokens, mask = np.asarray(rollout.tokens), np.asarray(rollout.mask)
     shown = tokens == small.spec().image_token

@@ -20,7 +20,7 @@ from vrl_jax.programs.single_turn import answer
 from ..fixtures import small
 
 KEY = jax.random.key(5)
-LIMITS = Limits(row_tokens=60, blocks=8)
+LIMITS = Limits(row_tokens=60, pictures=7)
 WORDS = (" is", " it", " a", "I")
 """Tokens that their own text spells again; the first and last end an answer."""
 

@@ -196,7 +196,7 @@ def test_both_turns_are_trained_and_the_crop_between_is_not(monkeypatch, box):
         find="{question}",
         zoomed="<image>{question}",
         right=even,
-        limits=Limits(row_tokens=64, blocks=3),
+        limits=Limits(row_tokens=64, pictures=2),
     )
     seen, scores = [], []
     actor: Actor = small.actor(

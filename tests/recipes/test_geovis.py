@@ -199,7 +199,7 @@ def test_all_turns_are_trained_and_the_parts_between_are_not(monkeypatch):
         find="{question}",
         zoomed="<image>{question}",
         read_box=lambda _: WHOLE,
-        limits=Limits(row_tokens=64, blocks=3),
+        limits=Limits(row_tokens=64, pictures=2),
     )
     pictures = front_end(small.spec(), min_pixels=28 * 28, max_pixels=28 * 28)
     seen = []
@@ -246,7 +246,7 @@ def test_a_demonstrated_path_is_recited_and_ends_at_the_target():
         iter([[row]]),
         jax.random.key(0),
         program=functools.partial(path, **short),
-        limits=ROOM._replace(row_tokens=120, blocks=3),
+        limits=ROOM._replace(row_tokens=120, pictures=2),
     )
     turns = row.annotations["demonstration"]
     assert len(turns) == 2 and decoded(rollout) == ["<|im_end|>".join(turns)]

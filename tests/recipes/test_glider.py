@@ -193,7 +193,7 @@ def row(number=0, **columns):
     return dataclasses.replace(sample, id=name, annotations=columns)
 
 
-LIMITS = Limits(row_tokens=40, blocks=3)
+LIMITS = Limits(row_tokens=40, pictures=2)
 
 
 def test_rewards_lie_where_the_actions_end():

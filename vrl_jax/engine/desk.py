@@ -42,22 +42,23 @@ class TooManyAsks(Exception):
 class Limits(NamedTuple):
     """Bounds of one episode.
 
-    `row_tokens`: the answers of one conversation with what is said between them;
-    `blocks`: of patches, for the pictures of one context. None: the actor's
-    max_new_tokens, and the most blocks that its processor has for a prompt. `asks`
-    bounds the programs that never end: what is asked beyond is not answered, and a
-    program that asks again after it has heard so is closed.
+    `row_tokens`: the answers of one conversation with what is said between them; None
+    is the actor's max_new_tokens. `pictures`: for so many there is room besides those
+    of the prompt, a block of the processor's for each; several small ones may share
+    one. `asks` bounds the programs that never end: what is asked beyond is not
+    answered, and a program that asks again after it has heard so is closed.
     """
 
     row_tokens: int | None = None
-    blocks: int | None = None
+    pictures: int = 0
     asks: int = 64
 
     def room(self, actor: Actor) -> Room:
         """The sizes of its contexts: those of prompts, and one that holds a row too."""
         room = actor.processor.room
         longest = room.prompt_tokens[-1] + (self.row_tokens or actor.max_new_tokens)
-        more = (self.blocks,) if self.blocks and self.blocks > room.blocks[-1] else ()
+        blocks = -(-room.blocks[-1] // room.prompts_per_pack) + self.pictures
+        more = (blocks,) if blocks > room.blocks[-1] else ()
         return room._replace(
             prompt_tokens=(*room.prompt_tokens, longest), blocks=room.blocks + more
         )

@@ -57,7 +57,7 @@ def as_rollout(
     def fact(name: str) -> Float[Array, " E"]:
         return jnp.array([known.get(name, 0.0) for known in facts], jnp.float32)
 
-    anything = any(row.pictures for row in flat if row) or limits.blocks
+    anything = any(row.pictures for row in flat if row) or limits.pictures
     return Rollout(
         prompts=put(prompts),
         tokens=put(stacked.tokens),

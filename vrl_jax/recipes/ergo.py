@@ -270,7 +270,7 @@ def ergo(
     """`reader` is frozen: the paper's has 72B. The actor's reward is `ergo_reward()`.
 
     Both turns and the crop between them must fit `row_tokens` of the `limits`, their
-    pictures its `blocks`: `play/ended/crop did not fit` counts what does not. The
+    pictures its `pictures`: `play/ended/crop did not fit` counts what does not. The
     processor's bounds must let through what `fitted` gives, from 4 tokens to 1.05 times
     `tokens`, or boxes are read on another scale; `side` is 32 for Qwen3-VL.
     """

@@ -180,7 +180,7 @@ def geovis(
     """The actor's reward is `geovis_reward()`; `worth` is r_t, never trained itself.
 
     All turns and the parts between them must fit `row_tokens` of the `limits`, their
-    pictures its `blocks`: `play/ended/part did not fit` counts what does not, and
+    pictures its `pictures`: `play/ended/part did not fit` counts what does not, and
     `play/ended/no such zoom` zooms that lead nowhere.
     """
     program = functools.partial(

@@ -236,7 +236,7 @@ def openthinkimg(
 
     The actor's reward is `tool_reward(accuracy(verifier))`. All turns and what tools
     give between them must fit `row_tokens` of the `limits`, their pictures its
-    `blocks`: by default there is the room of one answer and of the question's pictures.
+    `pictures`: by default there is the room of one answer and of the question's.
     """
     program = functools.partial(
         tool_turns, available=available, turns=turns, images=images, syntax=ACTIONS
