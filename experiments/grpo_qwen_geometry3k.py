@@ -23,7 +23,7 @@ from tyro.conf import OmitArgPrefixes
 
 from vrl_jax.experiment import command_line
 from vrl_jax.finetuning import Outcome, finetune
-from vrl_jax.finetuning_flags import Sizes, Task, paid, reward_of, rows_of
+from vrl_jax.finetuning_flags import Sizes, Task, filled, paid, reward_of, rows_of
 from vrl_jax.recipes.grpo import grpo
 from vrl_jax.training.choices import Choices
 
@@ -53,6 +53,7 @@ def main(
         sizes: how large the run is.
         choices: what is chosen to fit the memory.
     """
+    task = filled(task)
     with reward_of(task) as reward:
         return finetune(
             functools.partial(_method, group),

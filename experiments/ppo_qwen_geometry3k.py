@@ -24,7 +24,7 @@ from vrl_jax import divergences
 from vrl_jax.engine.reference import measured_by
 from vrl_jax.experiment import command_line
 from vrl_jax.finetuning import Outcome, finetune
-from vrl_jax.finetuning_flags import Sizes, Task, paid, reward_of, rows_of
+from vrl_jax.finetuning_flags import Sizes, Task, filled, paid, reward_of, rows_of
 from vrl_jax.models.critic import linear
 from vrl_jax.recipes.ppo import ppo
 from vrl_jax.training.choices import Choices
@@ -57,6 +57,7 @@ def main(
         sizes: how large the run is.
         choices: what is chosen to fit the memory.
     """
+    task = filled(task)
     with reward_of(task) as reward:
         return finetune(
             functools.partial(_method, group),

@@ -11,9 +11,11 @@ import jax
 import numpy as np
 import pytest
 import tyro
+from PIL import Image
 from transformers import AutoTokenizer
 
 from vrl_jax import experiment
+from vrl_jax.engine.desk import Limits
 from vrl_jax.engine.processing import encode
 from vrl_jax.engine.reference import free
 from vrl_jax.models import hub
@@ -22,6 +24,8 @@ from vrl_jax.recipes.ppo import ppo
 from vrl_jax.training.files import read_lines
 from vrl_jax.training.identity import method_of
 from vrl_jax.types import Episode, Turn
+
+from .fixtures import folders
 
 FOLDER = Path(__file__).parents[1] / "experiments"
 SCRIPTS = sorted(FOLDER.glob("*.py"))
@@ -232,7 +236,7 @@ def test_scripts_for_released_models_hand_over_what_their_flags_say(
     flags += " --reward iou --frame norm1000 --steps 7 --lora-rank 2 --kl-weight 0.5"
     tyro.cli(module.main, args=flags.split())
     assert (given["name"], given["model"]) == (method.upper(), "a/b")
-    files = (Path("a.jsonl"), Path("b.jsonl"), "Why?", Path("c"))
+    files = (Path("a.jsonl"), Path("b.jsonl"), "Why?", Path("c"), "")
     assert given["rows"] == files
     assert given["settings"] == {
         "reward": "iou",
@@ -246,6 +250,35 @@ def test_scripts_for_released_models_hand_over_what_their_flags_say(
     made = getattr(importlib.import_module(f"vrl_jax.recipes.{method}"), method)
     assert method_of(given["recipe"]) == method_of(made(group_size=group))
     assert ("critics" in given) == (method == "ppo")
+
+
+def test_deepeyes_hands_over_its_tool_its_words_and_its_room(monkeypatch, tmp_path):
+    module, given = script("deepeyes_qwen_vstar"), {}
+    monkeypatch.setattr(
+        module,
+        "finetune",
+        lambda recipe, **named: given.update(named, recipe=recipe(free)),
+    )
+    model = folders.model(tmp_path / "model")
+    flags = f"--model {model} --train a.jsonl --test b.jsonl --frame resized --turns 3"
+    flags += " --pictures 2 --row-tokens 99 --max-pixels 6272"
+    tyro.cli(module.main, args=flags.split())
+    playing = given["recipe"].act.keywords
+    assert playing["limits"] == given["limits"] == Limits(row_tokens=99, pictures=2)
+    assert playing["group_size"] == 8
+    for name in ("available", "turns"):  # trained on as it is measured
+        asked = given["program"].keywords[name]
+        assert playing["program"].keywords[name] == asked
+    rows, settings = given["rows"], given["settings"]
+    assert rows.instruction == module.INSTRUCTION
+    assert rows.system == module.tools_message("pixels")
+    assert (settings["reward"], settings["turns"]) == ("accuracy", 3)
+    # Boxes count pixels of what the model is shown: 56 x 112 of 112 x 224.
+    tool = given["program"].keywords["available"][module.ZOOM]
+    part = tool([Image.new("RGB", (224, 112))], bbox_2d=[0, 0, 28, 28])
+    assert part.size == (56, 56)
+    with pytest.raises(ValueError, match="--frame is one of original"):
+        tyro.cli(module.main, args=flags.replace("resized", "some").split())
 
 
 def test_ergo_s_demonstrations_are_what_its_program_asks_for():

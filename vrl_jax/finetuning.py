@@ -15,6 +15,8 @@ import jax
 import optax
 
 from vrl_jax.engine.actor import Actor
+from vrl_jax.engine.desk import Limits
+from vrl_jax.engine.play import Program
 from vrl_jax.engine.pretrained import Read, load_actor
 from vrl_jax.engine.processing import fitting
 from vrl_jax.engine.reference import Anchor
@@ -37,6 +39,8 @@ from vrl_jax.models.families import family_of
 from vrl_jax.models.policy import Params
 from vrl_jax.models.remat import REMATS
 from vrl_jax.models.trained import Trains, also, critic
+from vrl_jax.programs.acting import act
+from vrl_jax.programs.single_turn import single_turn
 from vrl_jax.report.page import write_report
 from vrl_jax.rewards.combine import Reward
 from vrl_jax.training import choices as chosen
@@ -80,6 +84,8 @@ def finetune(
     optimizer: Callable[[Rate], optax.GradientTransformation] | None = None,
     critics: Mapping[str, Critic] | None = None,
     critic_learning_rate: float = 1e-5,
+    program: Program | None = None,
+    limits: Limits | None = None,
     log: Log = nowhere,
 ) -> Outcome:
     """Data, model, measurement, `recipe`, measurement, export, report.
@@ -101,9 +107,14 @@ def finetune(
     the choices train of the policy, by another optimizer of the kind, whose rate,
     `critic_learning_rate`, has the same warm-up and decay. They lie in the checkpoints
     and not in the exported folder.
+
+    Rows are measured by single answers or, where a method takes several turns, by its
+    `program` within its `limits`, which asks no model but the policy.
     """
     chosen.check(choices)
     check(sizes, choices, kl_weight)
+    if (program is None) != (limits is None):
+        raise ValueError("a program needs its limits, and limits are a program's.")
     if optimizer and choices.moments != Choices().moments:
         raise ValueError(
             f"--moments {choices.moments} is of AdamW's, and the run has an optimizer "
@@ -118,6 +129,7 @@ def finetune(
         "images": str(rows.images),
         "seed": seed,
         "kl_weight": kl_weight,
+        **({"system": rows.system} if rows.system else {}),
         **{name: x for name, x in sizes._asdict().items() if name not in PACE},
         **{name: getattr(choices, name) for name in chosen.KEPT},
         "decay_steps": None if sizes.decay == "constant" else sizes.steps,
@@ -125,6 +137,8 @@ def finetune(
         "with_reference": choices.reference != "none",
         **settings,
     }
+    if program:
+        kept |= {"program": in_words(program), **limits._asdict()}
     if critics:
         told = {
             name: [in_words(one.init), in_words(one.values)]
@@ -148,6 +162,8 @@ def finetune(
             optimizer=optimizer,
             critics=critics,
             critic_learning_rate=critic_learning_rate,
+            program=program,
+            limits=limits,
             log=log,
         )
 
@@ -167,11 +183,14 @@ def _finetune(
     optimizer: Callable[[Rate], optax.GradientTransformation] | None,
     critics: Mapping[str, Critic] | None,
     critic_learning_rate: float,
+    program: Program | None,
+    limits: Limits | None,
     log: Log,
 ) -> Outcome:
     start = time.monotonic()
     say("1/5 data: every picture is read once, to know the sizes")
-    read, reports = read_rows(folder, rows, sizes)
+    parts = limits is not None and limits.pictures > 0
+    read, reports = read_rows(folder, rows, sizes, parts=parts)
     training, test = (fit.samples for fit in read.fits)
     tell(out, read, reports)
     say(first_rows(read, training[:3]))
@@ -226,6 +245,9 @@ def _finetune(
             held = chosen.adapters(choices, adapters)
             lora.save(out / "adapters", held, table, base=model)
 
+    asks = single_turn
+    if program:
+        asks = functools.partial(act, program=program, limits=limits)
     actor = train(
         [stage],
         begun.pop(),  # so that its memory is the training's
@@ -236,6 +258,7 @@ def _finetune(
             samples=test,
             shuffled=others,
             key=jax.random.key(seed),
+            act=asks,
             size=sizes.prompts,  # what training plays at once
         ),
         checkpoint_every=sizes.checkpoint_every,

@@ -31,7 +31,7 @@ INSTRUCTION = (
 
 
 class Task(NamedTuple):
-    """A model, rows for it and what is paid; the scripts' flags."""
+    """A model, rows for it and what is paid; the scripts' flags. None: see `filled`."""
 
     model: str
     """a Hugging Face folder, or owner/name of the hub"""
@@ -40,8 +40,9 @@ class Task(NamedTuple):
     of TensorFlow Datasets with these"""
     test: Path
     """rows to measure on, in the same form"""
-    reward: str = "math"
-    """a name that `vrl-jax data check` knows, or path.py:function"""
+    reward: str | None = None
+    """a name that `vrl-jax data check` knows, or path.py:function; by default math, or
+    what the script says"""
     style: str | None = None
     """whose signature a function of your own has, as in `vrl-jax data check`"""
     frame: str | None = None
@@ -49,19 +50,23 @@ class Task(NamedTuple):
     (pixels), norm1000 or norm1"""
     gold_frame: str = "original"
     """unit of boxes in the rows' answers"""
-    instruction: str = INSTRUCTION
-    """words under each question; "" for none"""
+    instruction: str | None = None
+    """words under each question, "" for none; by default the script's"""
+    system: str | None = None
+    """system message of rows that have none, "" for the template's own; by default the
+    script's"""
     images: Path | None = None
     """folder at which relative picture paths start; by default the file's"""
 
 
 class Rows(NamedTuple):
-    """Rows to train on, rows to measure on, and what is said under each question."""
+    """Rows to train on, rows to measure on, and what is said with each question."""
 
     train: Path
     test: Path
     instruction: str = ""
     images: Path | None = None
+    system: str = ""
 
 
 def reward_of(task: Task) -> AbstractContextManager[Reward]:
@@ -70,9 +75,22 @@ def reward_of(task: Task) -> AbstractContextManager[Reward]:
     return named_reward(task.reward, style=task.style, **frames)
 
 
+def filled(
+    task: Task,
+    *,
+    reward: str = "math",
+    instruction: str = INSTRUCTION,
+    system: str = "",
+) -> Task:
+    """The task with these where it says nothing."""
+    given = {"reward": reward, "instruction": instruction, "system": system}
+    missing = {name: x for name, x in given.items() if getattr(task, name) is None}
+    return task._replace(**missing)
+
+
 def rows_of(task: Task) -> Rows:
     """Its rows, as a run takes them."""
-    return Rows(task.train, task.test, task.instruction, task.images)
+    return Rows(task.train, task.test, task.instruction, task.images, task.system)
 
 
 def paid(task: Task) -> dict[str, str | None]:
@@ -185,23 +203,25 @@ def learning_rate(sizes: Sizes, choices: Choices) -> Rate:
 
 
 def read_rows(
-    folder: Path, rows: Rows, sizes: Sizes
+    folder: Path, rows: Rows, sizes: Sizes, *, parts: bool = False
 ) -> tuple[Read, tuple[DataReport, DataReport]]:
     """Samples of both files, with the instruction, and a processor that holds them.
 
-    `ValueError` where the processes have not read the same.
+    And `parts` of their pictures, if these will be shown. `ValueError` where the
+    processes have not read the same.
     """
     training, of_training = read_samples(rows.train, image_root=rows.images)
     test, of_test = read_samples(rows.test, image_root=rows.images)
     test = evenly(test, sizes.test_rows)
     read = load_processor(
         folder,
-        *(asked(samples, rows.instruction) for samples in (training, test)),
+        *(asked(both, rows.instruction, rows.system) for both in (training, test)),
         prompts_per_step=sizes.prompts,
         prompts_per_pack=sizes.prompts_per_pack,
         longest_prompt=sizes.longest_prompt,
         min_pixels=sizes.min_pixels,
         max_pixels=sizes.max_pixels,
+        parts=parts,
     )
     for fit in read.fits:
         _check_alike(fit)

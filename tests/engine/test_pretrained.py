@@ -1,5 +1,7 @@
 """A model's folder as an actor: what is read, and what is said of what is missing."""
 
+import dataclasses
+import functools
 import json
 
 import jax
@@ -46,6 +48,20 @@ def test_every_family_is_read_from_its_folder(tmp_path, name):
     jax.tree.map(np.testing.assert_array_equal, found.params, wanted.params)
     np.testing.assert_array_equal(found.allowed, wanted.allowed)
     assert wanted.processor.tokenizer.eos_token_id in found.stop_ids.tolist()
+
+
+def test_a_block_holds_parts_of_pictures_that_are_made_smaller(model):
+    """2 x 6 tokens are 3 windows, and what is as large may be 3 x 4 in 4 of them."""
+    read = functools.partial(pretrained.load_processor, model, prompts_per_step=1)
+    wide = dataclasses.replace(small.samples()[0], images=(small.png(0, 56, 168),))
+
+    def block(pixels, parts):
+        bounds = {"min_pixels": 28 * 28, "max_pixels": pixels}
+        return read([wide], parts=parts, **bounds).processor.room.block
+
+    bound = 12 * 28 * 28
+    assert (block(bound, parts=False), block(bound, parts=True)) == (48, 64)
+    assert block(10 * bound, parts=True) == 48  # a part is no larger than the whole
 
 
 def test_stops_are_those_of_the_generation_settings_and_the_tokenizer(model, tmp_path):

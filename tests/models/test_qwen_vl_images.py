@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from vrl_jax.models.qwen_vl.images import (
+    largest_patches,
     load_image,
     merged_grid,
     packed_patches,
@@ -146,6 +147,22 @@ def test_packed_patches_counts_whole_windows():
     assert packed_patches(112, 112, QWEN2_5_VL_3B) == 64
     with pytest.raises(ValueError, match="multiples of 28 pixels, got 100 x 112"):
         packed_patches(100, 112, QWEN2_5_VL_3B)
+
+
+@pytest.mark.parametrize(
+    "spec", [QWEN2_5_VL_3B, QWEN3_VL_2B], ids=lambda s: s.model_type
+)
+def test_no_picture_within_the_bound_takes_more_than_the_largest(spec):
+    """Random ones, up to three times as long as wide; one of 5 x 6 tokens as many."""
+    random, edge = np.random.RandomState(0), spec.vision.factor
+    bound, needs = 30 * edge**2, []
+    for shorter in random.randint(edge, 14 * edge, 300):
+        longer = round(shorter * random.uniform(1, 2.9))
+        shown = Image.new("L", (longer, shorter))
+        shown = resize_image(shown, spec, min_pixels=edge**2, max_pixels=bound)
+        needs.append(packed_patches(shown.height, shown.width, spec))
+    assert max(needs) <= largest_patches(spec, bound)
+    assert packed_patches(5 * edge, 6 * edge, spec) == largest_patches(spec, bound)
 
 
 def test_pack_states_need_and_budget():

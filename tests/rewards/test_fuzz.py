@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from vrl_jax import geometry
 from vrl_jax.programs.regions import unit_box
-from vrl_jax.recipes import openthinkimg
+from vrl_jax.recipes import deepeyes, openthinkimg
 from vrl_jax.recipes.dip_r1 import inspected
 from vrl_jax.rewards import (
     answers,
@@ -107,6 +107,9 @@ def of_primitives(rule, prediction, gold):
 READERS = [
     openthinkimg.actions,
     openthinkimg.terminated,
+    deepeyes.last_call,
+    deepeyes.in_tags,
+    deepeyes.in_one_box,
     parse.last_boxed,
     parse.boxed_or_none_text,
     parse.answer_tag,

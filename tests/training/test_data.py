@@ -1,4 +1,5 @@
 import base64
+import dataclasses
 import datetime
 import decimal
 import io
@@ -578,3 +579,11 @@ def test_instructions_stand_under_the_questions():
     for sample, before in zip(found, small.samples(), strict=True):
         assert sample.question == f"{before.question}\n\nBox it: \\boxed{{}}."
     assert asked(small.samples(), "") == [*small.samples()]
+
+
+def test_a_system_message_is_that_of_rows_without_one():
+    first, second, *_ = small.samples()
+    own = {**second.annotations, "system": "Mine."}
+    found = asked([first, dataclasses.replace(second, annotations=own)], "", "Yours.")
+    assert [row.annotations["system"] for row in found] == ["Yours.", "Mine."]
+    assert found[0].question == first.question

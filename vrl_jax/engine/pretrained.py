@@ -137,19 +137,28 @@ def load_processor(
     longest_prompt: int = 8192,
     min_pixels: int | None = None,
     max_pixels: int | None = None,
+    parts: bool = False,
 ) -> Read:
     """Reads each sample once and takes the few sizes that hold all of the sets.
 
     A prompt of more than `longest_prompt` tokens is dropped, and told; none is cut.
-    `prompts_per_step` and `prompts_per_pack` as in `budgets`.
+    `prompts_per_step` and `prompts_per_pack` as in `budgets`. Where `parts` of the
+    pictures will be shown too, a block holds them: they may need more of it than a
+    picture which had to be made smaller.
     """
     front_end = load_front_end(folder, min_pixels=min_pixels, max_pixels=max_pixels)
     anything = Room((longest_prompt,), front_end.granularity * ANY_PICTURE)
     processor = Processor(load_tokenizer(folder), front_end, anything)
     fits = tuple(fitting(processor, one) for one in samples)
     every = Fitting(*([*chain(*parts)] for parts in zip(*fits, strict=True)))
+    block = max(chain(*every.pictures), default=0)
+    if parts and 2 * block > front_end.largest:  # else none was made smaller
+        block = max(block, front_end.largest)
     found = budgets(
-        every, prompts_per_step=prompts_per_step, prompts_per_pack=prompts_per_pack
+        every,
+        prompts_per_step=prompts_per_step,
+        prompts_per_pack=prompts_per_pack,
+        block=block,
     )
     return Read(dataclasses.replace(processor, room=found.room), found, fits)
 

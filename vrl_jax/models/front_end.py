@@ -56,8 +56,10 @@ class FrontEnd(NamedTuple):
 
     The chat template writes token `placeholder` for a picture, and `written` replaces
     it; `image_token` stands there once for each merged token. `unsampled` ids would
-    break the next forward pass. A picture takes a multiple of `granularity` patches,
-    and so must a budget be; `group` patches are one merged token.
+    break the next forward pass. A picture of the largest area that the bounds allow
+    takes at most `largest` patches, if it is no more than three times as long as wide;
+    each takes a multiple of `granularity`, and so must a budget be; `group` patches are
+    one merged token.
     """
 
     spec: Any
@@ -72,6 +74,7 @@ class FrontEnd(NamedTuple):
     pixel_mean: RGB
     pixel_std: RGB
     pixel_bounds: tuple[int, int]
+    largest: int
     granularity: int
     group: int
     patch_values: int

@@ -144,12 +144,21 @@ def evenly(samples: Sequence[Sample], count: int | None) -> list[Sample]:
     return [samples[number * len(samples) // count] for number in range(count)]
 
 
-def asked(samples: Sequence[Sample], instruction: str) -> list[Sample]:
-    """The questions with the instruction under each."""
-    if not instruction:
-        return list(samples)
+def asked(
+    samples: Sequence[Sample], instruction: str, system: str = ""
+) -> list[Sample]:
+    """The questions with the instruction under each, and a system message before them.
+
+    A row's own system message stays in its place.
+    """
+    before = {"system": system} if system else {}
+    under = f"\n\n{instruction}" if instruction else ""
     return [
-        dataclasses.replace(sample, question=f"{sample.question}\n\n{instruction}")
+        dataclasses.replace(
+            sample,
+            question=sample.question + under,
+            annotations={**before, **sample.annotations},
+        )
         for sample in samples
     ]
 

@@ -33,6 +33,7 @@ def front_end(spec: Gemma3Spec) -> FrontEnd:
         pixel_mean=spec.pixel_mean,
         pixel_std=spec.pixel_std,
         pixel_bounds=(spec.vision.image**2,) * 2,
+        largest=spec.vision.patches,
         granularity=spec.vision.patches,
         group=spec.vision.group,
         patch_values=spec.vision.patch_values,

@@ -8,7 +8,12 @@ from jaxtyping import Int
 from PIL import Image
 
 from vrl_jax.models.front_end import FrontEnd
-from vrl_jax.models.qwen_vl.images import lay_out, load_image, resize_image
+from vrl_jax.models.qwen_vl.images import (
+    largest_patches,
+    lay_out,
+    load_image,
+    resize_image,
+)
 from vrl_jax.models.qwen_vl.positions import image_prompt_positions
 from vrl_jax.models.qwen_vl.spec import QwenSpec
 
@@ -50,6 +55,7 @@ def front_end(
         pixel_mean=spec.family.pixel_mean,
         pixel_std=spec.family.pixel_std,
         pixel_bounds=(min_pixels, max_pixels),
+        largest=largest_patches(spec, max_pixels),
         granularity=spec.vision.window_patches,
         group=spec.vision.group,
         patch_values=spec.vision.patch_values,

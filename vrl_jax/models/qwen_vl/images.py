@@ -101,6 +101,16 @@ def patchify(picture: Image.Image, spec: QwenSpec) -> Float[np.ndarray, "tokens 
     return twice.reshape(rows * columns, spec.vision.group, spec.vision.patch_values)
 
 
+def largest_patches(spec: QwenSpec, max_pixels: int, *, aspect: int = 3) -> int:
+    """Of a picture of at most this area, up to `aspect` times as long as wide."""
+    edge = spec.vision.factor
+    tokens = max_pixels // edge**2
+    shorter = range(1, math.isqrt(tokens) + 1)
+    sides = ((a * edge, min(tokens // a, aspect * a) * edge) for a in shorter)
+    needs = (packed_patches(*pixels, spec) for pixels in sides)
+    return max(needs, default=spec.vision.window_patches)
+
+
 def lay_out(picture: Image.Image, spec: QwenSpec) -> LaidOut:
     """The patches of a picture that has its final size, window by window.
 

@@ -1,0 +1,139 @@
+"""A released model trained by episodes of several turns, on rows of one's own."""
+
+import dataclasses
+import functools
+
+import pytest
+
+from vrl_jax import finetuning, finetuning_flags
+from vrl_jax.engine.conversation import Ask, user
+from vrl_jax.engine.desk import Limits
+from vrl_jax.engine.play import Outcome
+from vrl_jax.engine.processing import question
+from vrl_jax.programs.acting import act
+from vrl_jax.recipes.grpo import grpo
+from vrl_jax.training.choices import Choices
+from vrl_jax.training.files import read_lines
+from vrl_jax.worlds.writing import write_parquet
+
+from .fixtures import folders, small
+
+SIZES = finetuning.Sizes(
+    steps=1,
+    prompts=2,
+    response_tokens=small.BUDGET,
+    learning_rate=1e-3,
+    evaluate_every=0,
+    test_rows=2,
+    checkpoint_every=1,
+    examples=0,
+    min_pixels=28 * 28,
+    max_pixels=20 * 28 * 28,
+)
+CHOICES = Choices(precision="float32", per_pass=2, slots=4)
+LIMITS = Limits(row_tokens=48, pictures=1)
+PART = small.png(99, 56, 28)
+SYSTEM = "it is one of them"
+
+
+def look_again(sample, *, again="<image>What?"):
+    """Two answers, and a part of some picture between them."""
+    first = yield Ask(question(sample))
+    second = yield Ask((*question(sample), first, user(again, [PART])))
+    return Outcome((first, second), {"looks": 2})
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("given")
+    one = small.samples()[0]
+    own = dataclasses.replace(one, annotations={**one.annotations, "system": "What is"})
+    rows = [dataclasses.replace(one, id="row-0"), dataclasses.replace(own, id="row-1")]
+    write_parquet(rows, folder / "rows.parquet")
+    return folders.model(folder / "model"), folder / "rows.parquet"
+
+
+@pytest.fixture(scope="module")
+def run(files, tmp_path_factory):
+    """The run, told what is to change; its folder is `run.out`."""
+    model, rows = files
+
+    def run(program=look_again, limits=LIMITS, **changes):
+        play = functools.partial(act, program=program, group_size=2, limits=limits)
+        return finetuning.finetune(
+            lambda anchor: grpo(group_size=2)._replace(act=play),
+            name="Twice",
+            claim="It looks twice.",
+            settings={},
+            model=str(model),
+            rows=finetuning.Rows(rows, rows, "", system=SYSTEM),
+            reward=small.even_reward,
+            out=run.out,
+            seed=0,
+            sizes=SIZES,
+            choices=CHOICES,
+            program=program,
+            limits=limits,
+            **changes,
+        )
+
+    run.out = tmp_path_factory.mktemp("runs") / "run"
+    return run
+
+
+@pytest.fixture(scope="module")
+def outcome(run):
+    return run()
+
+
+def test_rows_are_trained_on_and_measured_by_the_program(run, outcome):
+    (step,) = read_lines(run.out / "metrics.jsonl")
+    assert step["training/logprob_gap"] < 1e-5 and step["play/looks"] == 2
+    assert [row["step"] for row in outcome.evaluations] == [0, 1]
+    # An answer has as many tokens as there is room for, or a stop: at least one.
+    lines = read_lines(run.out / "rollouts" / "rl_1.jsonl")
+    assert len(lines) == 4
+    for line in lines:
+        spoken = [turn["chosen"] for turn in line["turns"]]
+        assert spoken == [True, False, True] and line["turns"][1]["images"]
+    measured = read_lines(run.out / "rollouts" / "rl_evaluation_1.jsonl")
+    assert all(len(line["turns"]) == 3 for line in measured)
+
+
+def test_a_system_message_is_said_unless_a_row_has_its_own(run, outcome):
+    lines = read_lines(run.out / "rollouts" / "rl_1.jsonl")
+    prompts = {line["id"]: line["prompt"] for line in lines}
+    assert f"system\n{SYSTEM}<|im_end|>" in prompts["row-0"]
+    assert "system\nWhat is<|im_end|>" in prompts["row-1"]
+    assert SYSTEM not in prompts["row-1"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"limits": LIMITS._replace(pictures=2)}, "pictures was 1 and is 2"),
+        ({"limits": LIMITS._replace(row_tokens=50)}, "row_tokens was 48 and is 50"),
+        (
+            {"program": functools.partial(look_again, again="<image>Is it?")},
+            "program was .*look_again.* and is .*again='<image>Is it",
+        ),
+    ],
+)
+def test_a_run_goes_on_with_its_own_program(run, outcome, changes, said):
+    with pytest.raises(ValueError, match=said):
+        run(**changes)
+
+
+@pytest.mark.parametrize("missing", ["program", "limits"])
+def test_a_program_and_its_limits_come_together(run, missing, tmp_path):
+    with pytest.raises(ValueError, match="a program needs its limits"):
+        run(**{missing: None})
+
+
+def test_what_is_not_said_is_the_script_s(tmp_path):
+    task = finetuning_flags.Task("a/b", tmp_path, tmp_path)
+    told = finetuning_flags.filled(task, reward="accuracy", system="Look.")
+    assert (told.reward, told.system) == ("accuracy", "Look.")
+    assert told.instruction == finetuning_flags.INSTRUCTION
+    silent = task._replace(instruction="", system="", reward="math")
+    assert finetuning_flags.filled(silent, reward="accuracy", system="Look.") == silent
