@@ -1,13 +1,22 @@
 """What is written of an evaluation, that it goes on, and its numbers by hand."""
 
 import dataclasses
+import functools
 import json
+import math
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
+from vrl_jax.engine.conversation import Ask, user
+from vrl_jax.engine.desk import Limits
+from vrl_jax.engine.play import Outcome
+from vrl_jax.engine.processing import question
 from vrl_jax.evals import benchmark, held_out
+from vrl_jax.evals.command import page
+from vrl_jax.programs.acting import measured
 
 from ..fixtures import small
 
@@ -90,6 +99,55 @@ def test_a_killed_evaluation_goes_on_to_the_same_lines(tmp_path):
 
     actor = dataclasses.replace(actor, reward=never)
     assert benchmark.predict(actor, SAMPLES, jax.random.key(0), **given) == whole
+
+
+def test_programs_may_have_several_conversations_and_no_room(tmp_path):
+    """A question each in a context of its own, then a picture larger than a block."""
+
+    def describe(sample):
+        yield Ask(question(sample))
+        said = yield Ask((user("What is it?"),))
+        facts = {"right": True, "share": math.nan, "kind": "a"}
+        return Outcome((said,), facts if sample.id == "row-0" else {"share": 1})
+
+    def rows_of(name, program, **limits):
+        told = {"program": program, "limits": Limits(**limits)}
+        act = functools.partial(measured, **told)
+        given = {"folder": tmp_path / name, "manifest": {}, "each": 1, "greedy": True}
+        actor = dataclasses.replace(small.chain_actor(), reward=reward)
+        key = jax.random.key(0)
+        return benchmark.predict(actor, SAMPLES, key, act=act, **given)
+
+    rows = rows_of("described", describe)
+    assert [turn["text"] for turn in rows[0]["turns"]] == [
+        *("What is it?", rows[0]["response"])
+    ]
+    facts = {"right": True, "share": None, "kind": "a"}
+    assert [row["meta"]["facts"] for row in rows] == [facts, *[{"share": 1}] * 3]
+    found = benchmark.summary(rows)
+    assert found["fact/right"] == 0.25 and found["fact/share"] == 1
+    assert "fact/kind" not in found and "ended early" not in shown(found)
+
+    def look(sample):
+        too_large = small.png(0, 224, 224)
+        yield Ask((*question(sample), user("<image>Look.", [too_large])))
+
+    rows = rows_of("no room", look, row_tokens=400, pictures=1)
+    assert [row["response"] for row in rows] == [""] * 4
+    found = benchmark.summary(rows)
+    assert found["fact/ended/OutOfRoom"] == found["cut_off"] == 1
+    assert "ended early          4 for OutOfRoom, of 4 episodes" in shown(found)
+
+
+def shown(found):
+    return page({**found, "not_asked": 0, "bad_rows": 0}, Path("out"))
+
+
+def test_single_turns_have_neither_turns_nor_facts(tmp_path):
+    for row in predict(tmp_path):
+        assert "turns" not in row and row["meta"].keys() == {
+            *("scores", "tokens", "image_sizes")
+        }
 
 
 def test_another_evaluation_in_the_same_folder_is_refused(tmp_path):

@@ -24,6 +24,135 @@ def data(tmp_path):
     return file
 
 
+PROGRAM = """
+from vrl_jax.engine.conversation import Ask, user
+from vrl_jax.engine.play import Outcome
+from vrl_jax.engine.processing import question
+
+def look_twice(sample):
+    first = yield Ask(question(sample), max_new_tokens=2)
+    again = user("<image>Which one?", sample.images)
+    second = yield Ask((*question(sample), first, again), max_new_tokens=2)
+    return Outcome((first, second), {"read": second.read})
+
+def judged(sample):
+    yield Ask(question(sample), model="judge")
+
+def passing_on(sample):
+    return look_twice(sample)
+
+def with_tools(sample, tools):
+    yield Ask(question(sample))
+"""
+LOOKING = ("--row-tokens", 64, "--pictures", 1, "--temperature", 1, "--prompts", 1)
+
+
+@pytest.fixture(scope="module")
+def shown(tmp_path_factory):
+    """Rows with a picture, and a file of programs beside them."""
+    folder = tmp_path_factory.mktemp("shown")
+    (folder / "seen.png").write_bytes(small.samples()[0].images[0])
+    row = {"problem": "<image>What is it?", "images": ["seen.png"], "answer": "it"}
+    rows = [{**row, "id": f"row-{number}"} for number in range(3)]
+    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (folder / "looking.py").write_text(PROGRAM)
+    return folder
+
+
+def ended(model, data, *flags):
+    """The exit code of `vrl-jax eval`."""
+    command = ["eval", "--model", model, "--data", data, "--reward", "exact", *flags]
+    with pytest.raises(SystemExit) as end:
+        cli.main([*map(str, command)])
+    return end.value.code
+
+
+@pytest.fixture(scope="module")
+def looked(model, shown):
+    """The folder of an evaluation with a program from a file, and its flags."""
+    program = ("--program", f"{shown / 'looking.py'}:look_twice", *LOOKING)
+    out = shown / "looked"
+    assert ended(model, shown / "rows.jsonl", "--out", out, *program) == 0
+    return out, program
+
+
+def test_a_program_of_one_s_own_is_asked_and_its_turns_written(looked):
+    out, _ = looked
+    lines = read_lines(out / "predictions.jsonl")
+    assert len(lines) == 3
+    for line in lines:
+        first, told, second = line["turns"]
+        assert (first["chosen"], told["chosen"], second["chosen"]) == (1, 0, 1)
+        assert told["text"] == "<image>Which one?" and told["images"] == line["images"]
+        assert second["text"] == line["response"]
+        assert 2 <= line["meta"]["tokens"] <= 4
+        assert line["meta"]["facts"]["read"] > 0
+    found = json.loads((out / "summary.json").read_text())
+    reads = [line["meta"]["facts"]["read"] for line in lines]
+    assert found["fact/read"] == pytest.approx(sum(reads) / 3)
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["program"].endswith("looking.py:look_twice")
+    assert list(manifest["program_file"]) == ["looking.py"]
+    assert (manifest["row_tokens"], manifest["pictures"]) == (64, 1)
+
+
+def test_a_program_goes_on_where_its_evaluation_was_cut(model, shown, looked):
+    out, program = looked
+    file = out / "predictions.jsonl"
+    whole = file.read_text()
+    file.write_text(whole[: len(whole) // 2])
+    assert ended(model, shown / "rows.jsonl", "--out", out, *program) == 0
+    assert file.read_text() == whole
+
+
+def test_a_program_of_a_module_is_the_same(model, shown, looked, monkeypatch):
+    monkeypatch.syspath_prepend(shown)
+    out, flags = shown / "of_module", ("--program", "looking:look_twice", *LOOKING)
+    assert ended(model, shown / "rows.jsonl", "--out", out, *flags) == 0
+    known = (looked[0] / "predictions.jsonl").read_text()
+    assert (out / "predictions.jsonl").read_text() == known
+
+
+def test_a_changed_program_needs_another_folder(model, shown, looked, capsys):
+    out, flags = looked
+    file = shown / "looking.py"
+    try:
+        file.write_text(PROGRAM + "# another")
+        assert ended(model, shown / "rows.jsonl", "--out", out, *flags) == 2
+    finally:
+        file.write_text(PROGRAM)
+    said = capsys.readouterr().err
+    assert "program_file was" in said and "Choose another --out" in said
+
+
+def test_a_program_that_asks_a_judge_has_none_here(model, shown, tmp_path, capsys):
+    flags = ("--program", f"{shown / 'looking.py'}:judged", "--out", tmp_path)
+    assert ended(model, shown / "rows.jsonl", *flags) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: ") and "asks the model 'judge'" in error
+    assert "`vrl-jax eval` has the policy alone" in error
+
+
+@pytest.mark.parametrize(
+    ("reference", "said"),
+    [
+        ("look_twice", "is path.py:function or package.module:function, got"),
+        ("{}/none.py:look_twice", "there is no file"),
+        ("{}/looking.py:look", "has no function look; it has"),
+        ("{}/looking.py:passing_on", "is no generator function"),
+        ("{}/looking.py:with_tools", "is called with a sample alone: missing a"),
+        ("nowhere_to_be_found:f", "No module named 'nowhere_to_be_found'"),
+        ("vrl_jax.programs.tool_turns:f", "has no attribute 'f'"),
+    ],
+)
+def test_a_program_that_cannot_be_is_one_line(shown, capsys, reference, said):
+    program = reference.format(shown)
+    rows, out = shown / "rows.jsonl", shown / "never"
+    assert ended(shown, rows, "--out", out, "--program", program) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: --program ") and said in line
+
+
 def test_eval_of_a_benchmark_s_table_gives_it_back_answered(model, tmp_path, capsys):
     picture = base64.b64encode(small.samples()[0].images[0]).decode()
     cells = [f"{i}\t{picture}\tWhat is it?\tone\ttwo\tB" for i in (3, 5)]
@@ -54,6 +183,8 @@ def test_eval_of_a_benchmark_s_table_gives_it_back_answered(model, tmp_path, cap
         (["--each", "0"], "at least once, got --each 0"),
         (["--temperature", "-1"], "at least 0, got -1"),
         (["--dtype", "int4"], "dtypes are bfloat16, float32"),
+        (["--pictures", "2"], "without one there are single turns, got None and 2"),
+        (["--row-tokens", "0"], "--row-tokens is at least 1"),
         (["--rows", "-1"], "at least one row is needed, got -1"),
         (["--model", "./nowhere"], "There is no model folder './nowhere'"),
         (["--reward", "nice"], "there is no reward 'nice'"),

@@ -103,16 +103,16 @@ class Desk:
         longest, blocks = self.room.prompt_tokens[-1], self.room.blocks[-1]
         left = self.row_tokens - (len(read.tokens) - len(prompt.tokens))
         sizes = [len(picture.patches) for picture in read.pictures]
+        if max(sizes, default=0) > self.room.block:
+            raise OutOfRoom(
+                f"a picture needs {max(sizes)} patches, a block has {self.room.block}."
+            )
         need = blocks_of(first_fit(sizes, self.room.block), self.room.block)
         if left < 1 or len(read.tokens) > longest or need > blocks:
             raise OutOfRoom(
                 f"a context of {len(read.tokens)} tokens and {need} blocks of patches "
                 f"leaves {left} tokens to write; it may have {longest} tokens and "
                 f"{blocks} blocks, and {self.row_tokens} tokens may follow the prompt."
-            )
-        if max(sizes, default=0) > self.room.block:
-            raise OutOfRoom(
-                f"a picture needs {max(sizes)} patches, a block has {self.room.block}."
             )
         return min(ask.max_new_tokens or self.actor.max_new_tokens, left)
 

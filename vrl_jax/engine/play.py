@@ -425,7 +425,7 @@ def _check_models(
         raise ValueError(
             f"sample {sample.id} asks the model {missing[0]!r}, and there is only "
             f"{', '.join(map(repr, sorted(desks)))}: name its actor, "
-            f"models={{{missing[0]!r}: actor}}."
+            f"models={{{missing[0]!r}: actor}}; `vrl-jax eval` has the policy alone."
         )
 
 

@@ -19,11 +19,13 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from vrl_jax.engine.actor import Actor
-from vrl_jax.evals.held_out import Answered, in_passes
+from vrl_jax.evals.held_out import Answered, GroupAct, in_passes
+from vrl_jax.programs.single_turn import single_turn
 from vrl_jax.rewards.parse import final_answer
 from vrl_jax.training import processes
 from vrl_jax.training.files import append_line, write_json, write_lines
 from vrl_jax.training.progress import progress_bar
+from vrl_jax.training.rollouts import noted, turns_of
 from vrl_jax.types import ImageRef, Sample
 
 Row = dict[str, Any]
@@ -53,10 +55,12 @@ def predict(
     each: int,
     greedy: bool,
     size: int | None = None,
+    act: GroupAct = single_turn,
 ) -> list[Row]:
     """The rows of `each` response to every sample, as `predictions.jsonl` holds them.
 
-    `size` samples are asked at a time, and written down before the next are.
+    `size` samples are asked at a time, and written down before the next are. `act` is
+    how, as `held_out.in_passes` takes it: `programs.acting.measured` of any program.
 
     Raises `ValueError` where the folder holds an evaluation with another manifest.
     """
@@ -67,7 +71,7 @@ def predict(
     known = {line["id"] for line in rows}
     left = [sample for sample in samples if sample.id not in known]
     with progress_bar("evaluation", len(samples), len(samples) - len(left)) as show:
-        how = {"greedy": greedy, "each": each, "size": size}
+        how = {"greedy": greedy, "each": each, "size": size, "act": act}
         for groups in in_passes(actor, left, key, **how) if left else ():
             new = [row(one, number) for g in groups for number, one in enumerate(g)]
             for line in new:
@@ -121,8 +125,12 @@ def row(one: Answered, number: int) -> Row:
 
     `correct` is the reward's part `accuracy` or, without one, the reward.
     `prediction` is `parse.final_answer`, None where the response names no answer.
+    `turns` are those of an episode of several, and what was said between them, as
+    `training.rollouts` writes them; `facts` what the program noted, if it noted any.
     """
     episode, scores = one
+    facts = noted(episode.facts)
+    facts.pop("asks", None)  # the engine's own, of single turns too
     sample = episode.sample
     known = {name: None if math.isnan(x) else x for name, x in scores.items()}
     return {
@@ -132,6 +140,7 @@ def row(one: Answered, number: int) -> Row:
         "images": [image_name(image) for image in sample.images],
         "prompt": sample.question,
         "response": episode.text,
+        **turns_of(episode, image_name),
         "finished": episode.finished,
         "prediction": final_answer(episode.text),
         "answer": sample.answer,
@@ -140,6 +149,7 @@ def row(one: Answered, number: int) -> Row:
             "scores": known,
             "tokens": sum(len(turn.tokens) for turn in episode.turns if turn.chosen),
             "image_sizes": [size._asdict() for size in episode.image_sizes],
+            **({"facts": facts} if facts else {}),
         },
     }
 
@@ -160,7 +170,9 @@ def summary(rows: Sequence[Row]) -> dict[str, Any]:
     https://arxiv.org/abs/2107.03374; `maj@k` whether the most frequent prediction, the
     first of several, is right. `unread` is the share that names no answer, and so has
     no prediction, which some rewards do not ask for; `cut_off` that which reached no
-    end. What cannot be told is None.
+    end. `fact/<name>` is the mean of a number that a program noted; an episode without
+    it counts as 0, one that does not know it does not count. What cannot be told is
+    None.
     """
     groups: dict[str, list[Row]] = {}
     for line in rows:
@@ -196,8 +208,12 @@ def _summary(rows: Sequence[Row]) -> dict[str, Any]:
     }
     for name in dict.fromkeys(name for line in rows for name in line["meta"]["scores"]):
         values = [line["meta"]["scores"].get(name) for line in rows]
-        told = [value for value in values if value is not None]
-        found[f"score/{name}"] = float(np.mean(told)) if told else None
+        found[f"score/{name}"] = _mean(x for x in values if x is not None)
+    facts = [line["meta"].get("facts", {}) for line in rows]
+    numbers = {k for one in facts for k, x in one.items() if isinstance(x, int | float)}
+    for name in sorted(numbers):
+        values = [one.get(name, 0) for one in facts]
+        found[f"fact/{name}"] = _mean(x for x in values if isinstance(x, int | float))
     if each > 1 and scored:
         found[f"mean@{each}"] = found["accuracy"]
         whole = [group for group in scored if len(group) == each]

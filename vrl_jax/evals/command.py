@@ -1,6 +1,7 @@
 """`vrl-jax eval`: a model's folder on a file of rows, every answer written down."""
 
 import dataclasses
+import functools
 import hashlib
 import importlib.metadata
 import json as json_text
@@ -10,12 +11,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from vrl_jax.engine.desk import Limits
 from vrl_jax.engine.pretrained import load_actor, load_processor
 from vrl_jax.engine.processing import fitting
 from vrl_jax.evals.benchmark import files, predict, summary
-from vrl_jax.evals.held_out import shuffle_images
+from vrl_jax.evals.held_out import GroupAct, shuffle_images
 from vrl_jax.models import hub
 from vrl_jax.models.sharding import parse_mesh
+from vrl_jax.programs.acting import measured
+from vrl_jax.programs.named import named_program
+from vrl_jax.programs.single_turn import single_turn
 from vrl_jax.rewards.named import named_reward
 from vrl_jax.training import processes
 from vrl_jax.training.data import asked, evenly, files_of, read_samples
@@ -42,6 +47,9 @@ def evaluate(
     top_p: float = 1.0,
     top_k: int = 0,
     response_tokens: int = 2048,
+    program: str | None = None,
+    row_tokens: int | None = None,
+    pictures: int = 0,
     longest_prompt: int = 8192,
     min_pixels: int | None = None,
     max_pixels: int | None = None,
@@ -79,7 +87,15 @@ def evaluate(
         temperature: 0 takes the likeliest token, and is the same for all responses.
         top_p: the likeliest tokens of this much probability; 1: all.
         top_k: so many of the likeliest tokens; 0: all.
-        response_tokens: most tokens of a response.
+        response_tokens: most tokens of a response, with a program of each of its turns.
+        program: how questions are answered, path.py:function or
+            package.module:function such as vrl_jax.programs.tool_turns:tool_turns, a
+            generator as in training that asks the policy alone; by default in a
+            single turn.
+        row_tokens: with a program, most tokens of the answers of one conversation with
+            what is said between them; by default --response-tokens.
+        pictures: with a program, how many it may show besides the row's, none larger
+            than the largest of the rows.
         longest_prompt: tokens of a prompt, pictures included; longer rows are left out
             and reported.
         min_pixels: smallest area of a picture, smaller ones are enlarged; by default
@@ -101,6 +117,7 @@ def evaluate(
     """
     processes.start()
     _check(each, temperature, dtype)
+    act, told = _playing(program, row_tokens, pictures)
     if table is not None and data.suffix != ".tsv":
         raise ValueError(f"--table is for a benchmark's TSV, and --data is {data}.")
     folder = hub.local(model)
@@ -172,6 +189,7 @@ def evaluate(
             "top_p": top_p,
             "top_k": top_k,
             "response_tokens": response_tokens,
+            **told,
             "longest_prompt": longest_prompt,
             "pixel_bounds": list(read.processor.front_end.pixel_bounds),
             "shuffled": shuffled,
@@ -187,6 +205,7 @@ def evaluate(
             each=each,
             greedy=temperature == 0,
             size=prompts,
+            act=act,
         )
     found = {
         **summary(predictions),
@@ -202,6 +221,29 @@ def evaluate(
         else:
             print("\n".join([*dropped[:3], page(found, out)]))
     return 0
+
+
+def _playing(
+    program: str | None, row_tokens: int | None, pictures: int
+) -> tuple[GroupAct, dict[str, Any]]:
+    """How questions are answered, and what the manifest says of it."""
+    limits = Limits(row_tokens=row_tokens, pictures=pictures)
+    told = {"row_tokens": row_tokens, "pictures": pictures}
+    if (row_tokens is not None and row_tokens < 1) or pictures < 0:
+        raise ValueError(
+            "--row-tokens is at least 1 and --pictures at least 0, got "
+            f"{row_tokens} and {pictures}."
+        )
+    if program is None:
+        if limits != Limits():
+            raise ValueError(
+                "--row-tokens and --pictures bound what a --program says and shows: "
+                f"without one there are single turns, got {row_tokens} and {pictures}."
+            )
+        return single_turn, {}
+    function, file = named_program(program)
+    act = functools.partial(measured, program=function, limits=limits)
+    return act, {"program": program, "program_file": _digests(file), **told}
 
 
 def _digests(path: Path) -> dict[str, str]:
@@ -248,11 +290,28 @@ def page(found: dict[str, Any], out: Path) -> str:
         f"that can be read, {found['unscored']} unscored; {found['not_asked']} rows "
         f"not asked, {found['bad_rows']} of the file unusable",
         f"{found['tokens']:.0f} tokens a response",
+        *_ended(found),
         f"predictions          {files(out).predictions}",
     ]
     if found["accuracy"] is None:
         lines.append("no response was scored: look for the reward's error above")
     return "\n".join(lines)
+
+
+def _ended(found: dict[str, Any]) -> list[str]:
+    """How many episodes ended early, and why, if any did."""
+    reasons = {
+        name.removeprefix("fact/ended/"): round(share * found["responses"])
+        for name, share in found.items()
+        if name.startswith("fact/ended/") and share
+    }
+    if not reasons:
+        return []
+    told = ", ".join(f"{count} for {reason}" for reason, count in reasons.items())
+    return [
+        f"ended early          {told}, of {found['responses']} episodes; where it was "
+        "for want of room, raise --row-tokens or --pictures"
+    ]
 
 
 def _shown(value: float | None) -> str:

@@ -3,17 +3,18 @@
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Array, Key
 
 from vrl_jax.engine.actor import Actor
 from vrl_jax.programs.single_turn import single_turn
-from vrl_jax.types import Episode, Rollout, Sample
+from vrl_jax.types import Episode, Sample
 
-GroupAct = Callable[..., Rollout]
-"""act(actor, batches, key, group_size=): how questions are answered, as in a recipe."""
+GroupAct = Callable[..., Any]
+"""act(actor, batches, key, group_size=): how questions are answered, as in a recipe, or
+as by `programs.acting.measured`; nobody reads what it gives."""
 
 BOOKS = ("overall", "accuracy", "unscored", "errors")
 """Scores that have a name of their own in `measurements`."""
@@ -56,9 +57,9 @@ def in_passes(
     """The same, `size` samples at a time, by default `prompts_per_pass`.
 
     `act` plays one batch, a group a sample, and tells the actor's `observe` of each, as
-    `programs.acting.act` does with any program; a frozen model that it asks draws as
-    its own actor says. A pass ends when its longest
-    episode does: more at a time idle fewer slots.
+    `programs.acting.measured` does with any program; a frozen model that it asks draws
+    as its own actor says. A pass ends when its longest episode does: more at a time
+    idle fewer slots.
     """
     actor = dataclasses.replace(actor, top_k=1) if greedy else actor
     size = min(size or actor.prompts_per_pass, len(samples))

@@ -34,7 +34,26 @@ def act(
 ) -> Rollout:
     """G episodes of the program for each sample of the next batch, with rewards.
 
-    `rows` is how many conversations with the policy an episode may have. The rewards of
+    `rows` is how many conversations with the policy an episode may have.
+    """
+    told = {"program": program, "models": models, "limits": limits}
+    groups, scores = measured(actor, batches, key, group_size=group_size, **told)
+    return as_rollout(actor, groups, scores, rows=rows, limits=limits)
+
+
+def measured(
+    actor: Actor,
+    batches: Iterator[Sequence[Sample]],
+    key: Key[Array, ""],
+    *,
+    program: Program,
+    group_size: int,
+    models: Mapping[str, Actor] | None = None,
+    limits: Limits | None = None,
+) -> tuple[list[list[Played]], Scores]:
+    """What `act` plays and scores, without the arrays that training reads.
+
+    So there may be any number of conversations, or no answer at all. The rewards of
     a group are computed as soon as its last episode has ended, while the device writes
     others: a slow verifier costs only what it takes beyond the sampling.
     """
@@ -51,8 +70,7 @@ def act(
             ended=scoring.take,
             meanwhile=scoring.work,
         )
-        scores = scoring.results()
-    return as_rollout(actor, groups, scores, rows=rows, limits=limits)
+        return groups, scoring.results()
 
 
 def played(

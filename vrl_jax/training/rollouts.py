@@ -3,7 +3,7 @@
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,17 @@ def write_rollouts(
 
 def _several(episode: Episode, target: Path) -> dict[str, Any]:
     """The turns and what was noted of the whole, of an episode of more than one."""
+    turns = turns_of(episode, lambda image: _kept(image, target))
+    facts = noted(episode.facts).items()
+    known = {name: fact for name, fact in facts if fact is not None}
+    return {**turns, **({"facts": known} if turns and known else {})}
+
+
+def turns_of(episode: Episode, name: Callable[[ImageRef], str]) -> dict[str, Any]:
+    """`turns` of an episode of more than one, with what was said between them.
+
+    `name` is that of a picture.
+    """
     turns = list(_with_told(episode.turns))
     if len(turns) < 2:
         return {}
@@ -61,14 +72,12 @@ def _several(episode: Episode, target: Path) -> dict[str, Any]:
         {
             "text": turn.text,
             "chosen": turn.chosen,
-            "images": [_kept(image, target) for image in turn.images],
-            **({"facts": _noted(turn.facts)} if turn.facts else {}),
+            "images": [name(image) for image in turn.images],
+            **({"facts": noted(turn.facts)} if turn.facts else {}),
         }
         for turn in turns
     ]
-    facts = _noted(episode.facts).items()
-    known = {name: fact for name, fact in facts if fact == fact}
-    return {"turns": written, **({"facts": known} if known else {})}
+    return {"turns": written}
 
 
 def _with_told(turns: Sequence[Turn]) -> Iterator[Turn]:
@@ -80,13 +89,18 @@ def _with_told(turns: Sequence[Turn]) -> Iterator[Turn]:
         yield turn
 
 
-def _noted(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Numpy's numbers and arrays as plain ones; what JSON lacks, in Python's words."""
+def noted(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Numpy's numbers and arrays as plain ones; what JSON lacks, in Python's words.
+
+    None is what is not finite.
+    """
 
     def shown(value: Any) -> Any:
         return value.tolist() if hasattr(value, "tolist") else repr(value)
 
-    return json.loads(json.dumps(dict(facts), default=shown))
+    return json.loads(
+        json.dumps(dict(facts), default=shown), parse_constant=lambda name: None
+    )
 
 
 def _number(value: float) -> float | None:
