@@ -39,7 +39,7 @@ from vrl_jax.models.families import family_of
 from vrl_jax.models.policy import Params
 from vrl_jax.models.remat import REMATS
 from vrl_jax.models.trained import Trains, also, critic
-from vrl_jax.programs.acting import act
+from vrl_jax.programs.acting import measured
 from vrl_jax.programs.single_turn import single_turn
 from vrl_jax.report.page import write_report
 from vrl_jax.rewards.combine import Reward
@@ -247,7 +247,7 @@ def _finetune(
 
     asks = single_turn
     if program:
-        asks = functools.partial(act, program=program, limits=limits)
+        asks = functools.partial(measured, program=program, limits=limits)
     actor = train(
         [stage],
         begun.pop(),  # so that its memory is the training's

@@ -61,7 +61,8 @@ def shown(tmp_path_factory):
 
 def ended(model, data, *flags):
     """The exit code of `vrl-jax eval`."""
-    command = ["eval", "--model", model, "--data", data, "--reward", "exact", *flags]
+    reward = () if "--reward" in flags else ("--reward", "exact")
+    command = ["eval", "--model", model, "--data", data, *reward, *flags]
     with pytest.raises(SystemExit) as end:
         cli.main([*map(str, command)])
     return end.value.code
@@ -94,6 +95,21 @@ def test_a_program_of_one_s_own_is_asked_and_its_turns_written(looked):
     assert manifest["program"].endswith("looking.py:look_twice")
     assert list(manifest["program_file"]) == ["looking.py"]
     assert (manifest["row_tokens"], manifest["pictures"]) == (64, 1)
+
+
+def test_a_system_message_is_said_and_another_refused(model, shown, capsys):
+    """A reward of one's own sees the whole prompt."""
+    reward = shown / "told.py"
+    reward.write_text(
+        "def told(episodes):\n"
+        "    return [float('system\\nLook!<|im_end|>' in e.prompt) for e in episodes]\n"
+    )
+    out, rows = shown / "system", ("--rows", 1, "--response-tokens", 2, "--json")
+    flags = ("--out", out, "--reward", f"{reward}:told", *rows, "--system")
+    assert ended(model, shown / "rows.jsonl", *flags, "Look!") == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["accuracy"] == 1
+    assert ended(model, shown / "rows.jsonl", *flags, "Look?") == 2
+    assert "system was 'Look!' and is 'Look?'" in capsys.readouterr().err
 
 
 def test_a_program_goes_on_where_its_evaluation_was_cut(model, shown, looked):

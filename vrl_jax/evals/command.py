@@ -40,6 +40,7 @@ def evaluate(
     frame: str | None = None,
     gold_frame: str = "original",
     instruction: str = "",
+    system: str = "",
     images: Path | None = None,
     rows: int | None = None,
     each: int = 1,
@@ -81,6 +82,8 @@ def evaluate(
             original or resized (pixels), norm1000 or norm1.
         gold_frame: unit of boxes in the rows' answers.
         instruction: words under each question: those of training.
+        system: system message of rows that have none: that of training; by default the
+            template's own.
         images: folder at which relative picture paths start; by default the file's.
         rows: how many to use, evenly spread; by default all.
         each: responses to each row: mean@k, pass@k and maj@k are told of several.
@@ -94,8 +97,8 @@ def evaluate(
             single turn.
         row_tokens: with a program, most tokens of the answers of one conversation with
             what is said between them; by default --response-tokens.
-        pictures: with a program, how many it may show besides the row's, none larger
-            than the largest of the rows.
+        pictures: with a program, how many it may show besides the row's: parts of
+            these, or others that are no larger.
         longest_prompt: tokens of a prompt, pictures included; longer rows are left out
             and reported.
         min_pixels: smallest area of a picture, smaller ones are enlarged; by default
@@ -122,7 +125,7 @@ def evaluate(
         raise ValueError(f"--table is for a benchmark's TSV, and --data is {data}.")
     folder = hub.local(model)
     samples, report = read_samples(data, image_root=images)
-    samples = asked(evenly(samples, rows), instruction)
+    samples = asked(evenly(samples, rows), instruction, system)
     frames = {"frame": frame, "gold_frame": gold_frame}
     with (
         named_reward(reward, style=style, **frames) as function,
@@ -138,6 +141,7 @@ def evaluate(
             longest_prompt=longest_prompt,
             min_pixels=min_pixels,
             max_pixels=max_pixels,
+            parts=pictures > 0,
         )
         (fit,) = read.fits
         samples, dropped = fit.samples, list(fit.dropped)
@@ -184,6 +188,7 @@ def evaluate(
             "style": style,
             **frames,
             "instruction": instruction,
+            **({"system": system} if system else {}),
             "each": each,
             "temperature": temperature,
             "top_p": top_p,
