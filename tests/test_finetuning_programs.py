@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import itertools
+import json
 
 import pytest
 
@@ -11,7 +13,10 @@ from vrl_jax.engine.desk import Limits
 from vrl_jax.engine.play import Outcome
 from vrl_jax.engine.processing import question
 from vrl_jax.programs.acting import act
+from vrl_jax.programs.dialogue import dialogue
+from vrl_jax.programs.recital import recited
 from vrl_jax.recipes.grpo import grpo
+from vrl_jax.recipes.sft import sft
 from vrl_jax.training.choices import Choices
 from vrl_jax.training.files import read_lines
 from vrl_jax.worlds.writing import write_parquet
@@ -137,3 +142,69 @@ def test_what_is_not_said_is_the_script_s(tmp_path):
     assert told.instruction == finetuning_flags.INSTRUCTION
     silent = task._replace(instruction="", system="", reward="math")
     assert finetuning_flags.filled(silent, reward="accuracy", system="Look.") == silent
+
+
+@pytest.fixture(scope="module")
+def learnt(files, tmp_path_factory):
+    """A cold start: one conversation with a part, one answer, one that is too long."""
+    model, _ = files
+    folder = tmp_path_factory.mktemp("traces")
+    shown = {"whole": small.samples()[0].images[0], "part": PART}
+    for name, picture in shown.items():
+        (folder / f"{name}.png").write_bytes(picture)
+
+    def said(*texts):
+        return [
+            {"role": role, "content": text}
+            for role, text in zip(itertools.cycle(["user", "assistant"]), texts)
+        ]
+
+    rows = [
+        {
+            "id": "twice",
+            "messages": said("<image>What?", "it", "<image>What is it?", "it is"),
+            "images": ["whole.png", "part.png"],
+        },
+        {
+            "id": "once",
+            "messages": said("<image>What?", "it is it"),
+            "images": ["whole.png"],
+        },
+        {"id": "long", "messages": said("What?", "it", "What? " * 30, "it is")},
+    ]
+    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    out = folder / "run"
+    limits = Limits(row_tokens=24)
+    outcome = finetuning.finetune(
+        lambda anchor: sft(functools.partial(recited, program=dialogue, limits=limits)),
+        name="SFT",
+        claim="It learns by heart.",
+        settings={},
+        model=str(model),
+        rows=finetuning.Rows(folder / "rows.jsonl", folder / "rows.jsonl", "Is it?"),
+        reward=small.even_reward,
+        out=out,
+        seed=0,
+        sizes=SIZES._replace(steps=4, learning_rate=1e-2),
+        choices=CHOICES,
+        recital=dialogue,
+        limits=limits,
+    )
+    return outcome, out
+
+
+def test_conversations_are_learnt_by_heart(learnt):
+    """Both rows at each step: what is learnt grows likelier."""
+    _, out = learnt
+    steps = read_lines(out / "metrics.jsonl")
+    losses = [row["actor/loss"] for row in steps]
+    assert len(losses) == 4 and losses[-1] < 0.7 * losses[0]
+    assert {row["phase"] for row in steps} == {"sft"}
+
+
+def test_what_cannot_be_recited_is_left_out_and_told(learnt):
+    _, out = learnt
+    told = json.loads((out / "data_report.json").read_text())["train"]
+    assert told["used"] == 2
+    (why,) = told["dropped"]["cannot be recited"]
+    assert "sample long ends early, by" in why and "row_tokens" in why

@@ -32,6 +32,7 @@ from vrl_jax.finetuning_flags import (
     learning_rate,
     read_rows,
     tell,
+    tell_more,
 )
 from vrl_jax.models import hub, lora, sharding
 from vrl_jax.models.critic import Critic
@@ -40,12 +41,14 @@ from vrl_jax.models.policy import Params
 from vrl_jax.models.remat import REMATS
 from vrl_jax.models.trained import Trains, also, critic
 from vrl_jax.programs.acting import measured
+from vrl_jax.programs.recital import recitable
 from vrl_jax.programs.single_turn import single_turn
 from vrl_jax.report.page import write_report
 from vrl_jax.rewards.combine import Reward
 from vrl_jax.training import choices as chosen
 from vrl_jax.training import processes
 from vrl_jax.training.choices import Choices
+from vrl_jax.training.data import read_dialogues, read_samples
 from vrl_jax.training.files import read_lines
 from vrl_jax.training.identity import in_words
 from vrl_jax.training.iteration import Recipe
@@ -85,6 +88,7 @@ def finetune(
     critics: Mapping[str, Critic] | None = None,
     critic_learning_rate: float = 1e-5,
     program: Program | None = None,
+    recital: Program | None = None,
     limits: Limits | None = None,
     log: Log = nowhere,
 ) -> Outcome:
@@ -109,11 +113,14 @@ def finetune(
     and not in the exported folder.
 
     Rows are measured by single answers or, where a method takes several turns, by its
-    `program` within its `limits`, which asks no model but the policy.
+    `program` within its `limits`, which asks no model but the policy. Where what is
+    trained on are demonstrations, `recital` is the program that is to recite them; the
+    rows are read by `training.data.read_dialogues`, and those that cannot be recited
+    within the `limits` are left out and told.
     """
     chosen.check(choices)
     check(sizes, choices, kl_weight)
-    if (program is None) != (limits is None):
+    if bool(program or recital) != bool(limits):
         raise ValueError("a program needs its limits, and limits are a program's.")
     if optimizer and choices.moments != Choices().moments:
         raise ValueError(
@@ -137,8 +144,10 @@ def finetune(
         "with_reference": choices.reference != "none",
         **settings,
     }
-    if program:
-        kept |= {"program": in_words(program), **limits._asdict()}
+    programs = {"program": program, "recital": recital}
+    if limits:
+        kept |= {name: in_words(one) for name, one in programs.items() if one}
+        kept |= limits._asdict()
     if critics:
         told = {
             name: [in_words(one.init), in_words(one.values)]
@@ -163,6 +172,7 @@ def finetune(
             critics=critics,
             critic_learning_rate=critic_learning_rate,
             program=program,
+            recital=recital,
             limits=limits,
             log=log,
         )
@@ -184,13 +194,15 @@ def _finetune(
     critics: Mapping[str, Critic] | None,
     critic_learning_rate: float,
     program: Program | None,
+    recital: Program | None,
     limits: Limits | None,
     log: Log,
 ) -> Outcome:
     start = time.monotonic()
     say("1/5 data: every picture is read once, to know the sizes")
     parts = limits is not None and limits.pictures > 0
-    read, reports = read_rows(folder, rows, sizes, parts=parts)
+    reader = read_dialogues if recital else read_samples
+    read, reports = read_rows(folder, rows, sizes, parts=parts, reader=reader)
     training, test = (fit.samples for fit in read.fits)
     tell(out, read, reports)
     say(first_rows(read, training[:3]))
@@ -203,6 +215,10 @@ def _finetune(
     leaves = jax.tree.leaves(begun[0].params)
     count = sum(leaf.size for leaf in leaves)
     say(f"{count / 1e6:,.1f} M parameters, {leaves[0].dtype}; {_devices(choices)}")
+    if recital:
+        told = {"program": recital, "limits": limits}
+        training, dropped = recitable(begun[0], training, **told)
+        tell_more(out, "cannot be recited", dropped)
     spec, key = read.processor.front_end.spec, jax.random.key(seed)
     table = family_of(spec).parameter_table(spec)
     trains = chosen.trains(choices, table, key)
@@ -218,7 +234,7 @@ def _finetune(
     room_for(out, max(need - _written(out), 0))
     del leaves
     stage = Stage(
-        name="rl",
+        name="sft" if recital else "rl",
         recipe=chosen.sampling(choices, recipe(anchor)),
         samples=training,
         steps=sizes.steps,

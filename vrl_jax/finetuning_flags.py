@@ -4,6 +4,7 @@ As flags, and as what `finetuning.finetune` makes of them.
 """
 
 import itertools
+import json
 import math
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -203,14 +204,19 @@ def learning_rate(sizes: Sizes, choices: Choices) -> Rate:
 
 
 def read_rows(
-    folder: Path, rows: Rows, sizes: Sizes, *, parts: bool = False
+    folder: Path,
+    rows: Rows,
+    sizes: Sizes,
+    *,
+    parts: bool = False,
+    reader: Callable = read_samples,
 ) -> tuple[Read, tuple[DataReport, DataReport]]:
     """Samples of both files, with the instruction, and a processor that holds them.
 
-    And `parts` of their pictures, if these will be shown. `ValueError` where the
-    processes have not read the same.
+    And `parts` of their pictures, if these will be shown. `reader` reads the rows to
+    train on. `ValueError` where the processes have not read the same.
     """
-    training, of_training = read_samples(rows.train, image_root=rows.images)
+    training, of_training = reader(rows.train, image_root=rows.images)
     test, of_test = read_samples(rows.test, image_root=rows.images)
     test = evenly(test, sizes.test_rows)
     read = load_processor(
@@ -266,6 +272,18 @@ def tell(out: Path, read: Read, reports: Sequence[DataReport]) -> None:
     longest, patches = room.prompt_tokens[-1], room.block * room.blocks[-1]
     patches //= room.prompts_per_pack
     say(f"sizes for a plan: --prompt-tokens {longest} --patches {patches}")
+    write_json(out / "data_report.json", used)
+
+
+def tell_more(out: Path, reason: str, dropped: Sequence[str]) -> None:
+    """Says, and writes, which more of the training rows are not used."""
+    lines = [f"{len(dropped)} more rows {reason}", *dropped[:3]]
+    say("\n  ".join(lines))
+    if not processes.leads():
+        return
+    used = json.loads((out / "data_report.json").read_text())
+    used["train"]["used"] -= len(dropped)
+    used["train"]["dropped"][reason] = [*dropped]
     write_json(out / "data_report.json", used)
 
 

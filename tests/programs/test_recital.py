@@ -14,7 +14,7 @@ from vrl_jax.engine.play import play
 from vrl_jax.engine.processing import question
 from vrl_jax.engine.rows import as_rollout
 from vrl_jax.programs.demonstrations import demonstrations
-from vrl_jax.programs.recital import recited
+from vrl_jax.programs.recital import recitable, recited
 from vrl_jax.programs.single_turn import answer
 
 from ..fixtures import small
@@ -106,6 +106,22 @@ def test_what_was_played_is_recited_to_the_same_rows():
                     getattr(played, name),
                 )
     assert found > 3
+
+
+def test_what_cannot_be_recited_is_left_out_and_told():
+    """Too few answers, and too long a one."""
+    actor = small.actor()
+    good, few, long, other = saying([" it a", "What", " a"])
+    few = dataclasses.replace(few, annotations={"demonstration": [" it a"]})
+    long = dataclasses.replace(long, annotations={"demonstration": [" it" * 40] * 3})
+    kept, left_out = recitable(actor, [good, few, long, other], **HOW)
+    assert kept == [good, other]
+    assert [row.split("sample ")[1].split()[0] for row in left_out] == [few.id, long.id]
+    assert "is asked for, and there are 1" in left_out[0]
+    assert "may be written" in left_out[1]
+    recited(actor, iter([kept]), KEY, **HOW)
+    with pytest.raises(ValueError, match=r"no demonstration can be recited\. turn 2"):
+        recitable(actor, [few], **HOW)
 
 
 @pytest.mark.parametrize(

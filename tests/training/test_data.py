@@ -581,6 +581,17 @@ def test_instructions_stand_under_the_questions():
     assert asked(small.samples(), "") == [*small.samples()]
 
 
+def test_of_several_questions_the_first_has_the_instruction():
+    row = dataclasses.replace(
+        small.samples()[0],
+        question="<image>A?\n\nB?",
+        annotations={"asks": ["<image>A?", "B?"], "demonstration": ["a", "b"]},
+    )
+    (found,) = asked([row], "Briefly.")
+    assert found.annotations["asks"] == ["<image>A?\n\nBriefly.", "B?"]
+    assert row.annotations["asks"] == ["<image>A?", "B?"]
+
+
 def test_a_system_message_is_that_of_rows_without_one():
     first, second, *_ = small.samples()
     own = {**second.annotations, "system": "Mine."}

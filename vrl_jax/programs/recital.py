@@ -9,6 +9,7 @@ import functools
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key
@@ -46,28 +47,65 @@ def recited(
     temperature is 1. Raises `ValueError`, with the sample, where answers are missing,
     left over, longer than their budget or not allowed, or where an episode ends early.
     """
+    del key  # nothing is drawn
     samples = next(batches)
     if len(samples) % group_size:
         raise ValueError(
             f"{len(samples)} samples are not whole groups of group_size={group_size}."
         )
-    played = play(
-        actor,
-        program,
-        samples,
-        key,
-        models=dict.fromkeys(models, actor),
-        limits=limits,
-        write=functools.partial(_recite, actor),
-    )
-    everyone = [one for (one,) in played]
-    for one in everyone:
-        _check_end(one)
+    everyone = _played(actor, samples, program, models, limits)
     starts = range(0, len(everyone), group_size)
     groups = [everyone[start : start + group_size] for start in starts]
     unscored = [{"overall": float("nan")}] * len(samples)
     rollout = as_rollout(actor, groups, unscored, rows=rows, limits=limits)
     return dataclasses.replace(rollout, temperature=jnp.ones_like(rollout.temperature))
+
+
+def recitable(
+    actor: Actor,
+    samples: Sequence[Sample],
+    *,
+    program: Program,
+    models: Sequence[str] = (),
+    limits: Limits | None = None,
+) -> tuple[list[Sample], list[str]]:
+    """The samples that `recited` takes, and of each other one what it would raise.
+
+    Each is recited once, so that a run meets no surprise. `ValueError` if none is left.
+    """
+    kept, left_out = [], []
+    for sample in samples:
+        try:
+            _played(actor, [sample], program, models, limits)
+        except ValueError as error:
+            left_out.append(str(error))
+        else:
+            kept.append(sample)
+    if not kept:
+        raise ValueError(f"no demonstration can be recited. {' '.join(left_out[:3])}")
+    return kept, left_out
+
+
+def _played(
+    actor: Actor,
+    samples: Sequence[Sample],
+    program: Program,
+    models: Sequence[str],
+    limits: Limits | None,
+) -> list[Played]:
+    """An episode of each, which has said all that its sample says."""
+    groups = play(
+        actor,
+        program,
+        samples,
+        jax.random.key(0),  # nothing is drawn
+        models=dict.fromkeys(models, actor),
+        limits=limits,
+        write=functools.partial(_recite, actor),
+    )
+    for (one,) in groups:
+        _check_end(one)
+    return [one for (one,) in groups]
 
 
 def demonstrated(sample: Sample) -> Sequence[str]:
@@ -123,7 +161,7 @@ def _check_end(played: Played) -> None:
             raise ValueError(
                 f"the demonstration of sample {sample.id} ends early, by "
                 f"{fact.removeprefix('ended/')}: where it has no room, raise the "
-                "limits' row_tokens and blocks; what a program raised is in the log."
+                "limits' row_tokens and pictures; what a program raised is in the log."
             )
     said = len(demonstrated(sample))
     if facts["asks"] != said:

@@ -149,18 +149,21 @@ def asked(
 ) -> list[Sample]:
     """The questions with the instruction under each, and a system message before them.
 
-    A row's own system message stays in its place.
+    A row's own system message stays in its place. Of several questions to a row the
+    first has the instruction.
     """
     before = {"system": system} if system else {}
     under = f"\n\n{instruction}" if instruction else ""
-    return [
-        dataclasses.replace(
-            sample,
-            question=sample.question + under,
-            annotations={**before, **sample.annotations},
-        )
-        for sample in samples
-    ]
+
+    def told(sample: Sample) -> Sample:
+        known = {**before, **sample.annotations}
+        if known.get("asks"):
+            first, *others = known["asks"]
+            known["asks"] = [first + under, *others]
+        question = sample.question + under  # of several all, as long as they are
+        return dataclasses.replace(sample, question=question, annotations=known)
+
+    return [*map(told, samples)]
 
 
 def sample_stream(samples: Sequence[Sample], *, seed: int) -> grain.DatasetIterator:
