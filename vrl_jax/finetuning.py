@@ -18,7 +18,7 @@ from vrl_jax.engine.actor import Actor
 from vrl_jax.engine.pretrained import Read, load_actor
 from vrl_jax.engine.processing import fitting
 from vrl_jax.engine.reference import Anchor
-from vrl_jax.evals import held_out
+from vrl_jax.evals import dependency, held_out
 from vrl_jax.experiment import judged, look, open_run, room_for, say
 from vrl_jax.finetuning_flags import (
     PACE,
@@ -258,7 +258,7 @@ def _finetune(
     say("4/5 which tokens look at the picture")
     shown = [sample for sample in test if sample.images][: sizes.examples]
     if shown:
-        look(actor, shown, out, lambda tokens: [None] * len(tokens), seed=seed)
+        look(actor, shown, out, dependency.unmarked, seed=seed)
     say("5/5 report")
     report = out / "report.html"
     if processes.leads():

@@ -1,9 +1,10 @@
 """What the policy wrote, kept for people to read: JSON lines beside the pictures."""
 
+import functools
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,24 +55,28 @@ def write_rollouts(
 
 def _several(episode: Episode, target: Path) -> dict[str, Any]:
     """The turns and what was noted of the whole, of an episode of more than one."""
-    turns = list(_with_told(episode.turns))
+    turns = list(with_told(episode.turns))
     if len(turns) < 2:
         return {}
     written = [
-        {
-            "text": turn.text,
-            "chosen": turn.chosen,
-            "images": [_kept(image, target) for image in turn.images],
-            **({"facts": _noted(turn.facts)} if turn.facts else {}),
-        }
-        for turn in turns
+        turn_row(turn, functools.partial(_kept, target=target)) for turn in turns
     ]
     facts = _noted(episode.facts).items()
     known = {name: fact for name, fact in facts if fact == fact}
     return {"turns": written, **({"facts": known} if known else {})}
 
 
-def _with_told(turns: Sequence[Turn]) -> Iterator[Turn]:
+def turn_row(turn: Turn, kept: Callable[[ImageRef], str]) -> dict[str, Any]:
+    """A turn as a line has it; `kept` says what stands for a picture."""
+    return {
+        "text": turn.text,
+        "chosen": turn.chosen,
+        "images": [kept(image) for image in turn.images],
+        **({"facts": _noted(turn.facts)} if turn.facts else {}),
+    }
+
+
+def with_told(turns: Sequence[Turn]) -> Iterator[Turn]:
     """Before each turn what it was told, unless the program's own turns tell that."""
     tells = any(not turn.chosen and turn.number is None for turn in turns)
     for turn in turns:
