@@ -19,13 +19,14 @@ from typing import NamedTuple
 import jax
 
 from vrl_jax.engine.desk import Limits
-from vrl_jax.evals import held_out
+from vrl_jax.evals import dependency, held_out
 from vrl_jax.experiment import (
     Outcome,
     before_and_after,
     command_line,
     export_and_report,
     flat,
+    look,
     measured,
     open_run,
     say,
@@ -150,10 +151,18 @@ def main(
         ),
         log=tensorboard(out / "tensorboard"),
     )
-    say("4/4 export and report")
+    say("4/4 which tokens look at the pictures, export and report")
+    looked = look(
+        actor,
+        test[: sizes.examples],
+        out,
+        dependency.unmarked,
+        seed=seed,
+        act=looking,
+    )
     report, policy = export_and_report(actor, out)
     evaluations = read_lines(run_files(out).evaluations)
-    outcome = Outcome(actor, evaluations, {}, report, policy)
+    outcome = Outcome(actor, evaluations, looked, report, policy)
     say(before_and_after(outcome, SHOWN))
     return outcome
 
@@ -177,6 +186,7 @@ class Sizes(NamedTuple):
     cold_start: int = 40
     rl: int = 30
     prompts: int = 32
+    examples: int = 32
 
 
 SMOKE = Sizes(
@@ -188,6 +198,7 @@ SMOKE = Sizes(
     cold_start=2,
     rl=2,
     prompts=8,
+    examples=4,
 )
 
 

@@ -23,13 +23,14 @@ from PIL import Image
 from vrl_jax.engine.actor import Actor
 from vrl_jax.engine.desk import Limits
 from vrl_jax.engine.tools import Tool, run
-from vrl_jax.evals import held_out
+from vrl_jax.evals import dependency, held_out
 from vrl_jax.experiment import (
     Outcome,
     before_and_after,
     command_line,
     export_and_report,
     flat,
+    look,
     measured,
     open_run,
     say,
@@ -129,10 +130,18 @@ def main(
         ),
         log=tensorboard(out / "tensorboard"),
     )
-    say("3/3 export and report")
+    say("3/3 which tokens look at the pictures, export and report")
+    looked = look(
+        actor,
+        test[: sizes.examples],
+        out,
+        dependency.unmarked,
+        seed=seed,
+        act=playing(TOOLS[tools]),
+    )
     report, policy = export_and_report(actor, out)
     evaluations = read_lines(run_files(out).evaluations)
-    outcome = Outcome(actor, evaluations, {}, report, policy)
+    outcome = Outcome(actor, evaluations, looked, report, policy)
     say(before_and_after(outcome, SHOWN))
     return outcome
 
@@ -156,6 +165,7 @@ class Sizes(NamedTuple):
     cold_start: int = 40
     rl: int = 30
     prompts: int = 32
+    examples: int = 32
 
 
 SMOKE = Sizes(
@@ -166,6 +176,7 @@ SMOKE = Sizes(
     cold_start=2,
     rl=2,
     prompts=8,
+    examples=4,
 )
 
 
@@ -184,6 +195,11 @@ TOOLS: Mapping[str, Mapping[str, Tool]] = {
 def program(available: Mapping[str, Tool]) -> functools.partial:
     """A turn with a tool, then the answer."""
     return functools.partial(tool_turns, available=available, syntax=ACTIONS, **AT_MOST)
+
+
+def playing(available: Mapping[str, Tool]) -> held_out.GroupAct:
+    """How questions are answered."""
+    return functools.partial(act, program=program(available), limits=LIMITS)
 
 
 def numbered(count: int, **which: str | int) -> list[Sample]:
@@ -240,10 +256,6 @@ def with_tools_and_denied(
 ) -> dict[str, float]:
     """Held-out means, also with shuffled pictures, and where the tool shows nothing."""
     key = jax.random.key(seed)
-
-    def playing(available: Mapping[str, Tool]) -> held_out.GroupAct:
-        return functools.partial(act, program=program(available), limits=LIMITS)
-
     denied = held_out.answers(actor, samples, key, act=playing(TOOLS["unchanged"]))
     return {
         **held_out.look_and_shuffle(actor, samples, key, act=playing(tools)),

@@ -31,7 +31,7 @@ SIZES = finetuning.Sizes(
     evaluate_every=0,
     test_rows=2,
     checkpoint_every=1,
-    examples=0,
+    examples=2,
     min_pixels=28 * 28,
     max_pixels=20 * 28 * 28,
 )
@@ -61,17 +61,18 @@ def files(tmp_path_factory):
 @pytest.fixture(scope="module")
 def run(files, tmp_path_factory):
     """The run, told what is to change; its folder is `run.out`."""
-    model, rows = files
+    model, file = files
 
-    def run(program=look_again, limits=LIMITS, **changes):
-        play = functools.partial(act, program=program, group_size=2, limits=limits)
+    def run(program=look_again, limits=LIMITS, rows=1, **changes):
+        told = {"program": program, "limits": limits, "rows": rows}
+        play = functools.partial(act, group_size=2, **told)
         return finetuning.finetune(
             lambda anchor: grpo(group_size=2)._replace(act=play),
             name="Twice",
             claim="It looks twice.",
             settings={},
             model=str(model),
-            rows=finetuning.Rows(rows, rows, "", system=SYSTEM),
+            rows=finetuning.Rows(file, file, "", system=SYSTEM),
             reward=small.even_reward,
             out=run.out,
             seed=0,
@@ -111,6 +112,31 @@ def test_a_system_message_is_said_unless_a_row_has_its_own(run, outcome):
     assert f"system\n{SYSTEM}<|im_end|>" in prompts["row-0"]
     assert "system\nWhat is<|im_end|>" in prompts["row-1"]
     assert SYSTEM not in prompts["row-1"]
+
+
+def test_the_report_shades_the_turns_of_whole_conversations(run, outcome):
+    for line in read_lines(run.out / "examples.jsonl"):
+        first, told, second = line["turns"]
+        assert first["tokens"] and second["tokens"] and not told["tokens"]
+        assert told["text"] == "<image>What?" and len(told["images"]) == 1
+    assert outcome.report.read_text().count('class="turn chosen"') >= 4
+
+
+def two_conversations(sample):
+    """What cannot be shaded: another context, which begins again."""
+    first = yield Ask(question(sample))
+    second = yield Ask((user("What?"),), trained=True)
+    return first, second
+
+
+def test_a_run_of_several_conversations_ends_with_a_report(run, tmp_path, capsys):
+    run.out, kept = tmp_path / "run", run.out
+    try:
+        outcome = run(program=two_conversations, rows=2)
+    finally:
+        run.out = kept
+    assert "shades no tokens: an episode has 2 conv" in capsys.readouterr().out
+    assert outcome.report.is_file()
 
 
 @pytest.mark.parametrize(

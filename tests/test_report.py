@@ -291,6 +291,51 @@ def episode(reward, *turns, **others):
     }
 
 
+def test_examples_of_several_turns_shade_what_the_policy_wrote(tmp_path):
+    run = make_run(tmp_path / "run")
+    (first, *_) = (json.loads(x) for x in (run / "examples.jsonl").open())
+    tokens = [token("look", 2.5), token("<|im_end|>", 0.0), token(HOSTILE, 0.1)]
+    told = {"text": f"<image>{HOSTILE}", "chosen": False, "tokens": []}
+    turns = [
+        {"text": "look", "chosen": True, "images": [], "tokens": tokens[:2]},
+        {**told, "images": [picture(8, 8), '" onerror="alert(1)']},
+        {"text": HOSTILE, "chosen": True, "images": [], "tokens": tokens[2:]},
+        {"text": "not measured", "chosen": True, "images": [], "tokens": []},
+    ]
+    write_lines(run / "examples.jsonl", [{**first, "tokens": tokens, "turns": turns}])
+    page = write_report(run).read_text()
+    shown = page.split("<h2>What it sees")[1].split("</section>")[0]
+    found = Elements(shown).found
+    boxes = [
+        attributes["class"]
+        for tag, attributes in found
+        if tag == "div" and (attributes.get("class") or "").split()[:1] == ["turn"]
+    ]
+    assert boxes == ["turn chosen", "turn", "turn chosen", "turn chosen"]
+    shades = [
+        attributes["style"]
+        for tag, attributes in found
+        if tag == "span" and "visual dependency" in (attributes.get("title") or "")
+    ]
+    assert shades == ["--d: 0.5", "--d: 0.0", "--d: 0.1"]  # sqrt(S / 10)
+    assert shown.count("&lt;script&gt;") == 2 and "<script" not in page
+    assert all("onerror" not in attributes for _, attributes in found)
+    sources = [a["src"].split(",")[1] for tag, a in found if tag == "img"]
+    assert sources[:2] == [first["image_png"], picture(8, 8)]
+    assert "trained" not in shown and "not measured" in shown
+    # The last is text as it is told, the others are tokens alone.
+    places = [shown.index(text) for text in (">look<", "&lt;script", "not measured")]
+    assert places == sorted(places)
+
+
+def test_examples_whose_turns_are_damaged_are_told(tmp_path):
+    run = make_run(tmp_path / "run")
+    row = {"question": "?", "answer": "7", "response": "7", "reward": 1.0}
+    write_lines(run / "examples.jsonl", [{**row, "turns": [{"chosen": True}]}])
+    with pytest.raises(ValueError, match=r"examples\.jsonl: the turns of None must"):
+        write_report(run)
+
+
 def conversing(run, *episodes, step=20):
     (run / "rollouts").mkdir(exist_ok=True)
     write_lines(run / "rollouts" / f"rl_{step}.jsonl", episodes)

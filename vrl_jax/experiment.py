@@ -36,6 +36,7 @@ from vrl_jax.models.qwen_vl.parameters import parameter_table
 from vrl_jax.models.qwen_vl.policy import policy as qwen_policy
 from vrl_jax.programs.dynamic_sampling import TooFewGroups
 from vrl_jax.programs.recital import demonstrated
+from vrl_jax.programs.single_turn import single_turn
 from vrl_jax.recipes.sft import sft
 from vrl_jax.report.page import write_report
 from vrl_jax.rewards.boxed import boxed_exact
@@ -384,10 +385,12 @@ def look(
     kinds: dependency.Kinds,
     *,
     seed: int,
+    act: held_out.GroupAct = single_turn,
 ) -> dict[str, Any]:
     """Measures visual dependency on held-out samples, for the report."""
     view = actor.painting(views.blacken_patches)
-    measured = dependency.measure(actor, samples, view, jax.random.key(seed + 1))
+    key = jax.random.key(seed + 1)
+    measured = dependency.measure(actor, samples, view, key, act=act)
     means = dependency.by_kind(actor, measured, kinds)
     write_json(out / "dependency.json", means)
     write_lines(

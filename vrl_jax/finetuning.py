@@ -20,7 +20,7 @@ from vrl_jax.engine.play import Program
 from vrl_jax.engine.pretrained import Read, load_actor
 from vrl_jax.engine.processing import fitting
 from vrl_jax.engine.reference import Anchor
-from vrl_jax.evals import held_out
+from vrl_jax.evals import dependency, held_out
 from vrl_jax.experiment import judged, look, open_run, room_for, say
 from vrl_jax.finetuning_flags import (
     PACE,
@@ -40,7 +40,7 @@ from vrl_jax.models.families import family_of
 from vrl_jax.models.policy import Params
 from vrl_jax.models.remat import REMATS
 from vrl_jax.models.trained import Trains, also, critic
-from vrl_jax.programs.acting import measured
+from vrl_jax.programs.acting import act, measured
 from vrl_jax.programs.recital import recitable
 from vrl_jax.programs.single_turn import single_turn
 from vrl_jax.report.page import write_report
@@ -261,9 +261,12 @@ def _finetune(
             held = chosen.adapters(choices, adapters)
             lora.save(out / "adapters", held, table, base=model)
 
-    asks = single_turn
+    asks = looks = single_turn
     if program:
-        asks = functools.partial(measured, program=program, limits=limits)
+        asks, looks = (
+            functools.partial(play, program=program, limits=limits)
+            for play in (measured, act)
+        )
     actor = train(
         [stage],
         begun.pop(),  # so that its memory is the training's
@@ -297,7 +300,12 @@ def _finetune(
     say("4/5 which tokens look at the picture")
     shown = [sample for sample in test if sample.images][: sizes.examples]
     if shown:
-        look(actor, shown, out, lambda tokens: [None] * len(tokens), seed=seed)
+        try:
+            look(actor, shown, out, dependency.unmarked, seed=seed, act=looks)
+        except ValueError as error:
+            if not program:
+                raise
+            say(f"the report shades no tokens: {error}")  # of several conversations
     say("5/5 report")
     report = out / "report.html"
     if processes.leads():

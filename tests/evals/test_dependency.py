@@ -2,6 +2,7 @@
 
 import base64
 import dataclasses
+import functools
 import itertools
 
 import jax
@@ -11,8 +12,12 @@ import optax
 import pytest
 
 from vrl_jax import perception, views
+from vrl_jax.engine.conversation import Ask, user
+from vrl_jax.engine.desk import Limits
+from vrl_jax.engine.processing import question
 from vrl_jax.evals import dependency, held_out
 from vrl_jax.experiment import tiny_actor
+from vrl_jax.programs.acting import act
 from vrl_jax.programs.single_turn import single_turn
 from vrl_jax.rewards.boxed import boxed_exact
 from vrl_jax.training.iteration import iteration
@@ -20,7 +25,11 @@ from vrl_jax.training.learner import adamw, make_learner
 from vrl_jax.worlds import digits
 
 from ..fixtures import small
+from ..fixtures.talks import SHOWN, look_again
 
+LOOK_AGAIN = functools.partial(
+    act, program=look_again, limits=Limits(row_tokens=64, pictures=1)
+)
 RESPONSES = [r"4 + 9 = \boxed{13}", "7+0=7", "eight"]
 
 
@@ -75,6 +84,7 @@ def test_example_rows_say_what_the_report_shows():
     assert [token["dependency"] for token in first] == list(range(len(ids[0])))
     kinds = [token["kind"] for token in first if token["text"].strip().isdigit()]
     assert kinds == ["seen", "seen", "derived", "derived"]
+    assert not any("turns" in row for row in rows)
 
 
 def test_measure_is_the_mean_of_its_draws():
@@ -102,6 +112,131 @@ def test_measure_is_the_mean_of_its_draws():
     # The sampler's log-prob and the scorer's are equal up to rounding.
     assert measured.dependency[2].max() < 1e-9
     assert measured.dependency[:, 1:].max() < 1e-9
+
+
+def stretches(mask):
+    """The columns of each run of the policy's tokens."""
+    columns = np.flatnonzero(mask)
+    return np.split(columns, np.flatnonzero(np.diff(columns) > 1) + 1)
+
+
+@pytest.fixture(scope="module")
+def conversed():
+    """Three turns each on one picture and on none, of a policy that sees them all."""
+    samples = [small.samples()[row] for row in (0, 2)]
+    measured = dependency.measure(
+        small.actor(),
+        samples,
+        views.blacken_patches,
+        jax.random.key(0),
+        draws=2,
+        act=LOOK_AGAIN,
+    )
+    return measured, samples
+
+
+def test_a_token_depends_on_the_pictures_shown_before_it(conversed):
+    """Also on those between turns, which `add_logprobs` alone leaves as they are."""
+    measured, _ = conversed
+    rollout, scores = measured.rollout, measured.dependency
+    with_picture, without = scores
+    looking = [stretches(mask) for mask in rollout.mask]
+    assert [len(turns) for turns in looking] == [3, 3]
+    assert all((with_picture[columns] > 1e-6).any() for columns in looking[0])
+    first, *later = (without[columns] for columns in looking[1])
+    assert first.max() < 1e-9
+    assert all((turn > 1e-6).any() for turn in later)
+    assert not scores[~rollout.mask].any()
+    seen = small.actor().add_logprobs(
+        rollout, "x", views.blacken_patches, jax.random.key(1)
+    )
+    np.testing.assert_allclose(
+        seen.extra_logprobs["x"][1], rollout.old_logprobs[1], atol=1e-5
+    )
+
+
+def test_by_kind_counts_the_policy_s_own_tokens_of_every_turn(conversed):
+    measured, _ = conversed
+    found = dependency.by_kind(
+        small.actor(), measured, lambda tokens: ["seen"] * len(tokens)
+    )
+    own = measured.dependency[measured.rollout.mask]
+    wanted = {"mean": pytest.approx(own.mean()), "count": own.size}
+    assert found == {"seen": wanted}
+
+
+def test_tokens_that_look_at_no_picture_depend_on_none():
+    """Not on those of the prompt nor on those between turns, whatever is blackened."""
+    looking = small.chain_actor()
+    actor = dataclasses.replace(looking, params={"table": looking.params["table"]})
+    measured = dependency.measure(
+        actor,
+        small.samples(),
+        views.blacken_patches,
+        jax.random.key(0),
+        act=LOOK_AGAIN,
+    )
+    assert (measured.rollout.shown.images.frames > 0).any(axis=1).all()
+    assert [len(stretches(mask)) for mask in measured.rollout.mask] == [3] * 4
+    assert measured.dependency.max() < 1e-9
+
+
+def test_example_rows_of_conversations_have_turns(conversed):
+    measured, samples = conversed
+    rows = dependency.example_rows(
+        small.actor(), samples, measured, dependency.unmarked
+    )
+    for row, sample, mask in zip(rows, samples, measured.rollout.mask, strict=True):
+        said = [(turn["chosen"], turn["images"]) for turn in row["turns"]]
+        told = (False, [base64.b64encode(SHOWN).decode()])
+        assert said == [(True, []), told, (True, []), (False, []), (True, [])]
+        first, shown, second, asked, third = row["turns"]
+        assert (shown["text"], asked["text"]) == ("<image>And now?", "So?")
+        assert shown["tokens"] == asked["tokens"] == []
+        own = [first["tokens"], second["tokens"], third["tokens"]]
+        assert [len(tokens) for tokens in own] == [*map(len, stretches(mask))]
+        assert [*itertools.chain(*own)] == row["tokens"]
+        assert (row["image_png"] is None) == (not sample.images)
+
+
+def test_an_answer_that_is_not_measured_has_no_dependency():
+    """The first is tried only; a frozen model says the last."""
+
+    def program(sample):
+        tried = yield Ask(question(sample), trained=False)
+        said = yield Ask(question(sample))
+        verdict = yield Ask((user("it?"),), model="judge")
+        return tried, said, verdict
+
+    actor = small.chain_actor()
+    playing = functools.partial(act, program=program, models={"judge": actor})
+    samples = small.samples()
+    measured = dependency.measure(
+        actor, samples, views.blacken_patches, jax.random.key(0), act=playing
+    )
+    rows = dependency.example_rows(actor, samples, measured, dependency.unmarked)
+    for row in rows:
+        tried, said, _, verdict = row["turns"]
+        assert tried["chosen"] and tried["tokens"] == []
+        assert said["tokens"] == row["tokens"] != []
+        assert verdict["tokens"] == [] and verdict["facts"] == {"model": "judge"}
+
+
+def test_measure_refuses_several_conversations_an_episode():
+    def two_minds(sample):
+        first = yield Ask(question(sample))
+        second = yield Ask((user("What is it?"),))
+        return first, second
+
+    playing = functools.partial(act, program=two_minds, rows=2)
+    with pytest.raises(ValueError, match=r"one conversation .* rows=2: leave it at 1"):
+        dependency.measure(
+            small.chain_actor(),
+            small.samples(),
+            views.blacken_patches,
+            jax.random.key(0),
+            act=playing,
+        )
 
 
 @pytest.fixture(scope="module")

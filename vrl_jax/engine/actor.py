@@ -112,7 +112,8 @@ class Actor:
 
         Every response is scored under a draw of its own, view(fold_in(key, row), its
         prompt's pictures), whatever the size of a pass, and reads a prompt of its own:
-        a pass takes `prompts_per_pass` of those.
+        a pass takes `prompts_per_pass` of those. Pictures between turns stay as they
+        are.
         """
         scored = self._under(view, _likelihood, rollout, key, rollout.log_kept)
         extra = {**rollout.extra_logprobs, name: scored.logprobs}
@@ -231,11 +232,14 @@ def blind(data: Scored) -> Scored:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def look(view: View, key: Key[Array, ""], prompts: Prompts) -> Images:
-    """One draw of the view for each prompt, shared by its responses."""
-    rows = jnp.arange(prompts.tokens.shape[0])
+def look(view: View, key: Key[Array, ""], seen: Prompts | Shown) -> Images:
+    """One draw of the view for each prompt, shared by its responses.
+
+    Or one for each response, of what it was shown between its turns.
+    """
+    rows = jnp.arange(seen.slots.shape[0])
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, rows)
-    return views.each_prompt(view, keys, prompts.images)
+    return views.each_prompt(view, keys, seen.images)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

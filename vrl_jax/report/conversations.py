@@ -1,10 +1,11 @@
 """Episodes of more than one turn, picked and cut so that a page can show them."""
 
 import base64
+import functools
 import io
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -21,6 +22,9 @@ SIDE = 280
 """Pixels of a picture, each way."""
 LARGEST_PNG = 40_000
 """Bytes of a picture; a larger one is shown as JPEG."""
+
+Load = Callable[[str], Row]
+"""A picture's name, or its data -> what the page needs to show it, or why it cannot."""
 
 _SPECIAL = re.compile(r"(<\|[^|<>]{1,64}\|>|<image>)")
 _ERROR = re.compile(r"(?<!\w)Error: ")
@@ -72,6 +76,7 @@ def _apart(group: Sequence[Row]) -> float:
 
 def _prompt(file: Path, group: Sequence[Row], picked: Sequence[Row]) -> Row:
     first = picked[0]
+    load = functools.partial(_picture, folder=file.parent)
     places = ("best", "worst") if len(picked) > 1 else ("one",)
     return {
         "file": file.name,
@@ -80,20 +85,15 @@ def _prompt(file: Path, group: Sequence[Row], picked: Sequence[Row]) -> Row:
         "id": first["id"],
         "answer": first.get("ground_truth"),
         **_cut(first["prompt"]),
-        **_pictures(first.get("images") or (), file.parent, PICTURES),
+        **_pictures(first.get("images") or (), load, PICTURES),
         "episodes": [
-            {"place": f"{place} of {len(group)}", **_episode(row, file.parent)}
+            {"place": f"{place} of {len(group)}", **_episode(row, load)}
             for place, row in zip(places, picked, strict=True)
         ],
     }
 
 
-def _episode(row: Row, folder: Path) -> Row:
-    """Its turns, with as many pictures as there is room for."""
-    turns, room = [], PICTURES
-    for turn in row["turns"][:TURNS]:
-        turns.append(_turn(turn, folder, room))
-        room -= len(turns[-1]["pictures"])
+def _episode(row: Row, load: Load) -> Row:
     details = dict(row.get("reward_details") or {})
     details.pop("overall", None)
     return {
@@ -101,12 +101,20 @@ def _episode(row: Row, folder: Path) -> Row:
         "details": _named(details),
         "facts": _named(row.get("facts") or {}),
         "cut": not row.get("finished", True),
-        "turns": turns,
-        "turns_left_out": len(row["turns"]) - len(turns),
+        **in_turns(row["turns"], load),
     }
 
 
-def _turn(turn: Row, folder: Path, room: int) -> Row:
+def in_turns(turns: Sequence[Row], load: Load) -> Row:
+    """As many turns, and pictures of theirs, as there is room for."""
+    shown, room = [], PICTURES
+    for turn in turns[:TURNS]:
+        shown.append(_turn(turn, load, room))
+        room -= len(shown[-1]["pictures"])
+    return {"turns": shown, "turns_left_out": len(turns) - len(shown)}
+
+
+def _turn(turn: Row, load: Load, room: int) -> Row:
     facts = dict(turn.get("facts") or {})
     chosen, model = bool(turn.get("chosen")), facts.pop("model", None)
     text = str(turn["text"])
@@ -116,7 +124,7 @@ def _turn(turn: Row, folder: Path, room: int) -> Row:
         "error": not chosen and _ERROR.search(text) is not None,
         "facts": _named(facts),
         **_cut(text),
-        **_pictures(turn.get("images") or (), folder, room),
+        **_pictures(turn.get("images") or (), load, room),
     }
 
 
@@ -134,9 +142,9 @@ def _named(facts: Row) -> str:
     return " · ".join(text[:200] for text in shown)
 
 
-def _pictures(names: Sequence[str], folder: Path, room: int) -> Row:
+def _pictures(names: Sequence[str], load: Load, room: int) -> Row:
     return {
-        "pictures": [_picture(str(name), folder) for name in names[:room]],
+        "pictures": [load(str(name)) for name in names[:room]],
         "pictures_left_out": max(len(names) - room, 0),
     }
 

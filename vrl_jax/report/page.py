@@ -18,7 +18,7 @@ import jinja2
 import numpy as np
 
 from vrl_jax.report import glossary, plots
-from vrl_jax.report.conversations import conversations
+from vrl_jax.report.conversations import conversations, in_turns
 from vrl_jax.report.reading import (
     Row,
     Run,
@@ -175,23 +175,31 @@ def _example(row: Row) -> Row:
         "response": row["response"],
         "reward": row["reward"],
         "right": row["reward"] >= 0.5,
-        "picture": _picture(row.get("image_png")),
+        "picture": _picture(row["image_png"]) if row.get("image_png") else None,
         "tokens": [_token(token) for token in tokens],
+        **_turns(row.get("turns") or []),
     }
 
 
-def _picture(png: str | None) -> Row | None:
-    """The data and a width that shows a small picture's pixels as squares."""
-    if not png:
-        return None
+def _turns(turns: Sequence[Row]) -> Row:
+    """As conversations are shown, and the tokens of what was measured."""
+    shown = in_turns(turns, _picture)
+    for turn, row in zip(shown["turns"], turns, strict=False):
+        turn["tokens"] = [_token(token) for token in row.get("tokens") or []]
+    return shown
+
+
+def _picture(png: str) -> Row:
+    """A data: URI and a width that shows a small picture's pixels as squares."""
+    source = f"data:image/png;base64,{png}"
     try:
         head = base64.b64decode(png[:32])
         (width,) = struct.unpack(">I", head[16:20])
     except (ValueError, struct.error):
-        return {"png": png, "width": PICTURE_WIDTH, "enlarged": False}
+        return {"source": source, "width": PICTURE_WIDTH, "enlarged": False}
     scale = max(1, PICTURE_WIDTH // max(width, 1))
     return {
-        "png": png,
+        "source": source,
         "width": min(width * scale, PICTURE_WIDTH),
         "enlarged": scale > 1,
     }

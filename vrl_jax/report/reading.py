@@ -60,6 +60,7 @@ def read_run(folder: Path) -> Run:
     examples, cut_examples = _read_lines(
         folder / "examples.jsonl", ("question", "answer", "response", "reward")
     )
+    _check_turns(folder / "examples.jsonl", examples)
     rollouts, cut_rollouts = {}, ()
     for file in _newest_rollouts(folder / "rollouts", metrics):
         rollouts[file], cut = _read_lines(file, ("step", "id", "prompt", "reward"))
@@ -98,9 +99,9 @@ def _check_turns(file: Path, rows: Sequence[Row]) -> None:
         )
         if not told or not (reward is None or _is_number(reward)):
             raise ValueError(
-                f"{file}: the turns of {row['id']} must be a list of objects with a "
-                f"text, and its reward a number; got {str(turns)[:80]} and {reward!r}. "
-                "Repair the line or remove it."
+                f"{file}: the turns of {row.get('id')} must be a list of objects with "
+                f"a text, and its reward a number; got {str(turns)[:80]} and "
+                f"{reward!r}. Repair the line or remove it."
             )
 
 

@@ -1,5 +1,6 @@
 """What the policy wrote, kept for people to read: JSON lines beside the pictures."""
 
+import functools
 import hashlib
 import json
 import math
@@ -54,33 +55,29 @@ def write_rollouts(
 
 def _several(episode: Episode, target: Path) -> dict[str, Any]:
     """The turns and what was noted of the whole, of an episode of more than one."""
-    turns = turns_of(episode, lambda image: _kept(image, target))
+    turns = turns_of(episode, functools.partial(_kept, target=target))
     facts = noted(episode.facts).items()
     known = {name: fact for name, fact in facts if fact is not None}
     return {**turns, **({"facts": known} if turns and known else {})}
 
 
-def turns_of(episode: Episode, name: Callable[[ImageRef], str]) -> dict[str, Any]:
-    """`turns` of an episode of more than one, with what was said between them.
-
-    `name` is that of a picture.
-    """
-    turns = list(_with_told(episode.turns))
-    if len(turns) < 2:
-        return {}
-    written = [
-        {
-            "text": turn.text,
-            "chosen": turn.chosen,
-            "images": [name(image) for image in turn.images],
-            **({"facts": noted(turn.facts)} if turn.facts else {}),
-        }
-        for turn in turns
-    ]
-    return {"turns": written}
+def turns_of(episode: Episode, kept: Callable[[ImageRef], str]) -> dict[str, Any]:
+    """`turns` of an episode of more than one, with what was said between them."""
+    turns = list(with_told(episode.turns))
+    return {} if len(turns) < 2 else {"turns": [turn_row(turn, kept) for turn in turns]}
 
 
-def _with_told(turns: Sequence[Turn]) -> Iterator[Turn]:
+def turn_row(turn: Turn, kept: Callable[[ImageRef], str]) -> dict[str, Any]:
+    """A turn as a line has it; `kept` says what stands for a picture."""
+    return {
+        "text": turn.text,
+        "chosen": turn.chosen,
+        "images": [kept(image) for image in turn.images],
+        **({"facts": noted(turn.facts)} if turn.facts else {}),
+    }
+
+
+def with_told(turns: Sequence[Turn]) -> Iterator[Turn]:
     """Before each turn what it was told, unless the program's own turns tell that."""
     tells = any(not turn.chosen and turn.number is None for turn in turns)
     for turn in turns:
