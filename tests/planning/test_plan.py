@@ -13,10 +13,11 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from tests.fixtures import small
+from tests.fixtures import small, talks
 from tests.fixtures.plans import HERE, SIZES, fake, method, request
 from vrl_jax import cli
 from vrl_jax.engine import slots
+from vrl_jax.engine.desk import Limits
 from vrl_jax.models.critic import linear
 from vrl_jax.models.families import family_of
 from vrl_jax.models.parameters import init_params
@@ -26,8 +27,9 @@ from vrl_jax.planning import compiling, hlo
 from vrl_jax.planning.chips import CHIPS, rate, topology
 from vrl_jax.planning.compiling import Request, compiled_here, counted
 from vrl_jax.planning.plan import as_json, bound, page, plan, step_seconds
-from vrl_jax.planning.shapes import Sizes, bytes_of
+from vrl_jax.planning.shapes import Sizes, bytes_of, rollout_of
 from vrl_jax.planning.work import matmul_flops
+from vrl_jax.programs.acting import act
 from vrl_jax.recipes.ppo import ppo
 from vrl_jax.training.choices import Choices
 from vrl_jax.training.learner import adamw, make_learner
@@ -321,6 +323,46 @@ def test_prompts_are_read_beside_the_slots_that_are_written():
     assert found.peaks["prefill"] == held + beside + new
     alone = found._replace(found=(prefill._replace(runs=1),))
     assert alone.peak == held + new
+
+
+def test_pictures_between_turns_are_planned_as_they_are_played():
+    """The tables of a real rollout, and what is read on while slots are written."""
+    actor = small.actor()
+    sizes = Sizes(len(small.samples()), 2, 56, 48, patches=32, pictures=1)
+    rollout = act(
+        actor,
+        iter([small.samples()]),
+        jax.random.key(0),
+        program=talks.look_again,
+        group_size=sizes.group,
+        limits=Limits(row_tokens=sizes.response_tokens, pictures=sizes.pictures),
+    )
+    found = rollout_of(actor.processor.front_end, sizes)
+    for name in ("tokens", "shown"):
+        shapes = jax.tree.map(lambda x: (x.shape, x.dtype), getattr(rollout, name))
+        assert shapes == jax.tree.map(
+            lambda x: (x.shape, x.dtype), getattr(found, name)
+        )
+
+    sizes = SIZES._replace(pictures=2)
+    one = request()._replace(sizes=sizes)
+    with_pictures, without = plan(one), plan(request())
+    more = {one.name: one for one in with_pictures.found}
+    fewer = {one.name: one for one in without.found}
+    assert more["update"].flops > fewer["update"].flops
+    assert more.keys() - fewer.keys() == {"between turns"}
+    between = more["between turns"]
+    programs = compiling.plan_of(one, make_mesh(fsdp=4, tensor=2)).programs
+    _, kept, lengths, prompts = programs["between turns"].arguments
+    responses = sizes.prompts * sizes.group
+    assert between.runs == -(-2 * responses // len(lengths))
+    columns = {x.shape[2] for x in jax.tree.leaves(kept.columns)}
+    assert columns == {sizes.prompt_tokens + sizes.response_tokens}
+    assert prompts.tokens.shape == (len(lengths), sizes.prompt_tokens)
+    held = sum(with_pictures.held.values())
+    beside = sum(with_pictures.caches[x] for x in ("prompts", "slots", "layers"))
+    new = max(between.total, between.arguments) - between.shared
+    assert with_pictures.peaks["between turns"] == held + beside + new
 
 
 def test_what_a_compiler_wrote_before_it_ended_is_read(tmp_path):

@@ -69,6 +69,16 @@ def test_the_report_is_the_analysis_of_memory(tmp_path, monkeypatch, no_cache):
     assert 0 <= total_of(report.read_text()) - counted < 2**16
 
 
+def test_what_is_read_between_turns_on_chips_that_are_not_there():
+    """Memories that go on, and the pictures behind them, compile for a mesh."""
+    sizes = SIZES._replace(pictures=2)
+    names = ("update", "between turns")
+    found = plan(request("v5e:2x2", sizes), compile=compiled_for_tpu, only=names)
+    for one in found.found:
+        assert one.total > one.arguments > one.shared > 0
+    assert "between turns" in page(found)
+
+
 @pytest.mark.parametrize("chips", ["v5e:2x2", "v7x:2x2x1"])
 def test_an_update_for_chips_that_are_not_there(chips):
     found = plan(request(chips, SIZES), compile=compiled_for_tpu, only=("update",))

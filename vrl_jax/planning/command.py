@@ -68,6 +68,7 @@ def plan(
     prompt_tokens: int = 2048,
     response_tokens: int = 2048,
     patches: int = 4096,
+    pictures: int = 0,
     mesh: str = "",
     minibatches: int = 1,
     micro_batches: int = 0,
@@ -96,8 +97,10 @@ def plan(
         prompts: distinct prompts of a step.
         group: responses of each.
         prompt_tokens: of the longest prompt, picture included.
-        response_tokens: of the longest response.
+        response_tokens: of the longest response; of one of several turns, --row-tokens.
         patches: of one prompt's pictures; 4 patches are one token.
+        pictures: that a response is shown between its turns, each as large as those of
+            a prompt together; all are counted as shown to every response.
         mesh: axes as data=1,fsdp=16,tensor=4; by default as few shares of a head as
             the prompts allow, and parameters over at most 32 devices.
         minibatches: updates of a step.
@@ -136,7 +139,7 @@ def plan(
                 f"there is no {name} {value!r}; there are {', '.join(known)}."
             )
     where = parse_topology(topology)
-    sizes = Sizes(prompts, group, prompt_tokens, response_tokens, patches)
+    sizes = Sizes(prompts, group, prompt_tokens, response_tokens, patches, pictures)
     _check(sizes, minibatches)
     choices = usual(where, sizes._replace(prompts=prompts // minibatches))
     if mesh:
@@ -168,8 +171,8 @@ def plan(
 
 
 def _check(sizes: Sizes, minibatches: int) -> None:
-    if min(sizes) < 1 or minibatches < 1:
-        raise ValueError(f"sizes are at least 1, got {sizes}.")
+    if min(sizes._replace(pictures=1)) < 1 or sizes.pictures < 0 or minibatches < 1:
+        raise ValueError(f"sizes are at least 1, pictures at least 0, got {sizes}.")
     if sizes.prompts % minibatches:
         raise ValueError(
             f"{sizes.prompts} prompts do not make {minibatches} equal minibatches."

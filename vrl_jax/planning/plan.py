@@ -87,6 +87,8 @@ class Plan(NamedTuple):
             return sum(self.caches[x] for x in ("prompts", "layers", "spread layers"))
         if one.name == "prefill" and one.runs > 1:
             return self.caches["slots"] + self.caches["layers"]
+        if one.name == "between turns":
+            return sum(self.caches[x] for x in ("prompts", "slots", "layers"))
         return 0
 
 

@@ -18,6 +18,7 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from vrl_jax.engine import slots
 from vrl_jax.engine.actor import Actor
+from vrl_jax.engine.desk import BATCHES
 from vrl_jax.engine.packing import Room
 from vrl_jax.engine.processing import Processor
 from vrl_jax.models.critic import CRITIC, Critic, with_critics
@@ -34,6 +35,7 @@ from vrl_jax.planning.shapes import (
     lying,
     lying_like,
     part,
+    prompts_of,
     rollout_of,
 )
 from vrl_jax.training import choices as chosen
@@ -90,7 +92,7 @@ def programs(
     *,
     critics: Mapping[str, Critic] | None = None,
 ) -> Planned:
-    """Update, scoring, prefill and decode of one step.
+    """Update, scoring, prefill, decode and what is read between turns, of one step.
 
     `recipe` is given the reference's params, or None for a method without one. The
     `critics` that it reads, if any, lie whole on each device.
@@ -159,7 +161,7 @@ def programs(
 
     key = jax.eval_shape(lambda: jax.random.key(0))
     key = lying(key, NamedSharding(mesh, PartitionSpec()))
-    rollout = by_row(rollout_of(spec, front_end, sizes), mesh)
+    rollout = by_row(rollout_of(front_end, sizes), mesh)
     with on(mesh):
         scored = jax.eval_shape(score, params, allowed, reference, rollout, key)
         batch, _ = jax.eval_shape(method.credit, scored)
@@ -176,6 +178,10 @@ def programs(
     with on(mesh):
         read = jax.eval_shape(slots.read, policy, params, some)
     decode = _decode(policy, weights, read, sizes, choices, mesh)
+    between = {}
+    if sizes.pictures:
+        on_from = _read_on(policy, params, read, front_end, sizes, choices, mesh)
+        between = {"between turns": on_from._replace(shared=shared)}
     frozen = bytes_of(learner.fixed)
     scoring = Program(
         jax.jit(score),
@@ -215,6 +221,7 @@ def programs(
                 shared=shared,
             ),
             "decode": decode,
+            **between,
         },
     )
 
@@ -260,22 +267,47 @@ def _gathered(weights: slots.Weights) -> tuple[slots.Weights, dict[str, Program]
     return gathered, {"gather": Program(function, (before,), runs)}
 
 
+def _by_head(cache: Any, mesh: Mesh | AbstractMesh) -> Any:
+    """Memories of slots, as they are spread over rows and heads."""
+
+    def one(x: Any) -> Any:
+        axes = ("batch", "kv_heads", *[None] * (x.ndim - 2))[: x.ndim]
+        return lying(x, NamedSharding(mesh, partition(axes, x.shape, mesh)))
+
+    return jax.tree.map(one, cache)
+
+
+def _read_on(policy, params, read, front_end, sizes, choices, mesh) -> Program:
+    """A picture behind each of some responses, whose memories lie there twice."""
+    responses = sizes.prompts * sizes.group
+    most = min(max(4, min(choices.slots, responses) // 4), choices.per_pass)
+    count = max(size for size in BATCHES if size <= most)
+    columns = sizes.prompt_tokens + sizes.response_tokens
+    with on(mesh):
+        empty = jax.eval_shape(lambda x: slots.empty(x, count, columns), read)
+    kept = _by_head(empty.cache, mesh)
+    prompts = by_row(prompts_of(front_end, sizes, count), mesh)
+    lengths = jax.ShapeDtypeStruct((count,), jnp.int32)
+    lengths = lying(lengths, NamedSharding(mesh, PartitionSpec()))
+    return Program(
+        slots.read_on,
+        (params, kept, lengths, prompts),
+        -(-sizes.pictures * responses // count),
+        (policy,),
+    )
+
+
 def _decode(policy, weights, read, sizes, choices, mesh) -> Program:
     count = min(choices.slots, sizes.prompts * sizes.group)
     columns = sizes.prompt_tokens + sizes.response_tokens
     with on(mesh):
         empty = jax.eval_shape(lambda x: slots.empty(x, count, columns), read)
     everywhere = NamedSharding(mesh, PartitionSpec())
-
-    def column(x: Any) -> Any:
-        axes = ("batch", "kv_heads", *[None] * (x.ndim - 2))[: x.ndim]
-        return lying(x, NamedSharding(mesh, partition(axes, x.shape, mesh)))
-
     rest = dataclasses.replace(empty, cache=(), states=())
     rest = jax.tree.map(lambda x: lying(x, everywhere), rest)
     filled = dataclasses.replace(
         rest,
-        cache=jax.tree.map(column, empty.cache),
+        cache=_by_head(empty.cache, mesh),
         states=by_row(empty.states, mesh),
     )
     vocabulary = weights.head.shape[0]

@@ -7,43 +7,62 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
-from vrl_jax.models.families import Spec
 from vrl_jax.models.sharding import partition
-from vrl_jax.types import Batch, Images, Prompts, Rollout
+from vrl_jax.types import Batch, Images, Prompts, Rollout, Shown
 
 
 class Sizes(NamedTuple):
-    """How large a step is. `patches` are those of one prompt's pictures."""
+    """How large a step is. `patches` are those of one prompt's pictures.
+
+    `pictures` are shown to each response between its turns, each as large as all of the
+    prompt's; `response_tokens` are those of all turns and of what stands between them.
+    """
 
     prompts: int = 128
     group: int = 8
     prompt_tokens: int = 2048
     response_tokens: int = 2048
     patches: int = 4096
+    pictures: int = 0
 
 
-def rollout_of(spec: Spec, front_end: Any, sizes: Sizes) -> Rollout:
+def images_of(front_end: Any, sizes: Sizes, packs: int, blocks: int = 1) -> Images:
+    """Packs of so many blocks, of which each holds the pictures of one prompt."""
+    struct = jax.ShapeDtypeStruct
+    block = -(-sizes.patches // front_end.granularity) * front_end.granularity
+    pack = (packs, blocks * block)
+    return Images(
+        struct((*pack, front_end.patch_values), jnp.float32),
+        struct((*pack, 2), jnp.int32),
+        struct(pack, jnp.int32),
+        struct((*pack, 3), jnp.int32),
+        block=block,
+    )
+
+
+def prompts_of(front_end: Any, sizes: Sizes, count: int) -> Prompts:
+    """So many prompts, each with its pictures."""
+    struct, table = jax.ShapeDtypeStruct, (count, sizes.prompt_tokens)
+    return Prompts(
+        struct(table, jnp.int32),
+        struct(table, bool),
+        struct((*table, 3), jnp.int32),
+        struct(table, jnp.int32),
+        images_of(front_end, sizes, count),
+    )
+
+
+def rollout_of(front_end: Any, sizes: Sizes) -> Rollout:
     """What sampling hands over: every response at its full length."""
     struct = jax.ShapeDtypeStruct
     number, real = jnp.int32, jnp.float32
-    count, length = sizes.prompts, sizes.prompt_tokens
-    rows = (count * sizes.group, sizes.response_tokens)
-    pack = (count, -(-sizes.patches // front_end.granularity) * front_end.granularity)
-    images = Images(
-        struct((*pack, front_end.patch_values), real),
-        struct((*pack, 2), number),
-        struct(pack, number),
-        struct((*pack, 3), number),
-        block=pack[1],
-    )
+    rows = (sizes.prompts * sizes.group, sizes.response_tokens)
+    shown = None
+    if sizes.pictures:  # in the room of a whole context, as `engine.rows` packs them
+        between = images_of(front_end, sizes, rows[0], 1 + sizes.pictures)
+        shown = Shown(struct(rows, number), between)
     return Rollout(
-        prompts=Prompts(
-            struct((count, length), number),
-            struct((count, length), bool),
-            struct((count, length, 3), number),
-            struct((count, length), number),
-            images,
-        ),
+        prompts=prompts_of(front_end, sizes, sizes.prompts),
         tokens=struct(rows, number),
         positions=struct((*rows, 3), number),
         mask=struct(rows, bool),
@@ -53,6 +72,7 @@ def rollout_of(spec: Spec, front_end: Any, sizes: Sizes) -> Rollout:
         rewards=struct(rows[:1], real),
         reward_parts={},
         group=struct(rows[:1], number),
+        shown=shown,
     )
 
 
