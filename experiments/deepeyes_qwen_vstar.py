@@ -10,8 +10,10 @@ Command   python experiments/deepeyes_qwen_vstar.py \
           and for the released rows, which tell of the tool themselves,
           --instruction "" --system ""; for the paper's sizes --prompts 256 --group 16
           --response-tokens 10240 --row-tokens 20480
-Hardware  what `vrl-jax plan --recipe grpo` says of one turn is the least: pictures
-          between turns are not in a plan
+          vrl-jax eval --program vrl_jax.recipes.deepeyes:look_closer --pictures 4
+          measures a policy so, with boxes in pixels of the file as without --frame
+Hardware  what `vrl-jax plan --recipe grpo --pictures 4` says fits, with the sizes that
+          this script tells and --response-tokens for its --row-tokens
 Time      not measured; small policies on a CPU: experiments/README.md
 """
 

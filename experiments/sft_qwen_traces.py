@@ -9,8 +9,8 @@ Command   python experiments/sft_qwen_traces.py \
           --train traces.jsonl --test vstar/test.parquet --prompts 96
           and with --program vrl_jax.recipes.deepeyes:look_closer --pictures 4 it is
           measured with tools; runs/sft_qwen_traces/policy is the --model to go on from
-Hardware  what `vrl-jax plan --recipe grpo --group 1` says fits, with the sizes that
-          this script tells; pictures between turns are not in a plan
+Hardware  what `vrl-jax plan --recipe grpo --group 1 --pictures N` says fits, with the
+          sizes that this script tells and --response-tokens for its --row-tokens
 Time      see the plan; not measured
 """
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from vrl_kernels.linear_head import linear_head
 
-from vrl_jax.engine.decoding import Model, sample
+from vrl_jax.engine.decoding import Model
+from vrl_jax.engine.responses import sample
 from vrl_jax.engine.sampling import draw, must_sort, response_positions, row_keys
 
 from ..fixtures.chain import chain, chain_prompts

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vrl_jax.engine.decoding import Model, row_sizes, sample, window_sizes
+from vrl_jax.engine.decoding import Model, row_sizes, window_sizes
+from vrl_jax.engine.responses import sample
 from vrl_jax.engine.sampling import row_keys
 from vrl_jax.programs.single_turn import single_turn
 

@@ -18,10 +18,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from vrl_jax.engine.decoding import Model, sample
+from vrl_jax.engine.decoding import Model
 from vrl_jax.engine.likelihood import last_hidden
 from vrl_jax.engine.packing import Room, blocks_of, first_fit
 from vrl_jax.engine.processing import Processor, encode, encode_one
+from vrl_jax.engine.responses import sample
 from vrl_jax.models.policy import Params, Policy
 from vrl_jax.models.sharding import on_host
 from vrl_jax.rewards.judge import Message, ReadVerdict, yes_or_no

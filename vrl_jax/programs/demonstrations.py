@@ -9,9 +9,9 @@ from jaxtyping import Array, Key
 
 from vrl_jax.engine.actor import Actor
 from vrl_jax.engine.conversation import ids_of
-from vrl_jax.engine.decoding import Sampled
 from vrl_jax.engine.likelihood import first_positions
 from vrl_jax.engine.processing import Processor, encode
+from vrl_jax.engine.responses import Sampled
 from vrl_jax.engine.sampling import response_positions
 from vrl_jax.programs.groups import as_rollout, beside, response_keys, sample
 from vrl_jax.types import Prompts, Rollout, Sample

@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from vrl_jax.engine import decoding
+from vrl_jax.engine import responses
 from vrl_jax.engine.actor import Actor
-from vrl_jax.engine.decoding import Sampled
 from vrl_jax.engine.processing import Encoded
+from vrl_jax.engine.responses import Sampled
 from vrl_jax.engine.sampling import row_keys
 from vrl_jax.programs.acting import scored
 from vrl_jax.types import Episode, Prompts, Rollout, Sample, Turn
@@ -31,7 +31,7 @@ def response_keys(
 
 def sample(actor: Actor, prompts: Prompts, keys: Key[Array, " B"]) -> Sampled:
     """One response a key, as many for each prompt."""
-    return decoding.sample(
+    return responses.sample(
         actor.model(),
         prompts,
         keys,
