@@ -16,14 +16,17 @@ from transformers import AutoTokenizer
 
 from vrl_jax import experiment
 from vrl_jax.engine.desk import Limits
+from vrl_jax.engine.pretrained import load_actor, load_processor
 from vrl_jax.engine.processing import encode
 from vrl_jax.engine.reference import free
 from vrl_jax.models import hub
 from vrl_jax.models.critic import linear
 from vrl_jax.recipes.ppo import ppo
+from vrl_jax.training.data import read_dialogues
 from vrl_jax.training.files import read_lines
 from vrl_jax.training.identity import method_of
 from vrl_jax.types import Episode, Turn
+from vrl_jax.worlds import charts, tasks
 
 from .fixtures import folders
 
@@ -250,6 +253,36 @@ def test_scripts_for_released_models_hand_over_what_their_flags_say(
     made = getattr(importlib.import_module(f"vrl_jax.recipes.{method}"), method)
     assert method_of(given["recipe"]) == method_of(made(group_size=group))
     assert ("critics" in given) == (method == "ppo")
+
+
+def test_deepeyes_s_conversations_are_what_its_program_asks_for(tmp_path):
+    """As rows of messages that are read, and as what is said to the program's asks."""
+    chart = script("deepeyes_tiny_charts")
+    made = charts.numbered(2, split="train", seed=0)
+    samples = [tasks.number_in_part(sample) for sample in made]
+    file = tmp_path / "traces.jsonl"
+    file.write_text("\n".join(map(json.dumps, chart.conversations(samples))))
+    read, report = read_dialogues(file)
+    assert len(read) == 6 and not report.dropped
+    chart.untrained(tmp_path / "model", samples, seed=0)
+    sizes = {"prompts_per_step": 2, "max_pixels": chart.MAX_PIXELS}
+    loaded = load_processor(tmp_path / "model", samples, read, **sizes).processor
+    actor = load_actor(tmp_path / "model", loaded, None, max_new_tokens=96)
+
+    def recited(samples, program):
+        key, limits = jax.random.key(0), chart.LIMITS
+        told = {"program": program, "limits": limits}
+        return chart.recited(actor, iter([samples]), key, **told)
+
+    rows, both = recited(samples, chart.PROGRAM), recited(read[2::3], chart.dialogue)
+    for name in ("prompts", "tokens", "mask", "positions", "shown"):
+        one, other = getattr(rows, name), getattr(both, name)
+        jax.tree.map(np.testing.assert_array_equal, one, other)
+    # Alone, the second turn sees the part as if it were the chart.
+    alone = recited(read[1::3], chart.dialogue)
+    first = np.asarray(alone.prompts.images.patches).reshape(2, -1)
+    part = np.asarray(rows.shown.images.patches).reshape(2, -1)
+    np.testing.assert_array_equal(first, part[:, : first.shape[1]])
 
 
 def test_deepeyes_hands_over_its_tool_its_words_and_its_room(monkeypatch, tmp_path):

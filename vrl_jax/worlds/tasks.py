@@ -226,6 +226,20 @@ def number_closely(sample: Sample) -> Sample:
     return _with_tools(sample, demonstration)
 
 
+def number_in_part(sample: Sample) -> Sample:
+    """The same chart, for `recipes.deepeyes`: its calls, and answers in tags."""
+    place = sample.annotations["about"]
+    arguments = {"bbox_2d": sample.annotations["feet"][place], "label": "the number"}
+    call = json.dumps({"name": "image_zoom_in_tool", "arguments": arguments})
+    demonstration = [
+        f"<think>bar {place + 1}</think> <tool_call>{call}</tool_call>",
+        f"<think>it can be read</think> <answer>{sample.answer}</answer>",
+    ]
+    asked = f"{sample.question} Call the tool, then answer."
+    annotations = {**sample.annotations, "demonstration": demonstration}
+    return dataclasses.replace(sample, question=asked, annotations=annotations)
+
+
 def _with_tools(sample: Sample, demonstration: Sequence[str]) -> Sample:
     asked = f"{sample.question} Answer in JSON, with a thought and an action of a tool."
     annotations = {**sample.annotations, "demonstration": demonstration}
