@@ -30,6 +30,7 @@ from vrl_jax.planning.plan import as_json, bound, page, plan, step_seconds
 from vrl_jax.planning.shapes import Sizes, bytes_of, rollout_of
 from vrl_jax.planning.work import matmul_flops
 from vrl_jax.programs.acting import act
+from vrl_jax.recipes.grpo import grpo
 from vrl_jax.recipes.ppo import ppo
 from vrl_jax.training.choices import Choices
 from vrl_jax.training.learner import adamw, make_learner
@@ -323,6 +324,13 @@ def test_prompts_are_read_beside_the_slots_that_are_written():
     assert found.peaks["prefill"] == held + beside + new
     alone = found._replace(found=(prefill._replace(runs=1),))
     assert alone.peak == held + new
+
+
+def test_a_method_that_scores_nothing_runs_no_scoring():
+    alone = request()._replace(recipe=lambda reference: grpo(group_size=2))
+    names = [one.name for one in plan(alone).found]
+    assert names == ["update", "prefill", "decode"]
+    assert "scoring" in [one.name for one in plan(request()).found]  # VPPO's
 
 
 def test_pictures_between_turns_are_planned_as_they_are_played():

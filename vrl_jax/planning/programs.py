@@ -189,6 +189,8 @@ def programs(
         1,
         shared=shared + resident,
     )
+    # Scores are only added: where nothing was, nothing is run.
+    adds = jax.tree.structure(scored) != jax.tree.structure(rollout)
     return Planned(
         held={
             "parameters": bytes_of(learner.trained) + frozen,
@@ -211,7 +213,7 @@ def programs(
                 (method.loss,),
                 shared=bytes_of((moving, learner.fixed)),
             ),
-            **({} if scored is rollout else {"scoring": scoring}),
+            **({"scoring": scoring} if adds else {}),
             **gather,
             "prefill": Program(
                 slots.read,
