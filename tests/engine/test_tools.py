@@ -1,11 +1,13 @@
 """Tools: what is cut where, and what a model is told of a bad call."""
 
+import io
 import json
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from vrl_jax.engine import tools
 from vrl_jax.engine.tools import PICTURE_TOOLS, Call, ToolError, calls, crop_box
@@ -169,3 +171,29 @@ def test_a_tool_of_ones_own_may_answer_in_text():
         return f"{len(pictures)} {what}"
 
     assert run("count", {"what": "shapes"}, count=count).text == "1 shapes"
+
+
+def test_a_picture_is_decoded_once_and_each_has_a_copy(monkeypatch):
+    """Of what one tool draws on it another sees nothing, nor of the threads between."""
+    loads, load = [], tools.load_image
+    monkeypatch.setattr(
+        tools, "load_image", lambda *given: loads.append(given) or load(*given)
+    )
+    png = picture(56, 28, seed=12345)
+
+    def blacken(pictures):
+        pictures[0].paste((0, 0, 0), (0, 0, *pictures[0].size))
+        return pictures[0]
+
+    available = {"blacken": blacken, **tools.PICTURE_TOOLS}
+    with ThreadPoolExecutor(4) as threads:
+        blackened = [
+            threads.submit(tools.run, tools.Call("blacken", {}), available, [png])
+            for _ in range(8)
+        ]
+    assert len({one.result().images for one in blackened}) == 1 == len(loads)
+    flipped = tools.run(
+        tools.Call("flip", {"axis": "vertical"}), available, [png]
+    ).images[0]
+    wanted = ImageOps.flip(Image.open(io.BytesIO(png)))
+    assert Image.open(io.BytesIO(flipped)).tobytes() == wanted.tobytes()

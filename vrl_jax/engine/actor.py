@@ -40,13 +40,15 @@ class Actor:
     `stop_ids` or after `max_new_tokens`; `slots` are written at a time. `reward` sees
     one group at a time, in the calling thread or, with `reward_threads`, that many
     groups at once: for rewards that wait for others and may run in threads, such as a
-    judge behind an endpoint. Of several processes each computes its share of the
-    rewards, or all do all with `rewards_everywhere`: for a judge on the mesh, and
-    without threads (a ValueError). `observe` is told of every group that was played,
-    kept or not; rewards see `step` and `total_steps`. Passes without gradient take at
-    most `prompts_per_pass` prompts at a time. `note` says which of the final hidden
-    states are kept beside the tokens: `slots.nothing` of them, or all, `slots.states`.
-    `weights` makes of the params what is read at every token.
+    judge behind an endpoint. With `program_threads` so many programs go on at once,
+    with their tools, else one after the other in the calling thread. Of several
+    processes each computes its share of the rewards, or all do all with
+    `rewards_everywhere`: for a judge on the mesh, and without threads (a ValueError).
+    `observe` is told of every group that was played, kept or not; rewards see `step`
+    and `total_steps`. Passes without gradient take at most `prompts_per_pass` prompts
+    at a time. `note` says which of the final hidden states are kept beside the tokens:
+    `slots.nothing` of them, or all, `slots.states`. `weights` makes of the params what
+    is read at every token.
     """
 
     policy: Policy
@@ -62,6 +64,7 @@ class Actor:
     slots: int = 64
     prompts_per_pass: int = 64
     reward_threads: int = 0
+    program_threads: int = 0
     rewards_everywhere: bool = False
     step: int = 0
     total_steps: int = 0

@@ -1,8 +1,11 @@
 """Where asks wait for a model, and are answered: from conversations to requests."""
 
+import contextlib
 import dataclasses
+import itertools
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from concurrent.futures import Future
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,8 +21,8 @@ from vrl_jax.engine.conversation import (
 )
 from vrl_jax.engine.decoding import Behind, Contexts, Model, Request, Response, Rule
 from vrl_jax.engine.packing import Room, Unpadded, blocks_of, first_fit, packed
-from vrl_jax.engine.processing import Transcript, unpadded
-from vrl_jax.types import Prompts
+from vrl_jax.engine.processing import Transcript, prepare, unpadded
+from vrl_jax.types import ImageRef, Message, Prompts
 
 Write = Callable[[Model, deque[Request], Callable[[], None]], Iterator[list[Response]]]
 """How what is queued is answered: `decoding.decode`, or something like it."""
@@ -93,6 +96,24 @@ class Desk:
     def conversation(self, context: Context) -> Transcript:
         """The context as ids and pictures."""
         return conversation(self.processor, context, self.known)
+
+    def lay_out(self, ask: Ask) -> list[ImageRef]:
+        """Lays out the pictures behind the last turn of the ask, before it is read.
+
+        Those that were laid out by this are given; one that cannot be read is not.
+        """
+        prepared, laid = self.processor.prepared, []
+        new = itertools.takewhile(
+            lambda part: isinstance(part, Message), reversed(ask.context)
+        )
+        for image in dict.fromkeys(image for part in new for image in part.images):
+            if image not in prepared:
+                with contextlib.suppress(ValueError):  # reading it says so
+                    done = Future()
+                    done.set_result(prepare(self.processor, image))
+                    prepared[image] = done
+                    laid.append(image)
+        return laid
 
     def text(self, tokens: Sequence[int]) -> str:
         """The tokens in words. Stop tokens are not shown."""

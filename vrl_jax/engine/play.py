@@ -24,12 +24,14 @@ machine makes their asks differ, and they then wait for each other on the mesh u
 run ends.
 """
 
+import contextlib
 import dataclasses
 import functools
 import itertools
 import logging
 import zlib
-from collections.abc import Callable, Generator, Mapping, Sequence, Set
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence, Set
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
@@ -57,7 +59,7 @@ from vrl_jax.engine.desk import (
 from vrl_jax.engine.processing import Transcript
 from vrl_jax.engine.sampling import row_keys
 from vrl_jax.models.front_end import LaidOut
-from vrl_jax.types import Episode, Message, Sample, Turn
+from vrl_jax.types import Episode, ImageRef, Message, Sample, Turn
 
 Answer = Turn | list[Turn]
 Steps = Generator[Ask | Sequence[Ask], Answer, Any]
@@ -162,23 +164,44 @@ def play(
     ]
     played: dict[int, list[Played]] = {}
 
-    def go_on(episode: _Playing, answer: Answer | None) -> None:
-        episode.go_on(answer, desks)
-        group = groups[episode.number]
-        if all(one.over for one in group):
-            played[episode.number] = [one.played(actor) for one in group]
-            ended(episode.number, played[episode.number])
+    def go_on(heard: Sequence[tuple[_Playing, Answer | None]]) -> None:
+        steps = [begun(one.step, answer, desks) for one, answer in heard]
+        for (episode, _), step in zip(heard, steps, strict=True):
+            episode.go_on(step, desks)
+            group = groups[episode.number]
+            if all(one.over for one in group):
+                played[episode.number] = [one.played(actor) for one in group]
+                ended(episode.number, played[episode.number])
 
-    for episode in itertools.chain(*groups):
-        go_on(episode, None)
-    while any(desk.waiting for desk in desks.values()):
-        for desk in desks.values():
-            for response in desk.run():
-                episode, place = response.request.tag
-                episode.hear(place, response, desk)
-                if len(episode.heard) == len(episode.asked):
-                    go_on(episode, episode.answer())
+    with _at_once(actor.program_threads) as begun:
+        go_on([(episode, None) for episode in itertools.chain(*groups)])
+        while any(desk.waiting for desk in desks.values()):
+            for desk in desks.values():
+                heard = []
+                for response in desk.run():
+                    episode, place = response.request.tag
+                    episode.hear(place, response, desk)
+                    if len(episode.heard) == len(episode.asked):
+                        heard.append((episode, episode.answer()))
+                go_on(heard)
     return [played[number] for number in range(len(groups))]
+
+
+@contextlib.contextmanager
+def _at_once(count: int) -> Iterator[Callable[..., Callable[[], Any]]]:
+    """begun(function, *arguments)() is what the function gives, or raises.
+
+    So many are run at once, in the order in which they are begun; with none, each runs
+    when it is asked for what it gives.
+    """
+    if not count:
+        yield functools.partial
+        return
+    threads = ThreadPoolExecutor(count)
+    try:
+        yield lambda *what: threads.submit(*what).result
+    finally:
+        threads.shutdown(cancel_futures=True)
 
 
 class _Asked(NamedTuple):
@@ -235,13 +258,32 @@ class _Playing:
     heard: dict[int, Said] = dataclasses.field(default_factory=dict)
     said: list[Said] = dataclasses.field(default_factory=list)
     rows: list[_OpenRow] = dataclasses.field(default_factory=list)
+    laid: list[tuple[str, ImageRef]] = dataclasses.field(default_factory=list)
     returned: Any = None
     ended: str = ""
     over: bool = False
 
-    def go_on(self, answer: Answer | None, desks: Mapping[str, Desk]) -> None:
-        """Runs the program to its next ask and hands that in, or ends the episode."""
-        step = functools.partial(self.program.send, answer)
+    def step(self, answer: Answer | None, desks: Mapping[str, Desk]) -> Any:
+        """What the program yields next; what it shows after an answer is laid out.
+
+        It may run beside the steps of other episodes.
+        """
+        yielded = self.program.send(answer)
+        asks = yielded if isinstance(yielded, list | tuple) else (yielded,)
+        for ask in asks if answer is not None else ():
+            if isinstance(ask, Ask) and ask.model in desks:
+                laid = desks[ask.model].lay_out(ask)
+                self.laid += [(ask.model, image) for image in laid]
+        return yielded
+
+    def go_on(self, step: Callable[[], Any], desks: Mapping[str, Desk]) -> None:
+        """Hands in what the step gives, or ends the episode."""
+        self._go_on(step, desks)
+        for name, image in self.laid:  # what nobody read
+            desks[name].processor.prepared.pop(image, None)
+        self.laid = []
+
+    def _go_on(self, step: Callable[[], Any], desks: Mapping[str, Desk]) -> None:
         self.over, refused = True, False
         while True:
             try:

@@ -8,6 +8,8 @@ Boxes are [x1, y1, x2, y2] in pixels of the picture as it came; `target_image` c
 from 1, the pictures of the question first, then those that tools returned.
 """
 
+import dataclasses
+import functools
 import io
 import json
 import math
@@ -103,7 +105,7 @@ def run(
 
     def work() -> None:
         try:
-            pictures = [load_image(image, on_white) for image in images]
+            pictures = [opened(image) for image in images]
             result = tools[call.name](pictures, **call.arguments)
             if isinstance(result, Image.Image):
                 small_enough(*result.size)
@@ -128,6 +130,33 @@ def run(
     if isinstance(result, str):
         return Observation(result)
     return Observation(PLACEHOLDER, (result,))
+
+
+def opened(image: ImageRef) -> Image.Image:
+    """The picture, decoded: a copy, that may be drawn on.
+
+    A few are kept as they were decoded: all episodes of a group look at one, and a
+    large photograph takes longer to decode than to cut.
+    """
+    return _decoded(image).copy()
+
+
+@dataclasses.dataclass(eq=False)
+class _Decoded:
+    """A picture that is decoded once, whoever asks for it first."""
+
+    image: ImageRef
+    lock: threading.Lock = dataclasses.field(default_factory=threading.Lock)
+    picture: Image.Image | None = None
+
+    def copy(self) -> Image.Image:
+        with self.lock:
+            if self.picture is None:
+                self.picture = load_image(self.image, on_white)
+        return self.picture.copy()
+
+
+_decoded = functools.lru_cache(maxsize=8)(_Decoded)
 
 
 def _fault(kind: str, text: str) -> Observation:

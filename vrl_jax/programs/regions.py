@@ -11,7 +11,6 @@ import numpy as np
 from vrl_jax.engine import tools
 from vrl_jax.engine.conversation import Ask, user
 from vrl_jax.engine.play import Outcome, Steps
-from vrl_jax.models.front_end import load_image, on_white
 from vrl_jax.rewards.parse import answer_tag
 from vrl_jax.rewards.parse_boxes import are_numbers, four_numbers
 from vrl_jax.types import Message, Sample
@@ -64,7 +63,7 @@ def cut(sample: Sample, box: Box | None) -> bytes | None:
     """That part of the first picture; None where there is none."""
     if box is None or not sample.images:
         return None
-    picture = load_image(sample.images[0], on_white)
+    picture = tools.opened(sample.images[0])
     pixels = np.round(np.array(box) * np.tile(picture.size, 2), 6)  # whole stay whole
     try:
         return tools.as_png(tools.crop([picture], bbox_2d=pixels.tolist()))

@@ -36,8 +36,7 @@ from vrl_jax.engine.conversation import Ask, user
 from vrl_jax.engine.desk import Limits, OutOfRoom
 from vrl_jax.engine.play import Check, Outcome, Steps
 from vrl_jax.engine.reference import Anchor, free
-from vrl_jax.engine.tools import as_png
-from vrl_jax.models.front_end import load_image, on_white
+from vrl_jax.engine.tools import as_png, opened
 from vrl_jax.programs.acting import act as play
 from vrl_jax.rewards.answers import exact, letter_ergo
 from vrl_jax.rewards.combine import Reward, fact, weighted
@@ -159,7 +158,7 @@ def _upwards(x: float) -> int:
 @functools.lru_cache(maxsize=16)  # a group looks at one picture
 def shrunk(image: ImageRef, tokens: int, side: int) -> bytes:
     """The picture in at most about `tokens` tokens."""
-    return _png(_opened(image), tokens, side)
+    return _png(opened(image), tokens, side)
 
 
 def closer(image: ImageRef, text: str, tokens: int, side: int) -> Look:
@@ -167,7 +166,7 @@ def closer(image: ImageRef, text: str, tokens: int, side: int) -> Look:
 
     The box is in pixels of what `shrunk` shows.
     """
-    picture, box = _opened(image), zoom_box(text)
+    picture, box = opened(image), zoom_box(text)
     if box is not None:
         shown = fitted(picture.width, picture.height, tokens=tokens, side=side)
         cut = in_original(box, shown, picture.size)
@@ -204,11 +203,6 @@ def in_original(box: Box, shown: tuple[int, int], original: tuple[int, int]) -> 
     )
     left, top, right, bottom = scaled
     return left, top, right, bottom
-
-
-@functools.lru_cache(maxsize=4)  # the same, but decoded: one may take 100 MB
-def _opened(image: ImageRef) -> Image.Image:
-    return load_image(image, on_white)
 
 
 def _png(picture: Image.Image, tokens: int, side: int) -> bytes:
