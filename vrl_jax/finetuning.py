@@ -61,10 +61,6 @@ BYTES = 5 * 12
 newest three checkpoints, the best, and the one that is being written."""
 
 
-THREADS = 8
-"""Programs that go on at once, with what their tools do to pictures."""
-
-
 class Outcome(NamedTuple):
     """What a run leaves: the trained actor, its measurements, its files."""
 
@@ -360,7 +356,6 @@ def begin(
         slots=choices.slots,
         prompts_per_pass=choices.per_pass,
         temperature=sizes.temperature,
-        program_threads=THREADS,
     )
 
 

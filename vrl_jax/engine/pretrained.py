@@ -38,6 +38,10 @@ ANY_PICTURE = 2**20
 """Units of patches: more than the largest picture that bounds would let through."""
 
 
+THREADS = 8
+"""Programs that go on at once: what their tools do to photographs takes its time."""
+
+
 class Read(NamedTuple):
     """A processor whose sizes are the samples', and what they are.
 
@@ -186,6 +190,7 @@ def load_actor(
         stop_ids=jnp.array(stop_ids(folder, processor.tokenizer)),
         reward=reward,
         max_new_tokens=max_new_tokens,
+        program_threads=THREADS,
     )
 
 

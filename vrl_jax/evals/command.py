@@ -28,8 +28,6 @@ from vrl_jax.training.files import write_json
 from vrl_jax.training.tsv import write_predictions
 
 DTYPES = ("bfloat16", "float32")
-THREADS = 8
-"""Programs that go on at once, with what their tools do to pictures."""
 
 
 def evaluate(
@@ -175,7 +173,6 @@ def evaluate(
             top_k=top_k,
             prompts_per_pass=per_pass,
             slots=slots,
-            program_threads=THREADS,
         )
         own = ":" in reward
         manifest = {
