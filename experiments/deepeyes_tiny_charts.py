@@ -59,20 +59,20 @@ class Sizes(NamedTuple):
     train: int = 2048
     test: int = 256
     demonstrations: int = 64
-    cold_start: int = 120
-    rl: int = 30
+    cold_start: int = 90
+    rl: int = 40
     prompts: int = 32
     examples: int = 32
 
 
-SMOKE = Sizes(32, 8, 8, 1, 1, 8, 4)
+SMOKE = Sizes(32, 8, 8, 1, 6, 8, 4)
 
 
 def main(
     *,
     out: Path = Path("runs/deepeyes_tiny_charts"),
     seed: int = 0,
-    steps: int = 30,
+    steps: int = 40,
     smoke: bool = False,
 ) -> tuple[Outcome, Outcome]:
     """Write a folder and rows; learn conversations by heart, then by rewards.
@@ -129,7 +129,7 @@ def main(
         model=str(cold.policy),
         rows=Rows(*files),
         out=out / "rl",
-        sizes=_sizes(sizes, steps=sizes.rl, learning_rate=2e-4),
+        sizes=_sizes(sizes, steps=sizes.rl, learning_rate=1e-4, warmup_steps=5),
         choices=CHOICES._replace(minibatches=2),
         **run,
     )
