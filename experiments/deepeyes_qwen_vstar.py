@@ -1,9 +1,9 @@
 r"""DeepEyes on a released Qwen-VL and rows of your own, such as V*'s.
 
 Claim     None of its own yet: no released model was trained with it, what is tested is
-          this script on small ones. The paper's 7B, after 80 steps of 256 prompts,
-          calls its tool less often and better placed than at first; its figures are of
-          pictures of 1000 to 4000 pixels, in which what is asked for is small.
+          this script on small ones. To be expected, as the authors report of theirs:
+          without any label of places, the parts that are asked for come to lie where
+          the answer is, and the tool is called more sparingly.
 Command   python experiments/deepeyes_qwen_vstar.py \
           --model Qwen/Qwen2.5-VL-7B-Instruct \
           --train vstar/train.parquet --test vstar/test.parquet --frame resized
