@@ -752,3 +752,21 @@ def test_a_turn_knows_how_likely_it_was():
     sums = [sum(words.values()) for words in likely.values() if len(words) == 2]
     assert sums
     np.testing.assert_allclose(sums, 1, rtol=1e-5)
+
+
+@pytest.mark.parametrize("block", [0, 32])
+def test_rows_without_pictures_are_read_where_others_or_none_have_some(block):
+    """Their budgets begin with no block at all: a table of no patches is read."""
+    processor = small.actor().processor
+    room = processor.room._replace(block=block, blocks=(0, 1) if block else (0,))
+    sparing = small.actor(processor=dataclasses.replace(processor, room=room))
+    text = small.samples()[2]
+
+    def twice(sample):
+        first = yield Ask(question(sample))
+        return first, (yield Ask((*question(sample), first, user("Which one?"))))
+
+    limits = Limits(row_tokens=48)
+    ((found,),) = play(sparing, twice, [text], KEY, limits=limits)
+    ((known,),) = play(small.actor(), twice, [text], KEY, limits=limits)
+    assert found.episode.turns == known.episode.turns
