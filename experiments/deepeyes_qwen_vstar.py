@@ -11,7 +11,8 @@ Command   python experiments/deepeyes_qwen_vstar.py \
           --instruction "" --system ""; for the paper's sizes --prompts 256 --group 16
           --response-tokens 10240 --row-tokens 20480
           vrl-jax eval --program vrl_jax.recipes.deepeyes:look_closer --pictures 4
-          measures a policy so, with boxes in pixels of the file as without --frame
+          measures a policy so, with boxes in pixels of the file as without --frame,
+          and wants the run's --instruction and --system: its config.json has both
 Hardware  what `vrl-jax plan --recipe grpo --pictures 4` says fits, with the sizes that
           this script tells and --response-tokens for its --row-tokens
 Time      not measured; small policies on a CPU: experiments/README.md
@@ -102,6 +103,11 @@ def main(
     frame = task.frame or "original"
     if frame not in UNITS:
         raise ValueError(f"--frame is one of {', '.join(UNITS)}, got {frame!r}.")
+    if talk.turns < 1 or group < 2:
+        raise ValueError(
+            "--turns is at least 1 and --group, of which rewards are compared, at "
+            f"least 2, got {talk.turns} and {group}."
+        )
     system = tools_message(UNITS[frame])
     task = filled(task, reward="accuracy", instruction=INSTRUCTION, system=system)
     bounds = {"min_pixels": sizes.min_pixels, "max_pixels": sizes.max_pixels}

@@ -312,6 +312,9 @@ def test_deepeyes_hands_over_its_tool_its_words_and_its_room(monkeypatch, tmp_pa
     assert part.size == (56, 56)
     with pytest.raises(ValueError, match="--frame is one of original"):
         tyro.cli(module.main, args=flags.replace("resized", "some").split())
+    for wrong in ("--turns 0", "--group 1"):
+        with pytest.raises(ValueError, match="--turns is at least 1 and --group"):
+            tyro.cli(module.main, args=f"{flags} {wrong}".split())
 
 
 def test_ergo_s_demonstrations_are_what_its_program_asks_for():

@@ -63,7 +63,7 @@ def run(files, tmp_path_factory):
     """The run, told what is to change; its folder is `run.out`."""
     model, file = files
 
-    def run(program=look_again, limits=LIMITS, rows=1, **changes):
+    def run(program=look_again, limits=LIMITS, rows=1, system=SYSTEM, **changes):
         told = {"program": program, "limits": limits, "rows": rows}
         play = functools.partial(act, group_size=2, **told)
         return finetuning.finetune(
@@ -72,7 +72,7 @@ def run(files, tmp_path_factory):
             claim="It looks twice.",
             settings={},
             model=str(model),
-            rows=finetuning.Rows(file, file, "", system=SYSTEM),
+            rows=finetuning.Rows(file, file, "", system=system),
             reward=small.even_reward,
             out=run.out,
             seed=0,
@@ -148,6 +148,8 @@ def test_a_run_of_several_conversations_ends_with_a_report(run, tmp_path, capsys
             {"program": functools.partial(look_again, again="<image>Is it?")},
             "program was .*look_again.* and is .*again='<image>Is it",
         ),
+        ({"program": None, "limits": None}, "program was .*look_again.* and is None"),
+        ({"system": ""}, f"system was '{SYSTEM}' and is None"),
     ],
 )
 def test_a_run_goes_on_with_its_own_program(run, outcome, changes, said):
@@ -159,6 +161,12 @@ def test_a_run_goes_on_with_its_own_program(run, outcome, changes, said):
 def test_a_program_and_its_limits_come_together(run, missing, tmp_path):
     with pytest.raises(ValueError, match="a program needs its limits"):
         run(**{missing: None})
+
+
+@pytest.mark.parametrize("wrong", [{"row_tokens": 0}, {"pictures": -1}])
+def test_limits_that_cannot_be_are_told(run, wrong):
+    with pytest.raises(ValueError, match="--row-tokens is at least 1 and --pictures"):
+        run(limits=LIMITS._replace(**wrong))
 
 
 def test_what_is_not_said_is_the_script_s(tmp_path):

@@ -226,6 +226,19 @@ def test_write_report_says_when_the_effect_is_not_clear(tmp_path):
     assert "answers without looking" in page
 
 
+def test_a_run_without_rewards_is_told_from_its_beginning(tmp_path):
+    """Of demonstrations alone, measured on the way too: no reinforcement learning."""
+    run = make_run(tmp_path / "run")
+    measured = [(0, 0.1), (10, 0.86), (20, 0.87)]
+    write_lines(
+        run / "evaluations.jsonl",
+        [evaluation("sft", "sft", step, share) for step, share in measured],
+    )
+    page = write_report(run).read_text()
+    assert "Training raised the accuracy by 77 points" in page
+    assert "after training" in page and "einforcement learning raised" not in page
+
+
 def test_write_report_of_rewards_that_are_no_shares(tmp_path):
     """Means of 1.7 and -0.5, nothing asked of other pictures: there is no interval."""
     run = make_run(tmp_path / "run")

@@ -1,6 +1,8 @@
 """A run's folder: whose settings it holds, and what a person is shown meanwhile."""
 
 import json
+import shlex
+import sys
 
 import pytest
 
@@ -25,6 +27,13 @@ def test_a_run_that_saved_a_step_keeps_its_settings(tmp_path):
     with pytest.raises(ValueError, match="group was 4 and is 8"):
         open_run(tmp_path, {"group": 8}, "a claim")
     assert held(tmp_path)["group"] == 4
+
+
+def test_the_command_can_be_given_again(tmp_path, monkeypatch):
+    given = ["run.py", "--instruction", "", "--system", "Look at it."]
+    monkeypatch.setattr(sys, "argv", given)
+    open_run(tmp_path, {}, "a claim")
+    assert shlex.split(held(tmp_path)["command"]) == ["python", *given]
 
 
 @pytest.mark.parametrize(

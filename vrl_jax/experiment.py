@@ -9,6 +9,7 @@ import functools
 import json
 import os
 import resource
+import shlex
 import shutil
 import signal
 import sys
@@ -243,7 +244,7 @@ def open_run(out: Path, settings: Mapping[str, Any], claim: str) -> None:
     # Before the first process writes it, all must have looked.
     processes.wait()
     if not file.exists() or changed:
-        command = " ".join(["python", *sys.argv])
+        command = shlex.join(["python", *sys.argv])
         write_json(file, {**settings, "claim": claim, "command": command})
 
 

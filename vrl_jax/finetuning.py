@@ -122,11 +122,18 @@ def finetune(
     check(sizes, choices, kl_weight)
     if bool(program or recital) != bool(limits):
         raise ValueError("a program needs its limits, and limits are a program's.")
+    row_tokens, pictures = (limits or Limits())[:2]
+    if (row_tokens is not None and row_tokens < 1) or pictures < 0:
+        raise ValueError(
+            "--row-tokens is at least 1 and --pictures at least 0, got "
+            f"{row_tokens} and {pictures}."
+        )
     if optimizer and choices.moments != Choices().moments:
         raise ValueError(
             f"--moments {choices.moments} is of AdamW's, and the run has an optimizer "
             "of its own: leave one of them out."
         )
+    programs = {"program": program, "recital": recital}
     kept = {
         "recipe": name,
         "model": model,
@@ -136,15 +143,16 @@ def finetune(
         "images": str(rows.images),
         "seed": seed,
         "kl_weight": kl_weight,
-        **({"system": rows.system} if rows.system else {}),
+        "system": rows.system or None,
         **{name: x for name, x in sizes._asdict().items() if name not in PACE},
         **{name: getattr(choices, name) for name in chosen.KEPT},
         "decay_steps": None if sizes.decay == "constant" else sizes.steps,
         "optimizer": in_words(optimizer) if optimizer else None,
         "with_reference": choices.reference != "none",
+        # None where there is none: what a resumed run leaves out is a change too.
+        **dict.fromkeys(programs),
         **settings,
     }
-    programs = {"program": program, "recital": recital}
     if limits:
         kept |= {name: in_words(one) for name, one in programs.items() if one}
         kept |= limits._asdict()

@@ -825,3 +825,21 @@ def test_what_was_laid_out_ahead_and_is_not_read_is_let_go():
     assert left == [[PART]] and not processor.prepared
     play(actor, once_too_often, row, KEY, limits=ROOM)
     assert len(left) == 1 and not processor.prepared
+
+
+@pytest.mark.parametrize("block", [0, 32])
+def test_rows_without_pictures_are_read_where_others_or_none_have_some(block):
+    """Their budgets begin with no block at all: a table of no patches is read."""
+    processor = small.actor().processor
+    room = processor.room._replace(block=block, blocks=(0, 1) if block else (0,))
+    sparing = small.actor(processor=dataclasses.replace(processor, room=room))
+    text = small.samples()[2]
+
+    def twice(sample):
+        first = yield Ask(question(sample))
+        return first, (yield Ask((*question(sample), first, user("Which one?"))))
+
+    limits = Limits(row_tokens=48)
+    ((found,),) = play(sparing, twice, [text], KEY, limits=limits)
+    ((known,),) = play(small.actor(), twice, [text], KEY, limits=limits)
+    assert found.episode.turns == known.episode.turns

@@ -598,3 +598,27 @@ def test_a_system_message_is_that_of_rows_without_one():
     found = asked([first, dataclasses.replace(second, annotations=own)], "", "Yours.")
     assert [row.annotations["system"] for row in found] == ["Yours.", "Mine."]
     assert found[0].question == first.question
+
+
+@pytest.mark.parametrize("cell", [None, ""])
+def test_an_empty_cell_is_no_system_message(tmp_path, cell):
+    row = {"problem": "What?", "answer": "it", "system": cell}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row))
+    samples, _ = read_samples(tmp_path / "rows.jsonl")
+    (found,) = asked(samples, "", "Yours.")
+    assert found.annotations["system"] == "Yours."
+
+
+@pytest.mark.parametrize("own", ["What?", 3, [1], []])
+def test_a_column_asks_of_another_meaning_stays(own):
+    row = dataclasses.replace(small.samples()[0], annotations={"asks": own})
+    (found,) = asked([row], "Briefly.")
+    assert found.annotations["asks"] == own
+
+
+@pytest.mark.parametrize("role", ["tool", ["tool"], None])
+def test_what_a_tool_says_is_to_be_the_user_s(tmp_path, role):
+    told = [{**turn, "role": role} if n == 2 else turn for n, turn in enumerate(SPOKEN)]
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"messages": told}))
+    with pytest.raises(ValueError, match="tools say between answers is the user's"):
+        read_dialogues(tmp_path / "rows.jsonl")

@@ -236,7 +236,9 @@ class Desk:
 
         def pack() -> Prompts:
             tables = packed(room, self.processor.front_end, rows)
-            return tables if size.blocks else dataclasses.replace(tables, images=None)
+            if size.blocks or not size.columns:  # what is read afresh has a table
+                return tables
+            return dataclasses.replace(tables, images=None)
 
         if not size.columns:
             return Contexts(pack)

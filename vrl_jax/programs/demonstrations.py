@@ -120,7 +120,8 @@ def spelled(
     if len(ids) > most:
         raise ValueError(
             f"{what} has {len(ids)} tokens with its end, and {most} may be written: "
-            "raise max_new_tokens or, of several turns, the limits' row_tokens."
+            "raise max_new_tokens (--response-tokens) or, of several turns, the "
+            "limits' row_tokens (--row-tokens)."
         )
     return ids
 

@@ -161,7 +161,8 @@ def _check_end(played: Played) -> None:
             raise ValueError(
                 f"the demonstration of sample {sample.id} ends early, by "
                 f"{fact.removeprefix('ended/')}: where it has no room, raise the "
-                "limits' row_tokens and pictures; what a program raised is in the log."
+                "limits' row_tokens and pictures (--row-tokens, --pictures); what a "
+                "program raised is in the log."
             )
     said = len(demonstrated(sample))
     if facts["asks"] != said:

@@ -242,7 +242,7 @@ def _paid(episode: Episode, accuracy: float) -> dict[str, float]:
     shown = with_tools and episode.facts.get("images", 0) > 0
     parts = {
         "accuracy": accuracy,
-        "format": -float(not kept),
+        "format": float(kept) - 1,
         "tool": float(shown and accuracy > 0.5),
     }
     weights = (0.8, 0.2, 1.2) if with_tools else (1.2, 0.4, 0.0)

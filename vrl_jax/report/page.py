@@ -120,19 +120,23 @@ def _learning_curve(run: Run) -> str:
 
 
 def _headline(run: Run) -> Row:
-    """Accuracy before and after reinforcement learning, and what to make of it."""
+    """Accuracy before and after training, and what to make of it.
+
+    Of reinforcement learning where there was any, or of all that was learnt.
+    """
     rows = [row for row in run.evaluations if row.get(_ACCURACY) is not None]
     if not rows:
         return {}
-    after = rows[-1]
+    after, rewarded = rows[-1], any(row["phase"] == "rl" for row in rows)
     earlier = itertools.takewhile(
-        lambda row: row["phase"] != "rl" or row["step"] == 0, rows[:-1]
+        lambda row: row["step"] == 0 or (rewarded and row["phase"] != "rl"), rows[:-1]
     )
     before = next(reversed([*earlier]), None)
     shuffled = after.get(_SHUFFLED)
     return {
         "before": before,
         "after": after,
+        "training": "reinforcement learning" if rewarded else "training",
         "accuracy": after[_ACCURACY],
         "gain": before and after[_ACCURACY] - before[_ACCURACY],
         "gain_is_clear": before and _differ(before, after, _ACCURACY, _ACCURACY),

@@ -152,14 +152,15 @@ def asked(
     A row's own system message stays in its place. Of several questions to a row the
     first has the instruction.
     """
-    before = {"system": system} if system else {}
     under = f"\n\n{instruction}" if instruction else ""
 
     def told(sample: Sample) -> Sample:
-        known = {**before, **sample.annotations}
-        if known.get("asks"):
-            first, *others = known["asks"]
-            known["asks"] = [first + under, *others]
+        known = dict(sample.annotations)
+        if system and not known.get("system"):  # a column may be there and empty
+            known["system"] = system
+        match known.get("asks"):
+            case [str(first), *others]:
+                known["asks"] = [first + under, *others]
         question = sample.question + under  # of several all, as long as they are
         return dataclasses.replace(sample, question=question, annotations=known)
 

@@ -60,7 +60,8 @@ def one_turn(exchange: Exchange) -> None:
     if len(exchange.asks) > 1:
         raise Unusable(
             "questions of several turns",
-            f"read_dialogues reads them: {exchange.asks[0][:80]!r}",
+            "one question a row is wanted here, read_dialogues reads several: "
+            f"{exchange.asks[0][:80]!r}",
         )
 
 
@@ -87,9 +88,10 @@ def read_exchange(row: Mapping[str, Any]) -> Exchange:
     turns = [role for role, _ in texts if role != "system"]
     pairs = len(turns) // 2
     if turns not in (["user"], ["user", "assistant"] * max(pairs, 1)):
-        raise Unusable(
-            "messages that do not take turns", ", ".join(str(r) for r, _ in texts)
-        )
+        roles = ", ".join(str(role) for role, _ in texts)
+        other = any(role not in ("user", "assistant") for role in turns)
+        way = "; what tools say between answers is the user's turn" if other else ""
+        raise Unusable("messages that do not take turns", f"{roles}{way}")
     if has(row, "objects") and any(b in text for _, text in texts for b in _BLANKS):
         raise Unusable("blanks to fill", f"{' or '.join(_BLANKS)}, from `objects`")
     system = "\n".join(text for role, text in texts if role == "system")
