@@ -7,12 +7,14 @@ Claim     None of its own yet: no released model was trained with it, what is te
 Command   python experiments/deepeyes_qwen_vstar.py \
           --model Qwen/Qwen2.5-VL-7B-Instruct \
           --train vstar/train.parquet --test vstar/test.parquet --frame resized
-          and for the released rows, which tell of the tool themselves,
-          --instruction "" --system ""; for the paper's sizes --prompts 256 --group 16
-          --response-tokens 10240 --row-tokens 20480
-          vrl-jax eval --program vrl_jax.recipes.deepeyes:look_closer --pictures 4
-          measures a policy so, with boxes in pixels of the file as without --frame,
-          and wants the run's --instruction and --system: its config.json has both
+          and for the released rows, which tell of the tool themselves and whose answers
+          are sentences, --instruction "" --system "" --reward my_judge.py:f; for the
+          paper's sizes --prompts 256 --group 16 --response-tokens 10240
+          --row-tokens 20480. It is measured by vrl-jax eval --pictures 4 with the
+          --instruction and --system that config.json has and --program
+          vrl_jax.recipes.deepeyes:look_closer or, with --frame, my_look.py:look:
+          tools = zoom_tools(load_front_end("runs/deepeyes_qwen_vstar/policy"), resized)
+          look = functools.partial(look_closer, available=tools)
 Hardware  what `vrl-jax plan --recipe grpo --pictures 4` says fits, with the sizes that
           this script tells and --response-tokens for its --row-tokens
 Time      not measured; small policies on a CPU: experiments/README.md
@@ -23,7 +25,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
-from PIL import Image
 from tyro.conf import OmitArgPrefixes
 
 from vrl_jax.engine.desk import Limits
@@ -34,21 +35,17 @@ from vrl_jax.experiment import command_line
 from vrl_jax.finetuning import Outcome, finetune
 from vrl_jax.finetuning_flags import Sizes, Task, filled, paid, reward_of, rows_of
 from vrl_jax.models import hub
-from vrl_jax.models.front_end import FrontEnd
 from vrl_jax.recipes.deepeyes import (
     INSTRUCTION,
-    ZOOM,
-    ZOOM_TOOLS,
     deepeyes,
     deepeyes_reward,
     look_closer,
     tools_message,
-    zoom_in,
+    zoom_tools,
 )
 from vrl_jax.rewards.named import FRAMES
 from vrl_jax.training.choices import Choices
 from vrl_jax.training.iteration import Recipe
-from vrl_jax.types import ImageSize
 
 UNITS: Mapping[str, str] = {
     "original": "pixels of its file",
@@ -111,7 +108,8 @@ def main(
     system = tools_message(UNITS[frame])
     task = filled(task, reward="accuracy", instruction=INSTRUCTION, system=system)
     bounds = {"min_pixels": sizes.min_pixels, "max_pixels": sizes.max_pixels}
-    tools = zoom_tools(load_front_end(hub.local(task.model), **bounds), frame)
+    front_end = load_front_end(hub.local(task.model), **bounds)
+    tools = zoom_tools(front_end, FRAMES[frame])
     limits = Limits(row_tokens=talk.row_tokens, pictures=talk.pictures)
     with reward_of(task) as accuracy:
         return finetune(
@@ -131,16 +129,6 @@ def main(
             program=functools.partial(look_closer, available=tools, turns=talk.turns),
             limits=limits,
         )
-
-
-def zoom_tools(front_end: FrontEnd, frame: str) -> Mapping[str, Tool]:
-    """The recipe's, for boxes in the units that the model counts in."""
-
-    def seen(picture: Image.Image) -> tuple[float, float]:
-        width, height = front_end.resize(picture).size
-        return FRAMES[frame](ImageSize(picture.height, picture.width, height, width))
-
-    return {**ZOOM_TOOLS, ZOOM: functools.partial(zoom_in, seen=seen)}
 
 
 def _method(

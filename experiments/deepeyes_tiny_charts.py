@@ -39,6 +39,7 @@ from vrl_jax.recipes.sft import sft
 from vrl_jax.rewards.answers import exact
 from vrl_jax.rewards.combine import per_response
 from vrl_jax.rewards.parse import answer_tag
+from vrl_jax.training import processes
 from vrl_jax.training.choices import Choices
 from vrl_jax.types import Episode, Sample
 from vrl_jax.worlds import charts, tasks
@@ -94,10 +95,13 @@ def main(
     )
     shown = train[: sizes.demonstrations]
     model, traces = out / "model", out / "traces.jsonl"
-    files = [write_parquet(train, out / "train.parquet")]
-    files.append(write_parquet(test, out / "test.parquet"))
-    traces.write_text("\n".join(map(json.dumps, conversations(shown))))
-    untrained(model, shown, seed=seed)
+    files = (out / "train.parquet", out / "test.parquet")
+    if processes.leads():
+        for samples, file in zip((train, test), files, strict=True):
+            write_parquet(samples, file)
+        traces.write_text("\n".join(map(json.dumps, conversations(shown))))
+        untrained(model, shown, seed=seed)
+    processes.wait()
     run = {
         "reward": deepeyes_reward(per_response(right)),
         "seed": seed,

@@ -70,6 +70,8 @@ def main(
         choices: what is chosen to fit the memory.
     """
     task = filled(task, reward="accuracy", instruction="")
+    if talk.pictures and not talk.program:
+        raise ValueError("--pictures is of a --program; rows bring their own.")
     limits = Limits(row_tokens=talk.row_tokens, pictures=talk.pictures)
     asked = named_program(talk.program)[0] if talk.program else None
     by_heart = functools.partial(recited, program=dialogue, limits=limits)

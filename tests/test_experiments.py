@@ -307,7 +307,7 @@ def test_deepeyes_hands_over_its_tool_its_words_and_its_room(monkeypatch, tmp_pa
     assert rows.system == module.tools_message("pixels")
     assert (settings["reward"], settings["turns"]) == ("accuracy", 3)
     # Boxes count pixels of what the model is shown: 56 x 112 of 112 x 224.
-    tool = given["program"].keywords["available"][module.ZOOM]
+    tool = given["program"].keywords["available"]["image_zoom_in_tool"]
     part = tool([Image.new("RGB", (224, 112))], bbox_2d=[0, 0, 28, 28])
     assert part.size == (56, 56)
     with pytest.raises(ValueError, match="--frame is one of original"):

@@ -122,6 +122,18 @@ def test_the_report_shades_the_turns_of_whole_conversations(run, outcome):
     assert outcome.report.read_text().count('class="turn chosen"') >= 4
 
 
+def test_why_episodes_ended_early_is_told(run, tmp_path, capsys):
+    """Without room for what is shown, a first answer is all."""
+    run.out, kept = tmp_path / "run", run.out
+    try:
+        outcome = run(limits=LIMITS._replace(row_tokens=small.BUDGET))
+    finally:
+        run.out = kept
+    for row in outcome.evaluations:
+        assert row["val/ended/OutOfRoom"] == 1 == row["val/response_length/clip_ratio"]
+    assert "by OutOfRoom        1.000 before, 1.000 after" in capsys.readouterr().out
+
+
 def two_conversations(sample):
     """What cannot be shaded: another context, which begins again."""
     first = yield Ask(question(sample))

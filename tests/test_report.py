@@ -422,6 +422,22 @@ def test_conversations_show_turns_and_pictures_in_order(tmp_path):
     assert "answer: <b>7</b>" in text
 
 
+def test_an_episode_of_one_turn_is_compared_with_those_of_several(tmp_path):
+    """One that called its tool, and one that answered at once: who was paid?"""
+    run = make_run(tmp_path / "run")
+    talked = (turn("CALL"), turn("part", chosen=False), turn("SEEN"))
+    page = conversing(
+        run,
+        episode(0.0, response="AT ONCE"),
+        episode(1.0, *talked),
+        episode(0.5, response="ANOTHER ROW", id="charts/1"),
+    )
+    text = section(page)
+    places = [text.index(x) for x in ("best of 2", "SEEN", "worst of 2", "AT ONCE")]
+    assert places == sorted(places)
+    assert "ANOTHER ROW" not in text  # to which none had several turns
+
+
 def test_conversations_are_text_of_strangers(tmp_path):
     run = make_run(tmp_path / "run")
     hostile = [turn(HOSTILE, f'"{HOSTILE}', chosen=False, model=HOSTILE)]

@@ -226,7 +226,8 @@ def _finetune(
     if recital:
         told = {"program": recital, "limits": limits}
         training, dropped = recitable(begun[0], training, **told)
-        tell_more(out, "cannot be recited", dropped)
+        if dropped:
+            tell_more(out, "cannot be recited", dropped)
     spec, key = read.processor.front_end.spec, jax.random.key(seed)
     table = family_of(spec).parameter_table(spec)
     trains = chosen.trains(choices, table, key)
@@ -376,12 +377,14 @@ def summary(outcome: Outcome, seconds: float) -> str:
         "with shuffled images": "val/accuracy_shuffled_images",
         "responses cut off": "val/response_length/clip_ratio",
     }
+    ended = sorted({name for row in (first, last) for name in row if "/ended/" in name})
+    names |= {f"  by {name.removeprefix('val/ended/')}": name for name in ended}
 
     def shown(value: float | None) -> str:
         return "-" if value is None else f"{value:.3f}"  # nothing was scored
 
     rows = "\n".join(
-        f"{title:21} {shown(first[key])} before, {shown(last[key])} after"
+        f"{title:21} {shown(first.get(key, 0))} before, {shown(last.get(key, 0))} after"
         for title, key in names.items()
     )
     return f"""

@@ -11,6 +11,7 @@ from PIL import Image
 
 from vrl_jax.engine.desk import Limits
 from vrl_jax.engine.tools import Call, ToolError, run
+from vrl_jax.models.qwen_vl.front_end import front_end
 from vrl_jax.programs.recital import recited
 from vrl_jax.recipes.deepeyes import (
     CALLS,
@@ -27,8 +28,10 @@ from vrl_jax.recipes.deepeyes import (
     look_closer,
     tools_message,
     zoom_in,
+    zoom_tools,
 )
 from vrl_jax.rewards.combine import per_response
+from vrl_jax.rewards.grounding import original, resized, thousandths
 from vrl_jax.rewards.parse import answer_tag, last_boxed
 from vrl_jax.types import Episode, Sample, Turn
 
@@ -203,6 +206,19 @@ def test_boxes_may_have_other_units():
         seen=lambda picture: (1000, 1000),
     )
     assert part.size == (200, 150) and part.getpixel((0, 0)) == (200, 150, 0)
+
+
+@pytest.mark.parametrize(
+    ("frame", "box"),
+    [
+        (resized, [0, 0, 28, 28]),  # of 112 x 56 pixels that are shown of 224 x 112
+        (thousandths, [0, 0, 250, 500]),
+        (original, [0, 0, 56, 56]),
+    ],
+)
+def test_tools_for_the_units_of_a_model(frame, box):
+    tool = zoom_tools(front_end(small.spec(), max_pixels=8 * 28**2), frame)[ZOOM]
+    assert tool([picture(224, 112)], bbox_2d=box).size == (56, 56)
 
 
 def test_it_is_the_first_picture_that_is_cut_and_turned():

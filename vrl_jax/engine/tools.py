@@ -150,6 +150,7 @@ class _Decoded:
     picture: Image.Image | None = None
 
     def copy(self) -> Image.Image:
+        """One of its own for each who asks."""
         with self.lock:
             if self.picture is None:
                 self.picture = load_image(self.image, on_white)

@@ -106,7 +106,7 @@ def measurements(answered: Sequence[Sequence[Answered]]) -> dict[str, float]:
     name or, where it has none, the same. `val/<part>_reward` are its other parts, and
     `val/accuracy/<source>` is said where there are several sources. What is unscored is
     in none of them and counted. `val/response_length/clip_ratio` is the share that
-    reached no end.
+    reached no end, `val/ended/<why>` those that a program ended early, if it did.
     """
     flat = [one for group in answered for one in group]
     right = "accuracy" if any("accuracy" in one.scores for one in flat) else "overall"
@@ -119,6 +119,8 @@ def measurements(answered: Sequence[Sequence[Answered]]) -> dict[str, float]:
     for group in answered:
         by_source.setdefault(group[0].episode.sample.source, []).append(group)
     several = by_source if len(by_source) > 1 else {}
+    facts = [one.episode.facts for one in flat]
+    ends = {name for told in facts for name in told if name.startswith("ended/")}
     return {
         "val/reward_score": _mean(answered, "overall"),
         "val/accuracy": _mean(answered, right),
@@ -136,6 +138,10 @@ def measurements(answered: Sequence[Sequence[Answered]]) -> dict[str, float]:
         "val/response_length/clip_ratio": float(
             np.mean([not one.episode.finished for one in flat])
         ),
+        **{
+            f"val/{name}": float(np.mean([bool(told.get(name)) for told in facts]))
+            for name in sorted(ends)
+        },
         "val/count": len(answered),
     }
 

@@ -22,7 +22,7 @@ The code counts the marks of pictures in all that was said, which a policy could
 itself; here counts what a tool gave. It also reads the answer from there, and so from
 the words that come with a picture where the last turn has no tags. All words are ours.
 Boxes are in pixels of the picture as it came, as in the code, which crops it as it came
-whatever the model was shown: `zoom_in` can take other units.
+whatever the model was shown; `zoom_tools` are those for other units.
 """
 
 import functools
@@ -47,14 +47,16 @@ from vrl_jax.engine.tools import (
     number_of,
     numbers_of,
 )
+from vrl_jax.models.front_end import FrontEnd
 from vrl_jax.programs.acting import act as play
 from vrl_jax.programs.tool_turns import Syntax, in_response_tags, tool_turns
 from vrl_jax.rewards.combine import Reward, as_parts
 from vrl_jax.rewards.format import balanced_tags
+from vrl_jax.rewards.grounding import Frame
 from vrl_jax.rewards.parse import last_pair
 from vrl_jax.training.clipped_recipe import clipped_recipe
 from vrl_jax.training.iteration import Recipe
-from vrl_jax.types import Episode, Sample
+from vrl_jax.types import Episode, ImageSize, Sample
 
 ZOOM, ROTATE = "image_zoom_in_tool", "image_rotate_tool"
 
@@ -154,6 +156,28 @@ def rotate(pictures: Sequence[Image.Image], *, angle: Any) -> Image.Image:
 
 ZOOM_TOOLS: Mapping[str, Tool] = {ZOOM: zoom_in, ROTATE: rotate}
 """Both that the code has; it tells its models of the first alone."""
+
+
+def zoom_tools(front_end: FrontEnd, frame: Frame) -> Mapping[str, Tool]:
+    """The same for boxes in the units that a model counts in.
+
+    A frame of `rewards.grounding`: `resized` are pixels of what it is shown, as
+    Qwen2.5-VL counts, `thousandths` are Qwen2-VL's and Qwen3-VL's.
+    """
+    seen = functools.partial(_seen, front_end, frame)
+    return {**ZOOM_TOOLS, ZOOM: functools.partial(zoom_in, seen=seen)}
+
+
+def _seen(
+    front_end: FrontEnd, frame: Frame, picture: Image.Image
+) -> tuple[float, float]:
+    width, height = _resized(front_end, picture.size)
+    return frame(ImageSize(picture.height, picture.width, height, width))
+
+
+@functools.lru_cache(maxsize=64)
+def _resized(front_end: FrontEnd, size: tuple[int, int]) -> tuple[int, int]:
+    return front_end.resize(Image.new("RGB", size)).size
 
 
 def last_call(text: str) -> list[Call | ToolError]:

@@ -34,24 +34,31 @@ _ERROR = re.compile(r"(?<!\w)Error: ")
 def conversations(rollouts: Mapping[Path, Sequence[Row]]) -> list[Row]:
     """Of each file some prompts, with the best and the worst of their episodes.
 
-    Prompts whose rewards lie furthest apart come first. Episodes of one turn are passed
-    over.
+    Prompts whose rewards lie furthest apart come first. Those to which no episode has
+    more than one turn are passed over.
     """
-    several = {
-        file: [row for row in rows if len(row.get("turns") or []) > 1]
-        for file, rows in rollouts.items()
-    }
+    several = {file: _several(rows) for file, rows in rollouts.items()}
     several = {file: rows for file, rows in several.items() if rows}
     share = max(EPISODES // max(len(several), 1), 1)
     newest = [*several.items()][-EPISODES:]
     return [shown for file, rows in newest for shown in _prompts(file, rows, share)]
 
 
+def _several(rows: Sequence[Row]) -> list[Row]:
+    """All episodes of prompts to which one has several turns."""
+    talked = {_asked(row) for row in rows if len(row.get("turns") or []) > 1}
+    return [row for row in rows if _asked(row) in talked]
+
+
+def _asked(row: Row) -> tuple[str, str]:
+    return str(row["id"]), str(row["prompt"])
+
+
 def _prompts(file: Path, rows: Sequence[Row], most: int) -> Iterator[Row]:
     """The prompts, until they have `most` episodes."""
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
-        groups.setdefault((str(row["id"]), str(row["prompt"])), []).append(row)
+        groups.setdefault(_asked(row), []).append(row)
     for group in sorted(groups.values(), key=_apart, reverse=True):
         picked = _best_and_worst(group)[:most]
         most -= len(picked)
@@ -101,8 +108,13 @@ def _episode(row: Row, load: Load) -> Row:
         "details": _named(details),
         "facts": _named(row.get("facts") or {}),
         "cut": not row.get("finished", True),
-        **in_turns(row["turns"], load),
+        **in_turns(row.get("turns") or [_alone(row)], load),
     }
+
+
+def _alone(row: Row) -> Row:
+    """The turn of an episode that has no other."""
+    return {"text": row.get("response") or "", "chosen": True}
 
 
 def in_turns(turns: Sequence[Row], load: Load) -> Row:
