@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import itertools
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,10 +51,11 @@ from vrl_jax.training.choices import Choices
 from vrl_jax.training.data import read_dialogues, read_samples
 from vrl_jax.training.files import read_lines
 from vrl_jax.training.identity import in_words
-from vrl_jax.training.iteration import Recipe
+from vrl_jax.training.iteration import Act, Recipe
 from vrl_jax.training.learner import Learner
 from vrl_jax.training.loop import Stage, ignore, run_files, train
 from vrl_jax.training.trackers import Log, both, nowhere, tensorboard
+from vrl_jax.types import Sample
 
 BYTES = 5 * 12
 """Of disk for a number that is trained, at most: it and both moments in float32, in the
@@ -163,51 +164,105 @@ def finetune(
         }
         kept |= {"critics": told, "critic_learning_rate": critic_learning_rate}
     with jax.set_mesh(chosen.mesh(choices)):
-        folder = hub.local(model)
+        folder, start = hub.local(model), time.monotonic()
         open_run(out, kept, claim)
-        return _finetune(
-            recipe,
-            model=model,
-            folder=folder,
-            rows=rows,
-            reward=reward,
-            out=out,
-            seed=seed,
-            sizes=sizes,
-            choices=choices,
-            kl_weight=kl_weight,
-            optimizer=optimizer,
-            critics=critics,
-            critic_learning_rate=critic_learning_rate,
-            program=program,
-            recital=recital,
-            limits=limits,
-            log=log,
+        say("1/5 data: every picture is read once, to know the sizes")
+        read, others = _data(out, folder, rows, sizes, recital, limits)
+        training, test = (fit.samples for fit in read.fits)
+        say(f"2/5 {folder}; training")
+        begun = [begin(folder, read, reward, sizes, choices)]
+        say(_counted(begun[0].params, choices))
+        if recital:
+            training = _recitable(out, begun[0], training, recital, limits)
+        spec, key = read.processor.front_end.spec, jax.random.key(seed)
+        table = family_of(spec).parameter_table(spec)
+        trains = chosen.trains(choices, table, key)
+        anchor = chosen.anchor(choices, begun[0].params, weight=kl_weight)
+        critic_rate = None
+        if critics:  # the reference has none
+            begun = [judged(begun.pop(), critics, seed=seed)]
+            trains = also(critic, trains)
+            other = sizes._replace(learning_rate=critic_learning_rate)
+            critic_rate = learning_rate(other, choices)
+        trained, need = _need(trains, begun[0].params)
+        say(f"{trained / 1e6:,.1f} M parameters are trained")
+        room_for(out, max(need - _written(out), 0))
+        stage = Stage(
+            name="sft" if recital else "rl",
+            recipe=chosen.sampling(choices, recipe(anchor)),
+            samples=training,
+            steps=sizes.steps,
+            prompts_per_step=sizes.prompts,
+            optimizer=chosen.optimizer(
+                choices,
+                learning_rate(sizes, choices),
+                key,
+                weight_decay=sizes.weight_decay,
+                make=optimizer,
+                critic_rate=critic_rate,
+            ),
+            minibatches=choices.minibatches,
+            micro_batches=choices.micro_batches,
+            trains=trains,
+            evaluate_every=sizes.evaluate_every,
+            evaluate_first=True,
         )
 
+        def save_adapters(stage: Stage, learner: Learner) -> None:
+            own = learner.trained[1] if critics else learner.trained
+            adapters = sharding.on_host(own)
+            if processes.leads():
+                held = chosen.adapters(choices, adapters)
+                lora.save(out / "adapters", held, table, base=model)
 
-def _finetune(
-    recipe: Callable[[Anchor], Recipe],
-    *,
-    model: str,
+        asks, looks = _asking(program, limits)
+        actor = train(
+            [stage],
+            begun.pop(),  # so that its memory is the training's
+            folder=out,
+            seed=seed,
+            evaluate=functools.partial(
+                held_out.look_and_shuffle,
+                samples=test,
+                shuffled=others,
+                key=jax.random.key(seed),
+                act=asks,
+                size=sizes.prompts,  # what training plays at once
+            ),
+            checkpoint_every=sizes.checkpoint_every,
+            ended=save_adapters if choices.lora_rank else ignore,
+            log=both(tensorboard(out / "tensorboard"), log),
+        )
+        say("3/5 export")
+        policy = _export(actor, folder, out)
+        say("4/5 which tokens look at the picture")
+        shown = [sample for sample in test if sample.images][: sizes.examples]
+        try:
+            if shown:
+                look(actor, shown, out, dependency.unmarked, seed=seed, act=looks)
+        except ValueError as error:
+            if not program:
+                raise
+            say(f"the report shades no tokens: {error}")  # of several conversations
+        say("5/5 report")
+        report = out / "report.html"
+        if processes.leads():
+            report = write_report(out)
+        processes.wait()
+        outcome = Outcome(actor, read_lines(run_files(out).evaluations), report, policy)
+        say(summary(outcome, time.monotonic() - start))
+        return outcome
+
+
+def _data(
+    out: Path,
     folder: Path,
     rows: Rows,
-    reward: Reward,
-    out: Path,
-    seed: int,
     sizes: Sizes,
-    choices: Choices,
-    kl_weight: float,
-    optimizer: Callable[[Rate], optax.GradientTransformation] | None,
-    critics: Mapping[str, Critic] | None,
-    critic_learning_rate: float,
-    program: Program | None,
     recital: Program | None,
     limits: Limits | None,
-    log: Log,
-) -> Outcome:
-    start = time.monotonic()
-    say("1/5 data: every picture is read once, to know the sizes")
+) -> tuple[Read, list[Sample]]:
+    """What can be used of the rows, and the test rows with other pictures."""
     parts = limits is not None and limits.pictures > 0
     reader = read_dialogues if recital else read_samples
     read, reports = read_rows(folder, rows, sizes, parts=parts, reader=reader)
@@ -217,86 +272,37 @@ def _finetune(
     others = held_out.shuffle_images(test)
     others = fitting(read.processor, others).samples if others else []
     say(f"{len(others)} of the {len(test)} test rows are asked of other pictures too")
+    return read, others
 
-    say(f"2/5 {folder}; training")
-    begun = [begin(folder, read, reward, sizes, choices)]
-    leaves = jax.tree.leaves(begun[0].params)
-    count = sum(leaf.size for leaf in leaves)
-    say(f"{count / 1e6:,.1f} M parameters, {leaves[0].dtype}; {_devices(choices)}")
-    if recital:
-        told = {"program": recital, "limits": limits}
-        training, dropped = recitable(begun[0], training, **told)
-        if dropped:
-            tell_more(out, "cannot be recited", dropped)
-    spec, key = read.processor.front_end.spec, jax.random.key(seed)
-    table = family_of(spec).parameter_table(spec)
-    trains = chosen.trains(choices, table, key)
-    anchor = chosen.anchor(choices, begun[0].params, weight=kl_weight)
-    critic_rate = None
-    if critics:  # the reference has none
-        begun = [judged(begun.pop(), critics, seed=seed)]
-        trains = also(critic, trains)
-        other = sizes._replace(learning_rate=critic_learning_rate)
-        critic_rate = learning_rate(other, choices)
-    trained, need = _need(trains, begun[0].params)
-    say(f"{trained / 1e6:,.1f} M parameters are trained")
-    room_for(out, max(need - _written(out), 0))
-    del leaves
-    stage = Stage(
-        name="sft" if recital else "rl",
-        recipe=chosen.sampling(choices, recipe(anchor)),
-        samples=training,
-        steps=sizes.steps,
-        prompts_per_step=sizes.prompts,
-        optimizer=chosen.optimizer(
-            choices,
-            learning_rate(sizes, choices),
-            key,
-            weight_decay=sizes.weight_decay,
-            make=optimizer,
-            critic_rate=critic_rate,
-        ),
-        minibatches=choices.minibatches,
-        micro_batches=choices.micro_batches,
-        trains=trains,
-        evaluate_every=sizes.evaluate_every,
-        evaluate_first=True,
-    )
 
-    def save_adapters(stage: Stage, learner: Learner) -> None:
-        own = learner.trained[1] if critics else learner.trained
-        adapters = sharding.on_host(own)
-        if processes.leads():
-            held = chosen.adapters(choices, adapters)
-            lora.save(out / "adapters", held, table, base=model)
+def _recitable(
+    out: Path,
+    actor: Actor,
+    samples: Sequence[Sample],
+    recital: Program,
+    limits: Limits | None,
+) -> list[Sample]:
+    """The demonstrations that can be learnt; the others are told."""
+    kept, dropped = recitable(actor, samples, program=recital, limits=limits)
+    if dropped:
+        tell_more(out, "cannot be recited", dropped)
+    return kept
 
-    asks = looks = single_turn
-    if program:
-        asks, looks = (
-            functools.partial(play, program=program, limits=limits)
-            for play in (measured, act)
-        )
-    actor = train(
-        [stage],
-        begun.pop(),  # so that its memory is the training's
-        folder=out,
-        seed=seed,
-        evaluate=functools.partial(
-            held_out.look_and_shuffle,
-            samples=test,
-            shuffled=others,
-            key=jax.random.key(seed),
-            act=asks,
-            size=sizes.prompts,  # what training plays at once
-        ),
-        checkpoint_every=sizes.checkpoint_every,
-        ended=save_adapters if choices.lora_rank else ignore,
-        log=both(tensorboard(out / "tensorboard"), log),
-    )
 
-    say("3/5 export")
+def _asking(
+    program: Program | None, limits: Limits | None
+) -> tuple[held_out.GroupAct, Act]:
+    """How rows are measured, and how they are played where tokens are looked at."""
+    if program is None:
+        return single_turn, single_turn
+    told = {"program": program, "limits": limits}
+    return functools.partial(measured, **told), functools.partial(act, **told)
+
+
+def _export(actor: Actor, folder: Path, out: Path) -> Path:
+    """The policy as a folder, with what else is in the model's."""
     policy, params = out / "policy", sharding.on_host(actor.params)
-    front_end = read.processor.front_end
+    front_end = actor.processor.front_end
     if processes.leads():
         hub.save(
             policy,
@@ -306,23 +312,7 @@ def _finetune(
             pixel_bounds=front_end.pixel_bounds,
         )
     processes.wait()
-    say("4/5 which tokens look at the picture")
-    shown = [sample for sample in test if sample.images][: sizes.examples]
-    if shown:
-        try:
-            look(actor, shown, out, dependency.unmarked, seed=seed, act=looks)
-        except ValueError as error:
-            if not program:
-                raise
-            say(f"the report shades no tokens: {error}")  # of several conversations
-    say("5/5 report")
-    report = out / "report.html"
-    if processes.leads():
-        report = write_report(out)
-    processes.wait()
-    outcome = Outcome(actor, read_lines(run_files(out).evaluations), report, policy)
-    say(summary(outcome, time.monotonic() - start))
-    return outcome
+    return policy
 
 
 def _need(trains: Trains, params: Params) -> tuple[int, int]:
@@ -340,6 +330,13 @@ def _written(out: Path) -> int:
     """Bytes of that which are there already."""
     files = (out.glob(f"{part}/**/*") for part in ("checkpoints", "fixed", "policy"))
     return sum(file.stat().st_size for file in itertools.chain(*files))
+
+
+def _counted(params: Params, choices: Choices) -> str:
+    """How large the model is, and on how many devices."""
+    leaves = jax.tree.leaves(params)
+    count = sum(leaf.size for leaf in leaves)
+    return f"{count / 1e6:,.1f} M parameters, {leaves[0].dtype}; {_devices(choices)}"
 
 
 def _devices(choices: Choices) -> str:
