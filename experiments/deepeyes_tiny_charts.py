@@ -7,8 +7,8 @@ Claim     What the scripts for released models do, small enough for a laptop: a 
           questions with their answers alone, then lifts the held-out accuracy by more
           than 10 points.
 Command   python experiments/deepeyes_tiny_charts.py
-Hardware  2 CPU cores, 7 GB of memory
-Time      about 20 minutes
+Hardware  2 CPU cores, 10 GB of memory
+Time      about 30 minutes beside other work
 """
 
 import base64
