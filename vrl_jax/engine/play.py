@@ -9,8 +9,10 @@ A program is a generator for one sample, written as if it were alone:
 
 It yields one `Ask` and gets a `Turn`, or several and gets a list; it returns the turns
 that rewards shall see (None: all that the policy wrote). `play` interleaves all
-episodes over the slots of each model. The key of an answer is folded from (key, sample,
-rollout, number of the ask), so neither slots nor order change what is sampled.
+episodes over the slots of each model; with the actor's `program_threads` those whose
+answers came together go on at once, in threads. The key of an answer is folded from
+(key, sample, rollout, number of the ask), so neither slots nor order change what is
+sampled.
 
 What a program does is bounded: a context that has no room, too many asks, or an
 exception end the episode, which is counted under its reason. The program hears of the
