@@ -13,7 +13,6 @@ import functools
 import io
 import json
 import math
-import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -23,8 +22,7 @@ from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageOps
 from vrl_jax.models.front_end import load_image, on_white
 from vrl_jax.types import PLACEHOLDER, ImageRef
 
-CALL_END = "</tool_call>"
-CALLS = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
+CALL_BEGIN, CALL_END = "<tool_call>", "</tool_call>"
 
 MIN_SIDE = 28
 MAX_ASPECT = 100
@@ -63,13 +61,18 @@ def calls(text: str) -> list[Call | ToolError]:
     A call that is opened and never closed is one too.
     """
     found: list[Call | ToolError] = []
-    for body in CALLS.findall(text):
+    start = text.find(CALL_BEGIN)
+    while start >= 0:
+        start += len(CALL_BEGIN)
+        end = text.find(CALL_END, start)
+        if end < 0:  # nothing behind it is closed either
+            found.append(ToolError("a tool call was opened and not closed."))
+            break
         try:
-            found.append(_call(body))
+            found.append(_call(text[start:end]))
         except ToolError as error:
             found.append(error)
-    if "<tool_call>" in CALLS.sub("", text):
-        found.append(ToolError("a tool call was opened and not closed."))
+        start = text.find(CALL_BEGIN, end)
     return found
 
 
