@@ -122,33 +122,26 @@ def test_the_report_shades_the_turns_of_whole_conversations(run, outcome):
     assert outcome.report.read_text().count('class="turn chosen"') >= 4
 
 
-def test_why_episodes_ended_early_is_told(run, tmp_path, capsys):
-    """Without room for what is shown, a first answer is all."""
-    run.out, kept = tmp_path / "run", run.out
-    try:
-        outcome = run(limits=LIMITS._replace(row_tokens=small.BUDGET))
-    finally:
-        run.out = kept
-    for row in outcome.evaluations:
-        assert row["val/ended/OutOfRoom"] == 1 == row["val/response_length/clip_ratio"]
-    assert "by OutOfRoom        1.000 before, 1.000 after" in capsys.readouterr().out
+def test_why_episodes_ended_early_is_told(outcome):
+    first, last = outcome.evaluations
+    rows = [first, {**last, "val/ended/OutOfRoom": 0.25}]
+    page = finetuning.summary(outcome._replace(evaluations=rows), 1.0)
+    assert "by OutOfRoom        0.000 before, 0.250 after" in page
 
 
-def two_conversations(sample):
-    """What cannot be shaded: another context, which begins again."""
-    first = yield Ask(question(sample))
-    second = yield Ask((user("What?"),), trained=True)
-    return first, second
+def test_a_run_of_what_cannot_be_shaded_ends_with_a_report(
+    run, outcome, monkeypatch, capsys
+):
+    """As several conversations an episode are: see test_dependency.py."""
 
+    def refuses(*given, act, **named):
+        assert act.keywords["program"] is look_again
+        raise ValueError("several")
 
-def test_a_run_of_several_conversations_ends_with_a_report(run, tmp_path, capsys):
-    run.out, kept = tmp_path / "run", run.out
-    try:
-        outcome = run(program=two_conversations, rows=2)
-    finally:
-        run.out = kept
-    assert "shades no tokens: an episode has 2 conv" in capsys.readouterr().out
-    assert outcome.report.is_file()
+    monkeypatch.setattr(finetuning, "look", refuses)
+    outcome.report.unlink()
+    assert run().report.is_file()
+    assert "the report shades no tokens: several" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

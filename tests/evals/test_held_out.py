@@ -8,6 +8,7 @@ import jax
 import pytest
 
 from vrl_jax.engine.conversation import Ask, user
+from vrl_jax.engine.play import Outcome
 from vrl_jax.engine.processing import question
 from vrl_jax.evals import held_out
 from vrl_jax.programs import acting
@@ -75,6 +76,25 @@ def test_questions_may_be_answered_in_several_turns():
         actor(turns), SAMPLES, jax.random.key(0), act=two
     )
     assert measured["val/accuracy"] == measured["val/accuracy_shuffled_images"] == 2
+
+
+def test_what_programs_ended_early_is_measured_by_why():
+    """Two of five are tired, and one has no room; of no other end is anything said."""
+
+    def program(sample):
+        said = yield Ask(question(sample))
+        if sample.id == "held-2":
+            yield Ask((*question(sample), said, user("What? " * 99)))
+        return Outcome((said,), {"ended/tired": float(sample.id in "held-0, held-4")})
+
+    act = functools.partial(acting.measured, program=program)
+    answered = held_out.answers(
+        actor(lambda episodes: [1.0]), SAMPLES, jax.random.key(0), act=act
+    )
+    found = held_out.measurements(answered)
+    ends = {name: share for name, share in found.items() if "/ended/" in name}
+    assert ends == {"val/ended/OutOfRoom": 0.2, "val/ended/tired": 0.4}
+    assert found["val/response_length/clip_ratio"] >= 0.6
 
 
 def test_measuring_plays_one_batch():
