@@ -197,7 +197,7 @@ def program(available: Mapping[str, Tool]) -> functools.partial:
     return functools.partial(tool_turns, available=available, syntax=ACTIONS, **AT_MOST)
 
 
-def playing(available: Mapping[str, Tool]) -> held_out.GroupAct:
+def playing(available: Mapping[str, Tool]) -> functools.partial:
     """How questions are answered."""
     return functools.partial(act, program=program(available), limits=LIMITS)
 

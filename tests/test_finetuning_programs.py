@@ -96,7 +96,6 @@ def test_rows_are_trained_on_and_measured_by_the_program(run, outcome):
     (step,) = read_lines(run.out / "metrics.jsonl")
     assert step["training/logprob_gap"] < 1e-5 and step["play/looks"] == 2
     assert [row["step"] for row in outcome.evaluations] == [0, 1]
-    # An answer has as many tokens as there is room for, or a stop: at least one.
     lines = read_lines(run.out / "rollouts" / "rl_1.jsonl")
     assert len(lines) == 4
     for line in lines:

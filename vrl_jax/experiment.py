@@ -50,7 +50,7 @@ from vrl_jax.training.learner import adamw
 from vrl_jax.training.loop import Stage, run_files, train
 from vrl_jax.training.preemption import Preempted
 from vrl_jax.training.trackers import tensorboard
-from vrl_jax.types import Sample
+from vrl_jax.types import Rollout, Sample
 from vrl_jax.worlds import digits, tiny
 from vrl_jax.worlds.writing import write_parquet
 
@@ -386,7 +386,7 @@ def look(
     kinds: dependency.Kinds,
     *,
     seed: int,
-    act: held_out.GroupAct = single_turn,
+    act: Callable[..., Rollout] = single_turn,
 ) -> dict[str, Any]:
     """Measures visual dependency on held-out samples, for the report."""
     view = actor.painting(views.blacken_patches)

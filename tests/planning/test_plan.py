@@ -362,8 +362,8 @@ def test_pictures_between_turns_are_planned_as_they_are_played():
     between = more["between turns"]
     programs = compiling.plan_of(one, make_mesh(fsdp=4, tensor=2)).programs
     _, kept, lengths, prompts = programs["between turns"].arguments
-    responses = sizes.prompts * sizes.group
-    assert between.runs == -(-2 * responses // len(lengths))
+    # 2 pictures behind each of 16 responses, a quarter of the 16 slots at a time.
+    assert (len(lengths), between.runs) == (4, 8)
     columns = {x.shape[2] for x in jax.tree.leaves(kept.columns)}
     assert columns == {sizes.prompt_tokens + sizes.response_tokens}
     assert prompts.tokens.shape == (len(lengths), sizes.prompt_tokens)

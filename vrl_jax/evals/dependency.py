@@ -14,7 +14,6 @@ from PIL import Image, ImageOps
 
 from vrl_jax import perception
 from vrl_jax.engine.actor import Actor, View, look
-from vrl_jax.evals.held_out import GroupAct
 from vrl_jax.models.sharding import on_host
 from vrl_jax.programs.single_turn import single_turn
 from vrl_jax.training.rollouts import turn_row, with_told
@@ -51,7 +50,7 @@ def measure(
     key: Key[Array, ""],
     *,
     draws: int = 4,
-    act: GroupAct = single_turn,
+    act: Callable[..., Rollout] = single_turn,
 ) -> Measured:
     """VPPO's score of each token of one sampled response a sample.
 
