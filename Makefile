@@ -1,5 +1,6 @@
 # make demo    set-up, then the main job: a tiny model learns from pictures by VPPO
-# make test    set-up, then every test (no torch)
+# make test    set-up, then the tests (no torch)
+# make proofs  what takes longer to show: trainings, notebooks, hundreds of prompts
 # make parity  adds torch, then the comparisons with transformers
 # make parity-sweep SEEDS=20 FIRST=1000   the same on other random models and pictures
 # make aot     adds libtpu, then compiles the kernels for four TPUs, without a TPU
@@ -41,14 +42,17 @@ export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 # It would say that torch is missing; it is not needed.
 export TRANSFORMERS_VERBOSITY ?= error
 
-.PHONY: demo test bench parity parity-sweep chaos multiprocess cases bench-load lint table clean fuzz aot test-new test-newest test-hopper compile-mgpu study functions
+.PHONY: demo test proofs bench parity parity-sweep chaos multiprocess cases bench-load lint table clean fuzz aot test-new test-newest test-hopper compile-mgpu study functions
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo
 	$(BIN)/python experiments/vppo_tiny_digits.py --out $(RUN)
 
 test: $(VENV)/.test
-	$(PYTEST) -n 2 --dist worksteal -m "not parity and not aot"
+	$(PYTEST) -n 2 --dist worksteal -m "not parity and not aot and not proof"
+
+proofs: $(VENV)/.test
+	$(PYTEST) -n 2 --dist worksteal -m proof
 
 test-new:
 	@if test -n "$(NEW_PYTHON)"; then $(MAKE) --no-print-directory $(NEW)/.ready && \

@@ -87,6 +87,7 @@ def test_smoke_leaves_every_file(smoke):
     assert (out / "report.html").read_text() == outcome.report.read_text()
 
 
+@pytest.mark.proof
 def test_a_critic_learns_what_is_paid_and_stays_out_of_the_folder(tmp_path):
     """Every response earns 1; the critic says 0 of all at first."""
     paid = experiment.SUMS._replace(reward=lambda episodes: [1.0] * len(episodes))
@@ -408,6 +409,7 @@ def test_openthinkimg_s_reward_pays_the_answer_and_logs_where_it_looked():
     assert scored("so", first) == dict.fromkeys(paid, 0) | {"format": 0.5}
 
 
+@pytest.mark.proof
 def test_the_study_measures_draws_and_reads_what_has_ended(tmp_path, capsys):
     """Two methods; that each of the others runs is the recipes' own contract."""
     main = script("perception_study").main

@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -86,7 +87,10 @@ def trained(model, rows, tmp_path_factory):
             **{**given, **changes},
         )
 
-    return run(), out, run
+    outcome = run()
+    with pytest.MonkeyPatch.context() as patched:  # the report's curves take as long
+        patched.setattr(finetuning, "write_report", lambda out: out / "report.html")
+        yield outcome, out, run
 
 
 def test_a_run_measures_before_and_after_and_leaves_every_file(trained):
@@ -257,7 +261,8 @@ def test_a_checkpoint_is_exported_as_the_run_did(trained, tmp_path, capsys):
 def adapted(trained, tmp_path_factory):
     _, _, run = trained
     out = tmp_path_factory.mktemp("runs") / "adapted"
-    return run(choices=ADAPTERS, out=out, log=nowhere), out
+    sizes = SIZES._replace(checkpoint_every=1)
+    return run(choices=ADAPTERS, sizes=sizes, out=out, log=nowhere), out
 
 
 def test_adapters_alone_are_trained_and_merged_into_the_policy(adapted, model):
@@ -281,15 +286,19 @@ def test_adapters_alone_are_trained_and_merged_into_the_policy(adapted, model):
     assert config["base_model_name_or_path"] == str(model)
 
 
-def test_adapters_go_on_with_the_same_bits(adapted, trained, tmp_path):
-    outcome, _ = adapted
+def test_adapters_go_on_with_the_same_bits(adapted, trained, tmp_path, capsys):
+    """From what was saved after the first step."""
+    outcome, whole = adapted
     _, _, run = trained
-    more = {"choices": ADAPTERS, "out": tmp_path / "run", "log": nowhere}
-    run(sizes=SIZES._replace(steps=1), **more)
-    again = run(**more)
+    out = shutil.copytree(whole, tmp_path / "run")
+    shutil.rmtree(out / "checkpoints" / "global_step_2")
+    again = run(choices=ADAPTERS, out=out, log=nowhere)
+    assert "after step 1" in capsys.readouterr().out
     jax.tree.map(
         np.testing.assert_array_equal, again.actor.params, outcome.actor.params
     )
+    one, other = ((x / "metrics.jsonl").read_bytes() for x in (out, whole))
+    assert one == other
 
 
 def test_a_checkpoint_of_adapters_is_exported_as_the_run_did(

@@ -114,6 +114,7 @@ def test_method_is_the_library_s_vppo(monkeypatch):
     assert np.any(losses[0][0])
 
 
+@pytest.mark.proof
 def test_notebook_shows_pictures_curve_and_accuracies(executed):
     cells, _ = executed
     assert len(shown(cells["data"], "image/png")) == 3
@@ -123,6 +124,7 @@ def test_notebook_shows_pictures_curve_and_accuracies(executed):
         assert re.search(rf"'{name}': [01]\.\d", printed(cells["look"]))
 
 
+@pytest.mark.proof
 def test_notebook_shades_tokens(executed):
     cells, _ = executed
     pages = shown(cells["shade"], "text/html")
@@ -135,12 +137,14 @@ def test_notebook_shades_tokens(executed):
         )
 
 
+@pytest.mark.proof
 def test_notebook_exports_a_policy_that_loads(executed):
     _, folder = executed
     spec, _ = hub.load(folder / "runs" / "quickstart" / "policy")
     assert spec.vision.depth == 2
 
 
+@pytest.mark.proof
 def test_five_measures_are_taken_of_any_folder(tmp_path):
     """The second notebook: it makes a model where there is none, and loads it."""
     cells = run(read("which_tokens_look.ipynb"), tmp_path)

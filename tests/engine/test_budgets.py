@@ -97,6 +97,7 @@ def prompts(count: int, seed: int) -> list[Sample]:
     return rows
 
 
+@pytest.mark.proof
 def test_200_prompts_compile_a_program_once_a_shape():
     """Law 6: sampling, scoring under a view, credit and update, with repacking.
 

@@ -255,6 +255,7 @@ def trained():
     return dataclasses.replace(actor, params=learner.params), samples
 
 
+@pytest.mark.proof
 def test_dependency_tells_tokens_apart_on_a_trained_policy(trained):
     r"""In `4 + 9 = \boxed{13}`: 4 and 9 are read off the picture, 13 follows.
 
@@ -271,6 +272,7 @@ def test_dependency_tells_tokens_apart_on_a_trained_policy(trained):
     assert kinds["seen"]["mean"] > 3 * kinds["derived"]["mean"]
 
 
+@pytest.mark.proof
 def test_a_trained_policy_answers_from_the_picture(trained):
     """Law 2: with another question's picture its rewards fall."""
     actor, samples = trained

@@ -120,6 +120,7 @@ def resident(kind):
     return 1024 * int(re.search(rf"{kind}:\s+(\d+)", status)[1])
 
 
+@pytest.mark.proof
 @pytest.mark.skipif(not pathlib.Path("/proc/self/clear_refs").exists(), reason="Linux")
 def test_compiled_peak_is_what_a_process_takes():
     """What an update needs beside its arguments, as the kernel saw them: within 20 %.
