@@ -5,7 +5,7 @@ before training, and never cut.
 """
 
 import dataclasses
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -122,23 +122,26 @@ def chat_text(processor: Processor, messages: Sequence[Message]) -> str:
     )
 
 
-def encode_one(processor: Processor, sample: Sample) -> EncodedPrompt:
+def encode_one(
+    processor: Processor, sample: Sample, opening: Sequence[Message] | None = None
+) -> EncodedPrompt:
     """The tables of one prompt. Raises `ValueError`, with its id, if it cannot be.
 
-    Whatever the template, the tokenizer or a decoder makes of an odd row is one too.
+    Of the sample's question, unless it has another `opening`. Whatever the template,
+    the tokenizer or a decoder makes of an odd row is one too.
     """
     name = sample.id.encode(errors="backslashreplace").decode()
     try:
         sample.id.encode()  # draws are keyed by it
-        return _encode_one(processor, sample)
+        return _encode_one(processor, opening or question(sample))
     except ValueError as error:
         raise ValueError(f"Sample {name}: {error}") from error
     except Exception as error:
         raise ValueError(f"Sample {name}: {type(error).__name__}: {error}") from error
 
 
-def _encode_one(processor: Processor, sample: Sample) -> EncodedPrompt:
-    written = transcript(processor, question(sample))
+def _encode_one(processor: Processor, opening: Sequence[Message]) -> EncodedPrompt:
+    written = transcript(processor, opening)
     alone = unpadded(processor, written)
     _check(processor.room, alone)
     return EncodedPrompt(written.text, alone, written.image_sizes)
@@ -266,29 +269,38 @@ class Fitting(NamedTuple):
     dropped: list[str]
 
 
-def fitting(processor: Processor, samples: Sequence[Sample]) -> Fitting:
+def fitting(
+    processor: Processor,
+    samples: Sequence[Sample],
+    opening: Callable[[Sample], Sequence[Message]] = question,
+) -> Fitting:
     """Encodes every sample once, so that training meets no surprise.
 
-    Pictures are decoded in threads, some samples' at a time. `dropped` says for each
-    unusable sample why. Raises `ValueError` if none is left.
+    As `opening` asks it. Pictures are decoded in threads, some samples' at a time.
+    `dropped` says for each unusable sample why. Raises `ValueError` if none is left.
     """
     fit = Fitting([], [], [], [])
     with ThreadPoolExecutor() as threads:
         for start in range(0, len(samples), AT_A_TIME):
             some = samples[start : start + AT_A_TIME]
-            images = dict.fromkeys(image for sample in some for image in sample.images)
+            asked = [*threads.map(opening, some)]
+            images = dict.fromkeys(
+                image for messages in asked for one in messages for image in one.images
+            )
             prepared = {i: threads.submit(prepare, processor, i) for i in images}
             ahead = dataclasses.replace(processor, prepared=prepared)
-            for sample in some:
-                _fit(ahead, sample, fit)
+            for sample, messages in zip(some, asked, strict=True):
+                _fit(ahead, sample, messages, fit)
     if not fit.samples:
         raise ValueError(f"No sample can be used. {' '.join(fit.dropped[:3])}")
     return fit
 
 
-def _fit(processor: Processor, sample: Sample, fit: Fitting) -> None:
+def _fit(
+    processor: Processor, sample: Sample, opening: Sequence[Message], fit: Fitting
+) -> None:
     try:
-        prompt = encode_one(processor, sample).unpadded
+        prompt = encode_one(processor, sample, opening).unpadded
     except ValueError as error:
         fit.dropped.append(str(error))
     else:
