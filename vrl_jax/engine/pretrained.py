@@ -165,6 +165,9 @@ def load_processor(
     processor = Processor(load_tokenizer(folder), front_end, anything)
     fits = tuple(fitting(processor, one, opening) for one in samples)
     every = Fitting(*([*chain(*parts)] for parts in zip(*fits, strict=True)))
+    for tokens, pictures in every.unopened:
+        every.tokens.append(tokens)
+        every.pictures.append(pictures)
     block = max(chain(*every.pictures), default=0)
     if parts and 2 * block > front_end.largest:  # else none was made smaller
         block = max(block, front_end.largest)

@@ -7,6 +7,7 @@ before training, and never cut.
 import dataclasses
 from collections.abc import Callable, MutableMapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -260,13 +261,16 @@ def encode(processor: Processor, samples: Sequence[Sample]) -> Encoded:
 class Fitting(NamedTuple):
     """The samples that can be used, how large they are, and why others cannot.
 
-    Of each that can: the tokens of its prompt, and the patches of each picture.
+    Of each that can: the tokens of its prompt, and the patches of each picture. Of
+    those that open without some picture of theirs, which may be shown later, `unopened`
+    has the tokens and the patches of all of theirs.
     """
 
     samples: list[Sample]
     tokens: list[int]
     pictures: list[list[int]]
     dropped: list[str]
+    unopened: Sequence[tuple[int, list[int]]] = ()
 
 
 def fitting(
@@ -279,14 +283,13 @@ def fitting(
     As `opening` asks it. Pictures are decoded in threads, some samples' at a time.
     `dropped` says for each unusable sample why. Raises `ValueError` if none is left.
     """
-    fit = Fitting([], [], [], [])
+    fit = Fitting([], [], [], [], [])
     with ThreadPoolExecutor() as threads:
         for start in range(0, len(samples), AT_A_TIME):
             some = samples[start : start + AT_A_TIME]
             asked = [*threads.map(opening, some)]
-            images = dict.fromkeys(
-                image for messages in asked for one in messages for image in one.images
-            )
+            own = (image for sample in some for image in sample.images)
+            images = dict.fromkeys([*own, *chain(*map(_pictures, asked))])
             prepared = {i: threads.submit(prepare, processor, i) for i in images}
             ahead = dataclasses.replace(processor, prepared=prepared)
             for sample, messages in zip(some, asked, strict=True):
@@ -301,9 +304,28 @@ def _fit(
 ) -> None:
     try:
         prompt = encode_one(processor, sample, opening).unpadded
+        own = []
+        if not {*sample.images} <= {*_pictures(opening)}:
+            own = [_patches(processor, sample, image) for image in sample.images]
     except ValueError as error:
         fit.dropped.append(str(error))
-    else:
-        fit.samples.append(sample)
-        fit.tokens.append(len(prompt.tokens))
-        fit.pictures.append(prompt.sizes)
+        return
+    fit.samples.append(sample)
+    fit.tokens.append(len(prompt.tokens))
+    fit.pictures.append(prompt.sizes)
+    if own:
+        fit.unopened.append((len(prompt.tokens), own))
+
+
+def _pictures(messages: Sequence[Message]) -> list[ImageRef]:
+    return [image for message in messages for image in message.images]
+
+
+def _patches(processor: Processor, sample: Sample, image: ImageRef) -> int:
+    """Of one picture. `ValueError`, with the sample, where it cannot be read."""
+    ahead = processor.prepared.get(image)
+    try:
+        picture = ahead.result() if ahead else prepare(processor, image)
+    except Exception as error:  # as in `encode_one`
+        raise ValueError(f"Sample {sample.id}: {error}") from error
+    return len(picture.laid_out.patches)
