@@ -431,6 +431,10 @@ def summary(outcome: Outcome, seconds: float) -> str:
     }
     ended = sorted({name for row in (first, last) for name in row if "/ended/" in name})
     names |= {f"  by {name.removeprefix('val/ended/')}": name for name in ended}
+    full = sorted(
+        {name for row in (first, last) for name in row if "/no_room/" in name}
+    )
+    names |= {f"no room: {name.removeprefix('val/no_room/')}": name for name in full}
 
     def shown(value: float | None) -> str:
         return "-" if value is None else f"{value:.3f}"  # nothing was scored

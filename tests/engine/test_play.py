@@ -638,7 +638,8 @@ def test_a_model_that_has_no_room_is_named_where_the_episode_ends():
     judge = dataclasses.replace(actor, processor=narrow)
     told = {"limits": Limits(), "models": {"judge": judge}}
     for (one,) in played(judged, actor, group_size=1, **told):
-        assert one.episode.facts["ended/OutOfRoom of judge"] == 1
+        ended = {"ended/OutOfRoom of judge": 1, "no_room/judge": 1}
+        assert one.episode.facts == {"asks": 2, **ended}
         assert not one.episode.finished and len(one.rows) == 1
 
 

@@ -15,10 +15,12 @@ answers came together go on at once, in threads. The key of an answer is folded 
 sampled.
 
 What a program does is bounded: a context that has no room, too many asks, or an
-exception end the episode, which is counted under its reason. The program hears of the
-first two, `OutOfRoom` and `TooManyAsks`, and may return what it has. Only a program
-that never comes to its next ask is waited for; slow work belongs into a tool, which has
-its time. A model that is not there, and a return that is no turn, end the whole run.
+exception end the episode, which is counted under its reason; asks for which another
+model had no room are counted under its name too, `no_room/...`, whatever the program
+makes of it. The program hears of the first two, `OutOfRoom` and `TooManyAsks`, and may
+return what it has. Only a program that never comes to its next ask is waited for; slow
+work belongs into a tool, which has its time. A model that is not there, and a return
+that is no turn, end the whole run.
 
 Of several processes each plays every episode. Programs and their tools must therefore
 be deterministic, the same in all processes: one that depends on the clock or on the
@@ -261,6 +263,7 @@ class _Playing:
     said: list[Said] = dataclasses.field(default_factory=list)
     rows: list[_OpenRow] = dataclasses.field(default_factory=list)
     laid: list[tuple[str, ImageRef]] = dataclasses.field(default_factory=list)
+    refused: list[str] = dataclasses.field(default_factory=list)
     returned: Any = None
     ended: str = ""
     over: bool = False
@@ -319,6 +322,8 @@ class _Playing:
                 return
             except Exception as error:  # it hears what is wrong, and may ask otherwise
                 self.count += 1
+                if isinstance(error, OutOfRoom) and error.model != "policy":
+                    self.refused.append(error.model)
                 step = functools.partial(self.program.throw, error)
 
     def _close(self) -> None:
@@ -427,7 +432,11 @@ class _Playing:
         own = [said for said in self.said if said.turn.chosen]
         first = own[0].read if own else Transcript("", np.zeros(0, np.int32), (), ())
         ended = {f"ended/{self.ended}": 1.0} if self.ended else {}
-        facts = {"asks": float(self.count), **facts, **ended}
+        refused = {
+            f"no_room/{model}": float(self.refused.count(model))
+            for model in self.refused
+        }
+        facts = {"asks": float(self.count), **refused, **facts, **ended}
         stopped = any(facts[name] for name in facts if name.startswith("ended/"))
         last = [turn for turn in turns if turn.chosen][-1:]
         return Played(

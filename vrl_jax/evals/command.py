@@ -376,20 +376,26 @@ def page(found: dict[str, Any], out: Path) -> str:
 
 
 def _ended(found: dict[str, Any]) -> list[str]:
-    """How many episodes ended early, and why, if any did."""
+    """How many episodes ended early, and why; what frozen models had no room for."""
     reasons = {
         name.removeprefix("fact/ended/"): round(share * found["responses"])
         for name, share in found.items()
         if name.startswith("fact/ended/") and share
     }
-    if not reasons:
-        return []
-    told = ", ".join(f"{count} for {reason}" for reason, count in reasons.items())
-    return [
-        f"ended early          {told}, of {found['responses']} episodes; where it was "
-        "for want of room, raise --row-tokens or --pictures, of a frozen model "
-        "--frozen-prompt-tokens"
+    lines = [
+        f"no room              {asks * found['responses']:.0f} asks of "
+        f"{name.removeprefix('fact/no_room/')}: raise --frozen-prompt-tokens, or "
+        "--pictures where it is shown some"
+        for name, asks in found.items()
+        if name.startswith("fact/no_room/") and asks
     ]
+    if reasons:
+        told = ", ".join(f"{count} for {reason}" for reason, count in reasons.items())
+        lines.append(
+            f"ended early          {told}, of {found['responses']} episodes; where it "
+            "was for want of room, raise --row-tokens or --pictures"
+        )
+    return lines
 
 
 def _shown(value: float | None) -> str:
