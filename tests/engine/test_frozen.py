@@ -53,10 +53,21 @@ def test_the_policy_s_own_folder_is_neither_read_nor_loaded_again(policy, monkey
     assert told.endswith(f" or {longest} tokens")
     actor = small.actor(top_p=0.5, slots=3)
     asking = Asking(frozen_temperature=0, frozen_tokens=2)
+    assert read["before"].prepared is not small.actor().processor.prepared
     made = frozen.frozen_actors(there, again, actor, read, asking=asking)["before"]
     assert made.params is actor.params and made.slots == 3
     assert (made.top_k, made.top_p, made.max_new_tokens) == (1, 1, 2)
     assert np.isnan(made.reward([None])).all()
+
+
+def test_models_of_one_folder_are_one_model(policy, tmp_path):
+    judge = folders.other(tmp_path / "judge")
+    both = {"judge": judge, "critic": tmp_path / "judge" / "." / "."}
+    read, _ = processors(both, policy, said=8)
+    models = frozen.frozen_actors(both, policy, small.actor(), read)
+    assert models["judge"].params is models["critic"].params
+    assert models["judge"].params is not small.actor().params
+    assert models["judge"].policy is not small.actor().policy
 
 
 def test_another_family_reads_rows_by_itself_and_says_what_does_not_fit(

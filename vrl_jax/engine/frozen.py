@@ -113,15 +113,14 @@ def frozen_processors(
 ) -> tuple[dict[str, Processor], str]:
     """Of each of them, with sizes for these samples and what is said of them; in words.
 
-    `processor` is that of the policy in `folder`; a model of another folder reads each
-    sample once by itself, its pictures within the bounds where its family has any.
-    What does not fit `longest_prompt` is only told: who knows whether a program asks
-    it. `said` tokens, and `WORDS` more, may stand beside the longest row.
+    `processor` is that of the policy in `folder`; for another folder each sample is
+    read once more, its pictures within the bounds where the family has any. What does
+    not fit `longest_prompt` is only told: who knows whether a program asks it. `said`
+    tokens, and `WORDS` more, may stand beside the longest row.
     """
-    found, lines = {}, []
+    found, lines, known = {}, [], {folder.resolve(): (processor, [])}
     for name, place in folders.items():
-        own, dropped = processor, []
-        if not place.samefile(folder):
+        if place.resolve() not in known:
             bounds = {"min_pixels": min_pixels, "max_pixels": max_pixels}
             try:
                 read = load_processor(
@@ -134,12 +133,13 @@ def frozen_processors(
                 )
             except ValueError as error:
                 raise ValueError(f"the frozen model {name!r}: {error}") from error
-            own = read.processor
             dropped = [why for fit in read.fits for why in fit.dropped]
+            known[place.resolve()] = read.processor, dropped
+        own, dropped = known[place.resolve()]
         rows = own.room.prompt_tokens
         longest = asking.frozen_prompt_tokens or rows[-1] + WORDS + said
         room = own.room._replace(prompt_tokens=context_sizes(rows, longest))
-        found[name] = dataclasses.replace(own, room=room)
+        found[name] = dataclasses.replace(own, room=room, prepared={})
         sizes = " or ".join(map(str, room.prompt_tokens))
         lines.append(f"frozen {name}: {place}; contexts of {sizes} tokens")
         if dropped:
@@ -168,20 +168,18 @@ def frozen_actors(
 ) -> dict[str, Actor]:
     """The models on the mesh that is set, as who is asked; sizes are the policy's.
 
-    `policy` is the model of `folder` before any training: a frozen one of the same
-    folder has its parameters, and is not loaded again.
+    `policy` is the model of `folder` before any training. Models of one folder have the
+    same parameters, the policy's too: none is loaded twice.
     """
-    found = {}
+    found, known = {}, {folder.resolve(): policy}
+    tokens = asking.frozen_tokens or policy.max_new_tokens
     for name, place in folders.items():
-        tokens = asking.frozen_tokens or policy.max_new_tokens
-        if place.samefile(folder):
-            actor = policy
-        else:
-            actor = load_actor(
+        if place.resolve() not in known:
+            known[place.resolve()] = load_actor(
                 place, processors[name], unpaid, max_new_tokens=tokens, dtype=dtype
             )
         found[name] = dataclasses.replace(
-            actor,
+            known[place.resolve()],
             processor=processors[name],
             reward=unpaid,
             max_new_tokens=tokens,
