@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import inspect
 import json
 import runpy
 import sys
@@ -18,7 +19,7 @@ from vrl_jax import experiment
 from vrl_jax.engine.desk import Limits
 from vrl_jax.engine.pretrained import load_actor, load_processor
 from vrl_jax.engine.processing import encode
-from vrl_jax.engine.reference import free
+from vrl_jax.engine.reference import free, near
 from vrl_jax.models import hub
 from vrl_jax.models.critic import linear
 from vrl_jax.recipes.ppo import ppo
@@ -28,7 +29,7 @@ from vrl_jax.training.identity import method_of
 from vrl_jax.types import Episode, Turn
 from vrl_jax.worlds import charts, tasks
 
-from .fixtures import folders
+from .fixtures import folders, small
 
 FOLDER = Path(__file__).parents[1] / "experiments"
 SCRIPTS = sorted(FOLDER.glob("*.py"))
@@ -316,6 +317,39 @@ def test_deepeyes_hands_over_its_tool_its_words_and_its_room(monkeypatch, tmp_pa
     for wrong in ("--turns 0", "--group 1"):
         with pytest.raises(ValueError, match="--turns is at least 1 and --group"):
             tyro.cli(module.main, args=f"{flags} {wrong}".split())
+
+
+def test_racro_hands_over_its_reasoner_its_words_and_who_is_paid(monkeypatch):
+    module, given = script("racro_qwen_virl39k"), {}
+    reasoner = small.actor(params=small.params(1))
+    monkeypatch.setattr(
+        module,
+        "finetune",
+        lambda recipe, **named: given.update(
+            named, recipe=recipe(near((), weight=0.5), reasoner=reasoner)
+        ),
+    )
+    flags = "--model a/b --reasoner c/d --train a.jsonl --test b.jsonl --reward exact"
+    flags += " --frozen-tokens 7 --frozen-slots 3 --kl-weight 0.5 --reference device"
+    tyro.cli(module.main, args=flags.split())
+    assert given["frozen"] == {"reasoner": "c/d"} and given["asking"][:2] == (7, None)
+    assert given["asking"].frozen_slots == 3 and given["rows"].instruction == ""
+    playing = given["recipe"].act.keywords
+    assert playing["models"] == {"reasoner": reasoner} and playing["group_size"] == 4
+    assert playing["limits"] == given["limits"] == Limits()
+    # Trained on as it is measured: the words are those of the program itself.
+    sample = small.samples()[0]
+    asked = [next(one(sample)) for one in (playing["program"], given["program"])]
+    assert asked[0] == asked[1] and "Do not answer" in asked[0].context[0].text
+    right = Turn(
+        rf"\boxed{{{sample.answer}}}", (1,), False, facts={"model": "reasoner"}
+    )
+    episodes = [Episode(sample, "?", (Turn("a", (1,)), right), True)]
+    assert given["reward"](episodes) == [1.0]
+    # The code's distance is cut off at 10, where k3 of as much is e^10 - 11.
+    anchor = inspect.getclosurevars(given["recipe"].loss).nonlocals["anchor"]
+    apart = np.float32([[-10]]), {"reference": np.zeros((1, 1), np.float32)}
+    assert anchor.weight == 0.5 and anchor.distance(*apart) == 10
 
 
 def test_ergo_s_demonstrations_are_what_its_program_asks_for():

@@ -123,9 +123,11 @@ def test_the_report_shades_the_turns_of_whole_conversations(run, outcome):
 
 def test_why_episodes_ended_early_is_told(outcome):
     first, last = outcome.evaluations
-    rows = [first, {**last, "val/ended/OutOfRoom": 0.25}]
+    ends = {"val/ended/OutOfRoom": 0.25, "val/no_room/judge": 0.5}
+    rows = [first, {**last, **ends}]
     page = finetuning.summary(outcome._replace(evaluations=rows), 1.0)
     assert "by OutOfRoom        0.000 before, 0.250 after" in page
+    assert "no room: judge        0.000 before, 0.500 after" in page
 
 
 def test_a_run_of_what_cannot_be_shaded_ends_with_a_report(

@@ -16,10 +16,17 @@ import optax
 
 from vrl_jax.engine.actor import Actor
 from vrl_jax.engine.desk import Limits
-from vrl_jax.engine.play import Program
+from vrl_jax.engine.frozen import (
+    ASKING,
+    Asking,
+    check_asking,
+    frozen_actors,
+    frozen_folders,
+    frozen_processors,
+)
+from vrl_jax.engine.play import Program, check_models, opening
 from vrl_jax.engine.pretrained import Read, load_actor
-from vrl_jax.engine.processing import fitting
-from vrl_jax.engine.reference import Anchor
+from vrl_jax.engine.processing import fitting, question
 from vrl_jax.evals import dependency, held_out
 from vrl_jax.experiment import judged, look, open_run, room_for, say
 from vrl_jax.finetuning_flags import (
@@ -72,7 +79,7 @@ class Outcome(NamedTuple):
 
 
 def finetune(
-    recipe: Callable[[Anchor], Recipe],
+    recipe: Callable[..., Recipe],
     *,
     name: str,
     claim: str,
@@ -91,6 +98,8 @@ def finetune(
     program: Program | None = None,
     recital: Program | None = None,
     limits: Limits | None = None,
+    frozen: Mapping[str, str | Path] | None = None,
+    asking: Asking = ASKING,
     log: Log = nowhere,
 ) -> Outcome:
     """Data, model, measurement, `recipe`, measurement, export, report.
@@ -113,8 +122,13 @@ def finetune(
     `critic_learning_rate`, has the same warm-up and decay. They lie in the checkpoints
     and not in the exported folder.
 
+    `frozen` are the folders, or names of the hub, of models that the method asks by
+    these names and never trains: each is loaded in the policy's precision, once with
+    the policy where it is the same folder, and `recipe` is given its actor,
+    recipe(anchor, judge=...). `asking` is how they are asked.
+
     Rows are measured by single answers or, where a method takes several turns, by its
-    `program` within its `limits`, which asks no model but the policy. Where what is
+    `program` within its `limits`, which may ask the frozen models. Where what is
     trained on are demonstrations, `recital` is the program that is to recite them; the
     rows are read by `training.data.read_dialogues`, and those that cannot be recited
     within the `limits` are left out and told.
@@ -134,6 +148,7 @@ def finetune(
             f"--moments {choices.moments} is of AdamW's, and the run has an optimizer "
             "of its own: leave one of them out."
         )
+    check_asking(asking, row_tokens)
     programs = {"program": program, "recital": recital}
     kept = {
         "recipe": name,
@@ -152,8 +167,11 @@ def finetune(
         "with_reference": choices.reference != "none",
         # None where there is none: what a resumed run leaves out is a change too.
         **dict.fromkeys(programs),
+        "frozen": {name: str(one) for name, one in frozen.items()} if frozen else None,
         **settings,
     }
+    if frozen:
+        kept |= {name: x for name, x in asking._asdict().items() if name not in PACE}
     if limits:
         kept |= {name: in_words(one) for name, one in programs.items() if one}
         kept |= limits._asdict()
@@ -165,15 +183,47 @@ def finetune(
         kept |= {"critics": told, "critic_learning_rate": critic_learning_rate}
     with jax.set_mesh(chosen.mesh(choices)):
         folder, start = hub.local(model), time.monotonic()
+        folders = frozen_folders(frozen or {})
         open_run(out, kept, claim)
         say("1/5 data: every picture is read once, to know the sizes")
-        read, others = _data(out, folder, rows, sizes, recital, limits)
+        read, others = _data(out, folder, rows, sizes, program, recital, limits)
         training, test = (fit.samples for fit in read.fits)
+        for one in filter(None, programs.values()):
+            check_models(one, training[0], {"policy", *folders})
+        processors, told = frozen_processors(
+            folders,
+            folder,
+            read.processor,
+            *(fit.samples for fit in read.fits),
+            said=row_tokens or sizes.response_tokens,
+            asking=asking,
+            longest_prompt=sizes.longest_prompt,
+            min_pixels=sizes.min_pixels,
+            max_pixels=sizes.max_pixels,
+            parts=pictures > 0,
+        )
+        if folders:
+            say(told)
         say(f"2/5 {folder}; training")
         begun = [begin(folder, read, reward, sizes, choices)]
         say(_counted(begun[0].params, choices))
+        models = frozen_actors(
+            folders,
+            folder,
+            begun[0],
+            processors,
+            asking=asking,
+            dtype=chosen.dtype(choices),
+            weights=chosen.written_from(choices),
+        )
+        for who, one in models.items():
+            shared = one.params is begun[0].params
+            count = (
+                "the model as it is now" if shared else _counted(one.params, choices)
+            )
+            say(f"frozen {who}: {count}")
         if recital:
-            training = _recitable(out, begun[0], training, recital, limits)
+            training = _recitable(out, begun[0], training, recital, models, limits)
         spec, key = read.processor.front_end.spec, jax.random.key(seed)
         table = family_of(spec).parameter_table(spec)
         trains = chosen.trains(choices, table, key)
@@ -189,7 +239,7 @@ def finetune(
         room_for(out, max(need - _written(out), 0))
         stage = Stage(
             name="sft" if recital else "rl",
-            recipe=chosen.sampling(choices, recipe(anchor)),
+            recipe=chosen.sampling(choices, recipe(anchor, **models)),
             samples=training,
             steps=sizes.steps,
             prompts_per_step=sizes.prompts,
@@ -215,7 +265,7 @@ def finetune(
                 held = chosen.adapters(choices, adapters)
                 lora.save(out / "adapters", held, table, base=model)
 
-        asks, looks = _asking(program, limits)
+        asks, looks = _asking(program, models, limits)
         actor = train(
             [stage],
             begun.pop(),  # so that its memory is the training's
@@ -259,18 +309,21 @@ def _data(
     folder: Path,
     rows: Rows,
     sizes: Sizes,
+    program: Program | None,
     recital: Program | None,
     limits: Limits | None,
 ) -> tuple[Read, list[Sample]]:
     """What can be used of the rows, and the test rows with other pictures."""
     parts = limits is not None and limits.pictures > 0
     reader = read_dialogues if recital else read_samples
-    read, reports = read_rows(folder, rows, sizes, parts=parts, reader=reader)
+    asks = functools.partial(opening, program) if program else question
+    told = {"parts": parts, "reader": reader, "opening": asks}
+    read, reports = read_rows(folder, rows, sizes, **told)
     training, test = (fit.samples for fit in read.fits)
     tell(out, read, reports)
-    say(first_rows(read, training[:3]))
+    say(first_rows(read, training[:3], asks))
     others = held_out.shuffle_images(test)
-    others = fitting(read.processor, others).samples if others else []
+    others = fitting(read.processor, others, asks).samples if others else []
     say(f"{len(others)} of the {len(test)} test rows are asked of other pictures too")
     return read, others
 
@@ -280,22 +333,24 @@ def _recitable(
     actor: Actor,
     samples: Sequence[Sample],
     recital: Program,
+    models: Mapping[str, Actor],
     limits: Limits | None,
 ) -> list[Sample]:
     """The demonstrations that can be learnt; the others are told."""
-    kept, dropped = recitable(actor, samples, program=recital, limits=limits)
+    told = {"program": recital, "models": [*models], "limits": limits}
+    kept, dropped = recitable(actor, samples, **told)
     if dropped:
         tell_more(out, "cannot be recited", dropped)
     return kept
 
 
 def _asking(
-    program: Program | None, limits: Limits | None
+    program: Program | None, models: Mapping[str, Actor], limits: Limits | None
 ) -> tuple[held_out.GroupAct, Act]:
     """How rows are measured, and how they are played where tokens are looked at."""
     if program is None:
         return single_turn, single_turn
-    told = {"program": program, "limits": limits}
+    told = {"program": program, "models": models, "limits": limits}
     return functools.partial(measured, **told), functools.partial(act, **told)
 
 
@@ -376,6 +431,10 @@ def summary(outcome: Outcome, seconds: float) -> str:
     }
     ended = sorted({name for row in (first, last) for name in row if "/ended/" in name})
     names |= {f"  by {name.removeprefix('val/ended/')}": name for name in ended}
+    full = sorted(
+        {name for row in (first, last) for name in row if "/no_room/" in name}
+    )
+    names |= {f"no room: {name.removeprefix('val/no_room/')}": name for name in full}
 
     def shown(value: float | None) -> str:
         return "-" if value is None else f"{value:.3f}"  # nothing was scored

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import optax
 
 from vrl_jax.engine.pretrained import Read, load_processor
-from vrl_jax.engine.processing import Fitting, encode_one
+from vrl_jax.engine.processing import Fitting, encode_one, question
 from vrl_jax.experiment import say
 from vrl_jax.rewards.combine import Reward
 from vrl_jax.rewards.named import named_reward
@@ -23,7 +23,7 @@ from vrl_jax.training import processes
 from vrl_jax.training.choices import Choices
 from vrl_jax.training.data import DataReport, asked, evenly, read_samples
 from vrl_jax.training.files import write_json
-from vrl_jax.types import Sample
+from vrl_jax.types import Message, Sample
 
 INSTRUCTION = (
     r"Think step by step between <think> and </think>. Then give the final answer in "
@@ -138,7 +138,7 @@ class Sizes(NamedTuple):
     """responses that the report shows with every token shaded"""
 
 
-PACE = ("steps", "evaluate_every", "checkpoint_every", "examples")
+PACE = ("steps", "evaluate_every", "checkpoint_every", "examples", "frozen_slots")
 """Sizes that may differ when a run goes on."""
 
 Rate = float | optax.Schedule
@@ -210,11 +210,13 @@ def read_rows(
     *,
     parts: bool = False,
     reader: Callable = read_samples,
+    opening: Callable[[Sample], Sequence[Message]] = question,
 ) -> tuple[Read, tuple[DataReport, DataReport]]:
     """Samples of both files, with the instruction, and a processor that holds them.
 
     And `parts` of their pictures, if these will be shown. `reader` reads the rows to
-    train on. `ValueError` where the processes have not read the same.
+    train on, `opening` is what they are asked first. `ValueError` where the processes
+    have not read the same.
     """
     training, of_training = reader(rows.train, image_root=rows.images)
     test, of_test = read_samples(rows.test, image_root=rows.images)
@@ -228,6 +230,7 @@ def read_rows(
         min_pixels=sizes.min_pixels,
         max_pixels=sizes.max_pixels,
         parts=parts,
+        opening=opening,
     )
     for fit in read.fits:
         _check_alike(fit)
@@ -295,11 +298,15 @@ def _left_out(which: str, fit: Fitting) -> str:
     return "\n  ".join([*lines, *fit.dropped[:3]])
 
 
-def first_rows(read: Read, samples: Sequence[Sample]) -> str:
+def first_rows(
+    read: Read,
+    samples: Sequence[Sample],
+    opening: Callable[[Sample], Sequence[Message]] = question,
+) -> str:
     """What the first rows come to: sizes of pictures, tokens of prompts."""
     lines = []
     for sample in samples:
-        prompt = encode_one(read.processor, sample)
+        prompt = encode_one(read.processor, sample, opening(sample))
         pictures = ", ".join(
             f"{s.original_width} x {s.original_height} -> {s.width} x {s.height}"
             for s in prompt.image_sizes

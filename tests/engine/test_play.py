@@ -623,6 +623,26 @@ def test_a_model_that_is_not_there_ends_the_run():
         played(program, actor, models={"judge": actor})
 
 
+def test_a_model_that_has_no_room_is_named_where_the_episode_ends():
+    def judged(sample):
+        said = yield Ask(question(sample))
+        try:
+            yield Ask(question(sample), model="judge")
+        except OutOfRoom as error:
+            assert error.model == "judge" and "of the model 'judge': a" in str(error)
+            raise
+        return said
+
+    actor = small.chain_actor()
+    narrow = small.with_room(actor.processor, prompt_tokens=(1,))
+    judge = dataclasses.replace(actor, processor=narrow)
+    told = {"limits": Limits(), "models": {"judge": judge}}
+    for (one,) in played(judged, actor, group_size=1, **told):
+        ended = {"ended/OutOfRoom of judge": 1, "no_room/judge": 1}
+        assert one.episode.facts == {"asks": 2, **ended}
+        assert not one.episode.finished and len(one.rows) == 1
+
+
 def test_a_conversation_has_one_temperature():
     def warming(sample):
         said = yield Ask(question(sample))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from vrl_jax.engine import pretrained
+from vrl_jax.engine.conversation import user
 from vrl_jax.engine.processing import encode_one
 from vrl_jax.models import hub
 from vrl_jax.models.families import family_of
@@ -48,6 +49,31 @@ def test_every_family_is_read_from_its_folder(tmp_path, name):
     jax.tree.map(np.testing.assert_array_equal, found.params, wanted.params)
     np.testing.assert_array_equal(found.allowed, wanted.allowed)
     assert wanted.processor.tokenizer.eos_token_id in found.stop_ids.tolist()
+
+
+def test_sizes_are_of_what_is_asked_first_and_of_what_may_be_shown_later(model):
+    """By a program that opens with other words, and without the pictures."""
+    asks = lambda sample: (user("What is it? Is it one of them or not?"),)
+    bounds = {"min_pixels": 28 * 28}
+    samples = small.samples()
+    read = pretrained.load_processor(
+        model, samples, opening=asks, prompts_per_step=1, **bounds
+    )
+    plain = pretrained.load_processor(model, samples, prompts_per_step=1, **bounds)
+    (fit,), room = read.fits, read.processor.room
+    words = len(encode_one(read.processor, samples[2], asks(None)).unpadded.tokens)
+    assert fit.tokens == [words] * 4 and fit.pictures == [[]] * 4
+    assert room.prompt_tokens == (words,)
+    shown = plain.fits[0].pictures
+    assert fit.unopened == [(words, shown[row]) for row in (0, 1, 3)]
+    whole = plain.processor.room
+    assert (room.block, room.blocks[-1]) == (whole.block, whole.blocks[-1])
+    unread = dataclasses.replace(samples[0], images=(b"no picture",))
+    found = pretrained.load_processor(
+        model, [samples[0], unread], opening=asks, prompts_per_step=1
+    )
+    (why,) = found.fits[0].dropped
+    assert why.startswith("Sample row-0: ") and len(found.fits[0].samples) == 1
 
 
 def test_a_block_holds_parts_of_pictures_that_are_made_smaller(model):

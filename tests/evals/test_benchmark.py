@@ -1,5 +1,6 @@
 """What is written of an evaluation, that it goes on, and its numbers by hand."""
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from vrl_jax.engine.conversation import Ask, user
-from vrl_jax.engine.desk import Limits
+from vrl_jax.engine.desk import Limits, OutOfRoom
 from vrl_jax.engine.play import Outcome
 from vrl_jax.engine.processing import question
 from vrl_jax.evals import benchmark, held_out
@@ -110,8 +111,8 @@ def test_programs_may_have_several_conversations_and_no_room(tmp_path):
         facts = {"right": True, "share": math.nan, "kind": "a"}
         return Outcome((said,), facts if sample.id == "row-0" else {"share": 1})
 
-    def rows_of(name, program, **limits):
-        told = {"program": program, "limits": Limits(**limits)}
+    def rows_of(name, program, models=None, **limits):
+        told = {"program": program, "models": models, "limits": Limits(**limits)}
         act = functools.partial(measured, **told)
         given = {"folder": tmp_path / name, "manifest": {}, "each": 1, "greedy": True}
         actor = dataclasses.replace(small.chain_actor(), reward=reward)
@@ -131,6 +132,17 @@ def test_programs_may_have_several_conversations_and_no_room(tmp_path):
     def look(sample):
         too_large = small.png(0, 224, 224)
         yield Ask((*question(sample), user("<image>Look.", [too_large])))
+
+    def judged(sample):
+        said = yield Ask(question(sample))
+        with contextlib.suppress(OutOfRoom):
+            yield Ask((user("<image>Look.", [small.png(0, 224, 224)]),), model="judge")
+        return said
+
+    judge = {"judge": small.chain_actor()}
+    found = benchmark.summary(rows_of("judged", judged, models=judge))
+    assert found["fact/no_room/judge"] == 1
+    assert "no room              4 asks of judge: raise --frozen-" in shown(found)
 
     rows = rows_of("no room", look, row_tokens=400, pictures=1)
     assert [row["response"] for row in rows] == [""] * 4

@@ -36,7 +36,12 @@ def look_twice(sample):
     return Outcome((first, second), {"read": second.read})
 
 def judged(sample):
-    yield Ask(question(sample), model="judge")
+    said = yield Ask(question(sample))
+    verdict = yield Ask((user("<image>Is it?", sample.images),), model="judge")
+    return said, verdict
+
+def alone(sample):
+    yield Ask((user("<image>Is it?", sample.images),))
 
 def passing_on(sample):
     return look_twice(sample)
@@ -141,12 +146,58 @@ def test_a_changed_program_needs_another_folder(model, shown, looked, capsys):
     assert "program_file was" in said and "Choose another --out" in said
 
 
-def test_a_program_that_asks_a_judge_has_none_here(model, shown, tmp_path, capsys):
-    flags = ("--program", f"{shown / 'looking.py'}:judged", "--out", tmp_path)
-    assert ended(model, shown / "rows.jsonl", *flags) == 2
-    error = capsys.readouterr().err.splitlines()[-1]
-    assert error.startswith("error: ") and "asks the model 'judge'" in error
-    assert "`vrl-jax eval` has the policy alone" in error
+@pytest.fixture(scope="module")
+def judged(shown):
+    """The flags of an evaluation by a frozen model of another family."""
+    judge = folders.other(shown / "judge")
+    frozen = ("--frozen", f"judge={judge}", "--frozen-temperature", 0)
+    sizes = ("--frozen-tokens", 4, "--response-tokens", 2, "--dtype", "float32")
+    program = ("--program", f"{shown / 'looking.py'}:judged")
+    return (*program, "--rows", 1, *frozen, *sizes, "--frozen-prompt-tokens", 40)
+
+
+def test_a_program_asks_a_frozen_model_by_its_name(model, shown, judged, capsys):
+    out = shown / "judged"
+    assert ended(model, shown / "rows.jsonl", "--out", out, *judged) == 0
+    assert "frozen judge: " in capsys.readouterr().out
+    (line,) = read_lines(out / "predictions.jsonl")
+    said, *_, verdict = line["turns"]
+    assert said["chosen"] and not verdict["chosen"]
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["frozen"] == {"judge": str(shown / "judge")}
+    assert [*manifest["frozen_weights"]["judge"]] == ["model.safetensors"]
+    assert manifest["frozen_tokens"] == 4 and "frozen_slots" not in manifest
+    # What it says is the model's of that folder, which here is the policy too.
+    flags = ("--program", f"{shown / 'looking.py'}:alone", "--rows", 1, "--dtype")
+    flags += ("float32", "--response-tokens", 4, "--out", shown / "alone")
+    assert ended(shown / "judge", shown / "rows.jsonl", *flags) == 0
+    (alone,) = read_lines(shown / "alone" / "predictions.jsonl")
+    assert verdict["text"] == alone["response"]
+
+
+def test_a_changed_frozen_model_needs_another_folder(model, shown, judged, capsys):
+    other = [f"judge={model}" if str(x).startswith("judge=") else x for x in judged]
+    assert ended(model, shown / "rows.jsonl", "--out", shown / "judged", *other) == 2
+    said = capsys.readouterr().err
+    assert "frozen was" in said and "Choose another --out" in said
+
+
+@pytest.mark.parametrize(
+    ("frozen", "said"),
+    [
+        ((), "asks the model 'judge', and there is only 'policy': name its folder, "),
+        (("--frozen", "reader={}"), "there is only 'policy', 'reader'"),
+        (("--frozen", "judge=nowhere"), "the frozen model 'judge': There is no model"),
+        (("--frozen", "judge"), "--frozen is NAME=FOLDER, got 'judge'"),
+        (("--frozen-tokens", 9, "--row-tokens", 8), "are more than --row-tokens 8"),
+    ],
+)
+def test_a_model_that_is_not_there_is_one_line(model, shown, capsys, frozen, said):
+    flags = ("--program", f"{shown / 'looking.py'}:judged", "--out", shown / "never")
+    given = [str(flag).format(model) for flag in frozen]
+    assert ended(model, shown / "rows.jsonl", *flags, *given) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and said in line
 
 
 @pytest.mark.parametrize(
@@ -201,6 +252,7 @@ def test_eval_of_a_benchmark_s_table_gives_it_back_answered(model, tmp_path, cap
         (["--dtype", "int4"], "dtypes are bfloat16, float32"),
         (["--pictures", "2"], "without one there are single turns, got None and 2"),
         (["--row-tokens", "0"], "--row-tokens is at least 1"),
+        (["--frozen", "judge=a"], "asked by a --program: without one there are single"),
         (["--rows", "-1"], "at least one row is needed, got -1"),
         (["--model", "./nowhere"], "There is no model folder './nowhere'"),
         (["--reward", "nice"], "there is no reward 'nice'"),

@@ -1,5 +1,6 @@
 """Accuracy counts every sample once; the controls are by hand."""
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -8,6 +9,7 @@ import jax
 import pytest
 
 from vrl_jax.engine.conversation import Ask, user
+from vrl_jax.engine.desk import OutOfRoom
 from vrl_jax.engine.play import Outcome
 from vrl_jax.engine.processing import question
 from vrl_jax.evals import held_out
@@ -79,21 +81,29 @@ def test_questions_may_be_answered_in_several_turns():
 
 
 def test_what_programs_ended_early_is_measured_by_why():
-    """Two of five are tired, and one has no room; of no other end is anything said."""
+    """Two of five are tired, and one has no room; of no other end is anything said.
+
+    One goes on without the judge, who had none.
+    """
 
     def program(sample):
         said = yield Ask(question(sample))
         if sample.id == "held-2":
             yield Ask((*question(sample), said, user("What? " * 99)))
+        if sample.id == "held-3":
+            with contextlib.suppress(OutOfRoom):
+                yield Ask((user("What? " * 99),), model="judge")
         return Outcome((said,), {"ended/tired": float(sample.id in "held-0, held-4")})
 
-    act = functools.partial(acting.measured, program=program)
+    models = {"judge": small.chain_actor()}
+    act = functools.partial(acting.measured, program=program, models=models)
     answered = held_out.answers(
         actor(lambda episodes: [1.0]), SAMPLES, jax.random.key(0), act=act
     )
     found = held_out.measurements(answered)
     ends = {name: share for name, share in found.items() if "/ended/" in name}
     assert ends == {"val/ended/OutOfRoom": 0.2, "val/ended/tired": 0.4}
+    assert found["val/no_room/judge"] == 0.2
     assert found["val/response_length/clip_ratio"] >= 0.6
 
 

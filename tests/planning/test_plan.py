@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from tests.fixtures import small, talks
+from tests.fixtures import gemma, small, talks
 from tests.fixtures.plans import HERE, SIZES, fake, method, request
 from vrl_jax import cli
 from vrl_jax.engine import slots
@@ -73,6 +73,18 @@ def test_held_bytes_are_those_of_real_arrays():
         "sampling copy": on_one(params),
         "reference": 0,
     }
+
+
+def test_frozen_models_are_held_besides():
+    """Of two families: a reader like the policy, and a Gemma 3 of any size."""
+    found, mesh = planned()
+    table = family_of(gemma.spec()).parameter_table(gemma.spec())
+    with jax.set_mesh(mesh):
+        other = spread(init_params(jax.random.key(0), table, jnp.bfloat16), table)
+    asked = request()._replace(frozen=(small.spec(), gemma.spec()))
+    held = compiling.plan_of(asked, mesh).held
+    both = found.held["sampling copy"] + bytes_of(other)
+    assert held == {**found.held, "frozen models": both}
 
 
 def test_what_is_written_from_lies_as_sampling_lays_it():

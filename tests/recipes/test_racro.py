@@ -1,5 +1,7 @@
 """RACRO: the captioner is paid by whether a frozen reasoner comes right."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -9,8 +11,10 @@ from vrl_jax.recipes.racro import (
     captioned,
     checked_caption,
     racro,
+    reasoned,
     solved,
 )
+from vrl_jax.rewards.boxed import boxed_exact
 from vrl_jax.types import Episode
 
 from ..fixtures import small
@@ -63,6 +67,23 @@ def test_the_worked_groups():
     np.testing.assert_allclose(advantage(tied), wanted, atol=2e-5)
     failed = rewards(caption_reward(), [0] * 4, [0, 1, 0, 1])
     np.testing.assert_array_equal(advantage(failed), 0)
+
+
+def test_a_reward_may_judge_what_the_reasoner_answered():
+    """Of captions with a box of their own, with no answer, and as played."""
+    caption = said(r"it is \boxed{3}")
+    right, wrong = (
+        dataclasses.replace(said(text), chosen=False, facts={"model": "reasoner"})
+        for text in (r"so \boxed{3}", r"so \boxed{4}")
+    )
+    turns = [(caption, right), (caption, wrong), (caption,)]
+    episodes = [Episode(SAMPLE, "?", one, True, facts={"solved": 0}) for one in turns]
+    assert boxed_exact(episodes) == [1, 1, 1]
+    assert reasoned(boxed_exact)(episodes) == [1, 0, 0]
+    seen = []
+    reasoned(lambda shown: seen.extend(shown) or [0] * len(shown))(episodes)
+    assert [one.text for one in seen] == [right.text, wrong.text, ""]
+    assert all(one.facts == {"solved": 0} and len(one.turns) == 1 for one in seen)
 
 
 def test_a_program_that_did_not_ask_is_named():

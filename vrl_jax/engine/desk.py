@@ -35,7 +35,11 @@ FOLLOWING = (64, 256)
 
 
 class OutOfRoom(Exception):
-    """Raised inside a program whose next ask does not fit the budgets."""
+    """Raised inside a program whose next ask does not fit the budgets of its model."""
+
+    def __init__(self, why: str = "", model: str = "policy") -> None:
+        super().__init__(why if model == "policy" else f"of the model {model!r}: {why}")
+        self.model = model
 
 
 class TooManyAsks(Exception):
@@ -126,14 +130,16 @@ class Desk:
         sizes = [len(picture.patches) for picture in read.pictures]
         if max(sizes, default=0) > self.room.block:
             raise OutOfRoom(
-                f"a picture needs {max(sizes)} patches, a block has {self.room.block}."
+                f"a picture needs {max(sizes)} patches, a block has {self.room.block}.",
+                ask.model,
             )
         need = blocks_of(first_fit(sizes, self.room.block), self.room.block)
         if left < 1 or len(read.tokens) > longest or need > blocks:
             raise OutOfRoom(
                 f"a context of {len(read.tokens)} tokens and {need} blocks of patches "
                 f"leaves {left} tokens to write; it may have {longest} tokens and "
-                f"{blocks} blocks, and {self.row_tokens} tokens may follow the prompt."
+                f"{blocks} blocks, and {self.row_tokens} tokens may follow the prompt.",
+                ask.model,
             )
         return min(ask.max_new_tokens or self.actor.max_new_tokens, left)
 

@@ -15,10 +15,12 @@ answers came together go on at once, in threads. The key of an answer is folded 
 sampled.
 
 What a program does is bounded: a context that has no room, too many asks, or an
-exception end the episode, which is counted under its reason. The program hears of the
-first two, `OutOfRoom` and `TooManyAsks`, and may return what it has. Only a program
-that never comes to its next ask is waited for; slow work belongs into a tool, which has
-its time. A model that is not there, and a return that is no turn, end the whole run.
+exception end the episode, which is counted under its reason; asks for which another
+model had no room are counted under its name too, `no_room/...`, whatever the program
+makes of it. The program hears of the first two, `OutOfRoom` and `TooManyAsks`, and may
+return what it has. Only a program that never comes to its next ask is waited for; slow
+work belongs into a tool, which has its time. A model that is not there, and a return
+that is no turn, end the whole run.
 
 Of several processes each plays every episode. Programs and their tools must therefore
 be deterministic, the same in all processes: one that depends on the clock or on the
@@ -58,7 +60,7 @@ from vrl_jax.engine.desk import (
     Write,
     nothing,
 )
-from vrl_jax.engine.processing import Transcript
+from vrl_jax.engine.processing import Transcript, question
 from vrl_jax.engine.sampling import row_keys
 from vrl_jax.models.front_end import LaidOut
 from vrl_jax.types import Episode, ImageRef, Message, Sample, Turn
@@ -261,6 +263,7 @@ class _Playing:
     said: list[Said] = dataclasses.field(default_factory=list)
     rows: list[_OpenRow] = dataclasses.field(default_factory=list)
     laid: list[tuple[str, ImageRef]] = dataclasses.field(default_factory=list)
+    refused: list[str] = dataclasses.field(default_factory=list)
     returned: Any = None
     ended: str = ""
     over: bool = False
@@ -296,7 +299,7 @@ class _Playing:
                 self.returned = end.value
                 return
             except Exception as error:  # a user's program: counted, told, not fatal
-                self.ended = type(error).__name__
+                self.ended = _reason(error)
                 if not isinstance(error, OutOfRoom | TooManyAsks):
                     self._warn(error)
                 return
@@ -311,13 +314,16 @@ class _Playing:
                 )
                 step = functools.partial(self.program.throw, error)
                 continue
-            _check_models(self.sample, asks, desks)
+            asked = {ask.model for ask in asks if isinstance(ask, Ask)}
+            _check_models(self.program, self.sample, asked, desks.keys())
             try:
                 self._hand_in(asks, desks)
                 self.over = False
                 return
             except Exception as error:  # it hears what is wrong, and may ask otherwise
                 self.count += 1
+                if isinstance(error, OutOfRoom) and error.model != "policy":
+                    self.refused.append(error.model)
                 step = functools.partial(self.program.throw, error)
 
     def _close(self) -> None:
@@ -426,7 +432,11 @@ class _Playing:
         own = [said for said in self.said if said.turn.chosen]
         first = own[0].read if own else Transcript("", np.zeros(0, np.int32), (), ())
         ended = {f"ended/{self.ended}": 1.0} if self.ended else {}
-        facts = {"asks": float(self.count), **facts, **ended}
+        refused = {
+            f"no_room/{model}": float(self.refused.count(model))
+            for model in self.refused
+        }
+        facts = {"asks": float(self.count), **refused, **facts, **ended}
         stopped = any(facts[name] for name in facts if name.startswith("ended/"))
         last = [turn for turn in turns if turn.chosen][-1:]
         return Played(
@@ -460,17 +470,71 @@ class _Playing:
         return tuple(row for row in rows if row.said)
 
 
+def opening(program: Program, sample: Sample) -> tuple[Message, ...]:
+    """What the program asks the policy first, the longest of several asks.
+
+    The sample's question where that cannot be known: what is wrong is told by `play`.
+    """
+    found: list[tuple[Message, ...]] = []
+    with contextlib.suppress(Exception), contextlib.closing(program(sample)) as steps:
+        yielded = next(steps)
+        asks = (yielded,) if isinstance(yielded, Ask) else tuple(yielded)
+        found = [ask.context for ask in asks if ask.model == "policy"]
+    whole = [one for one in found if all(isinstance(part, Message) for part in one)]
+    return max(whole, key=_extent, default=()) or question(sample)
+
+
+def _extent(messages: Sequence[Message]) -> tuple[int, int]:
+    """Pictures, then letters."""
+    return (
+        sum(len(message.images) for message in messages),
+        sum(len(message.text) for message in messages),
+    )
+
+
+def check_models(program: Program, sample: Sample, names: Set[str]) -> None:
+    """That every model is there which the program asks for the sample.
+
+    As far as it shows where all that the program hears is empty: no model is needed for
+    it. Whom it asks later, `play` finds. `ValueError` names who is missing.
+    """
+    steps, heard, asked, count = program(sample), None, set(), 0
+    with contextlib.suppress(Exception):  # what else is wrong is told by `play`
+        while not asked - names and count < Limits().asks:
+            yielded = steps.send(heard)
+            several = not isinstance(yielded, Ask)
+            asks = tuple(yielded) if several else (yielded,)
+            asked = {ask.model for ask in asks}
+            turns = [
+                Turn("", (), chosen=ask.model == "policy", number=count + place)
+                for place, ask in enumerate(asks)
+            ]
+            heard = turns if several else turns[0]
+            count += max(len(asks), 1)
+    with contextlib.suppress(Exception):
+        steps.close()
+    _check_models(steps, sample, asked, names)
+
+
 def _check_models(
-    sample: Sample, asks: Sequence[Ask], desks: Mapping[str, Desk]
+    steps: Steps, sample: Sample, asked: Set[str], names: Set[str]
 ) -> None:
     """That all are there: without one no episode of the run could go on."""
-    asked = {ask.model for ask in asks if isinstance(ask, Ask)}
-    if missing := sorted(asked - desks.keys()):
+    if missing := sorted(asked - names):
+        one = missing[0]
         raise ValueError(
-            f"sample {sample.id} asks the model {missing[0]!r}, and there is only "
-            f"{', '.join(map(repr, sorted(desks)))}: name its actor, "
-            f"models={{{missing[0]!r}: actor}}; `vrl-jax eval` has the policy alone."
+            f"{steps.__qualname__} of sample {sample.id} asks the model {one!r}, and "
+            f"there is only {', '.join(map(repr, sorted(names)))}: name its folder, "
+            f"--frozen {one}=FOLDER or finetune(frozen={{{one!r}: FOLDER}}), or its "
+            f"actor, models={{{one!r}: actor}}."
         )
+
+
+def _reason(error: Exception) -> str:
+    """By which an episode's end is counted."""
+    name = type(error).__name__
+    elsewhere = isinstance(error, OutOfRoom) and error.model != "policy"
+    return f"{name} of {error.model}" if elsewhere else name
 
 
 def _is_trained(ask: Ask) -> bool:

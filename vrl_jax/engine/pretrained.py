@@ -23,13 +23,13 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from vrl_jax.engine.actor import Actor, Reward, allowed_ids
 from vrl_jax.engine.budgets import Budgets, budgets
 from vrl_jax.engine.packing import Room
-from vrl_jax.engine.processing import Fitting, Processor, fitting
+from vrl_jax.engine.processing import Fitting, Processor, fitting, question
 from vrl_jax.models import hub
 from vrl_jax.models.families import family_of
 from vrl_jax.models.front_end import FrontEnd
 from vrl_jax.models.remat import nothing
 from vrl_jax.models.sharding import param_shardings
-from vrl_jax.types import Sample
+from vrl_jax.types import Message, Sample
 
 TEMPLATE = "chat_template.json"
 """Where processors kept the template before tokenizers did."""
@@ -92,7 +92,7 @@ def load_front_end(
     make = family_of(spec).front_end
     asked = {"min_pixels": min_pixels, "max_pixels": max_pixels}
     given = {name: value for name, value in asked.items() if value is not None}
-    if not asked.keys() <= inspect.signature(make).parameters.keys():
+    if not bounds_pictures(folder):
         if given:
             raise ValueError(
                 f"pictures of {spec.model_type} all have one size: leave "
@@ -110,6 +110,13 @@ def load_front_end(
     if least > most:
         raise ValueError(f"min_pixels={least} is more than max_pixels={most}.")
     return front_end
+
+
+def bounds_pictures(folder: str | Path) -> bool:
+    """Whether pictures of the folder's family differ in size, between two bounds."""
+    make = family_of(hub.read_spec(folder)).front_end
+    taken = inspect.signature(make).parameters.keys()
+    return {"min_pixels", "max_pixels"} <= taken
 
 
 def _processor(folder: Path) -> dict[str, Any]:
@@ -142,8 +149,11 @@ def load_processor(
     min_pixels: int | None = None,
     max_pixels: int | None = None,
     parts: bool = False,
+    opening: Callable[[Sample], Sequence[Message]] = question,
 ) -> Read:
     """Reads each sample once and takes the few sizes that hold all of the sets.
+
+    As `opening` asks it: where that is a program's, its own words are in the sizes.
 
     A prompt of more than `longest_prompt` tokens is dropped, and told; none is cut.
     `prompts_per_step` and `prompts_per_pack` as in `budgets`. Where `parts` of the
@@ -153,8 +163,11 @@ def load_processor(
     front_end = load_front_end(folder, min_pixels=min_pixels, max_pixels=max_pixels)
     anything = Room((longest_prompt,), front_end.granularity * ANY_PICTURE)
     processor = Processor(load_tokenizer(folder), front_end, anything)
-    fits = tuple(fitting(processor, one) for one in samples)
+    fits = tuple(fitting(processor, one, opening) for one in samples)
     every = Fitting(*([*chain(*parts)] for parts in zip(*fits, strict=True)))
+    for tokens, pictures in every.unopened:
+        every.tokens.append(tokens)
+        every.pictures.append(pictures)
     block = max(chain(*every.pictures), default=0)
     if parts and 2 * block > front_end.largest:  # else none was made smaller
         block = max(block, front_end.largest)

@@ -5,8 +5,9 @@ before training, and never cut.
 """
 
 import dataclasses
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -122,23 +123,26 @@ def chat_text(processor: Processor, messages: Sequence[Message]) -> str:
     )
 
 
-def encode_one(processor: Processor, sample: Sample) -> EncodedPrompt:
+def encode_one(
+    processor: Processor, sample: Sample, opening: Sequence[Message] | None = None
+) -> EncodedPrompt:
     """The tables of one prompt. Raises `ValueError`, with its id, if it cannot be.
 
-    Whatever the template, the tokenizer or a decoder makes of an odd row is one too.
+    Of the sample's question, unless it has another `opening`. Whatever the template,
+    the tokenizer or a decoder makes of an odd row is one too.
     """
     name = sample.id.encode(errors="backslashreplace").decode()
     try:
         sample.id.encode()  # draws are keyed by it
-        return _encode_one(processor, sample)
+        return _encode_one(processor, opening or question(sample))
     except ValueError as error:
         raise ValueError(f"Sample {name}: {error}") from error
     except Exception as error:
         raise ValueError(f"Sample {name}: {type(error).__name__}: {error}") from error
 
 
-def _encode_one(processor: Processor, sample: Sample) -> EncodedPrompt:
-    written = transcript(processor, question(sample))
+def _encode_one(processor: Processor, opening: Sequence[Message]) -> EncodedPrompt:
+    written = transcript(processor, opening)
     alone = unpadded(processor, written)
     _check(processor.room, alone)
     return EncodedPrompt(written.text, alone, written.image_sizes)
@@ -257,41 +261,71 @@ def encode(processor: Processor, samples: Sequence[Sample]) -> Encoded:
 class Fitting(NamedTuple):
     """The samples that can be used, how large they are, and why others cannot.
 
-    Of each that can: the tokens of its prompt, and the patches of each picture.
+    Of each that can: the tokens of its prompt, and the patches of each picture. Of
+    those that open without some picture of theirs, which may be shown later, `unopened`
+    has the tokens and the patches of all of theirs.
     """
 
     samples: list[Sample]
     tokens: list[int]
     pictures: list[list[int]]
     dropped: list[str]
+    unopened: Sequence[tuple[int, list[int]]] = ()
 
 
-def fitting(processor: Processor, samples: Sequence[Sample]) -> Fitting:
+def fitting(
+    processor: Processor,
+    samples: Sequence[Sample],
+    opening: Callable[[Sample], Sequence[Message]] = question,
+) -> Fitting:
     """Encodes every sample once, so that training meets no surprise.
 
-    Pictures are decoded in threads, some samples' at a time. `dropped` says for each
-    unusable sample why. Raises `ValueError` if none is left.
+    As `opening` asks it. Pictures are decoded in threads, some samples' at a time.
+    `dropped` says for each unusable sample why. Raises `ValueError` if none is left.
     """
-    fit = Fitting([], [], [], [])
+    fit = Fitting([], [], [], [], [])
     with ThreadPoolExecutor() as threads:
         for start in range(0, len(samples), AT_A_TIME):
             some = samples[start : start + AT_A_TIME]
-            images = dict.fromkeys(image for sample in some for image in sample.images)
+            asked = [*threads.map(opening, some)]
+            own = (image for sample in some for image in sample.images)
+            images = dict.fromkeys([*own, *chain(*map(_pictures, asked))])
             prepared = {i: threads.submit(prepare, processor, i) for i in images}
             ahead = dataclasses.replace(processor, prepared=prepared)
-            for sample in some:
-                _fit(ahead, sample, fit)
+            for sample, messages in zip(some, asked, strict=True):
+                _fit(ahead, sample, messages, fit)
     if not fit.samples:
         raise ValueError(f"No sample can be used. {' '.join(fit.dropped[:3])}")
     return fit
 
 
-def _fit(processor: Processor, sample: Sample, fit: Fitting) -> None:
+def _fit(
+    processor: Processor, sample: Sample, opening: Sequence[Message], fit: Fitting
+) -> None:
     try:
-        prompt = encode_one(processor, sample).unpadded
+        prompt = encode_one(processor, sample, opening).unpadded
+        own = []
+        if not {*sample.images} <= {*_pictures(opening)}:
+            own = [_patches(processor, sample, image) for image in sample.images]
     except ValueError as error:
         fit.dropped.append(str(error))
-    else:
-        fit.samples.append(sample)
-        fit.tokens.append(len(prompt.tokens))
-        fit.pictures.append(prompt.sizes)
+        return
+    fit.samples.append(sample)
+    fit.tokens.append(len(prompt.tokens))
+    fit.pictures.append(prompt.sizes)
+    if own:
+        fit.unopened.append((len(prompt.tokens), own))
+
+
+def _pictures(messages: Sequence[Message]) -> list[ImageRef]:
+    return [image for message in messages for image in message.images]
+
+
+def _patches(processor: Processor, sample: Sample, image: ImageRef) -> int:
+    """Of one picture. `ValueError`, with the sample, where it cannot be read."""
+    ahead = processor.prepared.get(image)
+    try:
+        picture = ahead.result() if ahead else prepare(processor, image)
+    except Exception as error:  # as in `encode_one`
+        raise ValueError(f"Sample {sample.id}: {error}") from error
+    return len(picture.laid_out.patches)

@@ -5,6 +5,7 @@ import functools
 import hashlib
 import importlib.metadata
 import json as json_text
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,19 @@ import jax
 import jax.numpy as jnp
 
 from vrl_jax.engine.desk import Limits
+from vrl_jax.engine.frozen import (
+    Asking,
+    check_asking,
+    frozen_actors,
+    frozen_folders,
+    frozen_names,
+    frozen_processors,
+)
+from vrl_jax.engine.play import Program, check_models, opening
 from vrl_jax.engine.pretrained import load_actor, load_processor
-from vrl_jax.engine.processing import fitting
+from vrl_jax.engine.processing import fitting, question
 from vrl_jax.evals.benchmark import files, predict, summary
-from vrl_jax.evals.held_out import GroupAct, shuffle_images
+from vrl_jax.evals.held_out import shuffle_images
 from vrl_jax.models import hub
 from vrl_jax.models.sharding import parse_mesh
 from vrl_jax.programs.acting import measured
@@ -51,6 +61,11 @@ def evaluate(
     program: str | None = None,
     row_tokens: int | None = None,
     pictures: int = 0,
+    frozen: tuple[str, ...] = (),
+    frozen_tokens: int | None = None,
+    frozen_prompt_tokens: int | None = None,
+    frozen_temperature: float = 1.0,
+    frozen_slots: int | None = None,
     longest_prompt: int = 8192,
     min_pixels: int | None = None,
     max_pixels: int | None = None,
@@ -93,12 +108,22 @@ def evaluate(
         response_tokens: most tokens of a response, with a program of each of its turns.
         program: how questions are answered, path.py:function or
             package.module:function such as vrl_jax.programs.tool_turns:tool_turns, a
-            generator as in training that asks the policy alone; by default in a
-            single turn.
+            generator as in training that asks the policy and, by their names, frozen
+            models; by default in a single turn.
         row_tokens: with a program, most tokens of the answers of one conversation with
             what is said between them; by default --response-tokens.
         pictures: with a program, how many it may show besides the row's: parts of
             these, or others that are no larger.
+        frozen: with a program, the other models that it asks, NAME=FOLDER for each, or
+            NAME=owner/name; loaded once where it is the --model.
+        frozen_tokens: most tokens of a frozen model's answer; by default
+            --response-tokens, and no more than --row-tokens.
+        frozen_prompt_tokens: tokens of what a frozen model reads, pictures included,
+            for which there is room; by default those of its longest row, 256 of the
+            program's words and all that an episode may say.
+        frozen_temperature: of its answers, where the program does not say; 0 takes the
+            likeliest token.
+        frozen_slots: its answers that are written at a time; by default --slots.
         longest_prompt: tokens of a prompt, pictures included; longer rows are left out
             and reported.
         min_pixels: smallest area of a picture, smaller ones are enlarged; by default
@@ -120,15 +145,23 @@ def evaluate(
     """
     processes.start()
     _check(each, temperature, dtype)
-    act, told = _playing(program, row_tokens, pictures)
+    limits = Limits(row_tokens=row_tokens, pictures=pictures)
+    asking = Asking(
+        frozen_tokens, frozen_prompt_tokens, frozen_temperature, frozen_slots
+    )
+    function, told = _playing(program, limits, frozen, asking)
     if table is not None and data.suffix != ".tsv":
         raise ValueError(f"--table is for a benchmark's TSV, and --data is {data}.")
-    folder = hub.local(model)
+    folder, folders = hub.local(model), frozen_folders(frozen_names(frozen))
     samples, report = read_samples(data, image_root=images)
     samples = asked(evenly(samples, rows), instruction, system)
+    asks = question
+    if function:
+        check_models(function, samples[0], {"policy", *folders})
+        asks = functools.partial(opening, function)
     frames = {"frame": frame, "gold_frame": gold_frame}
     with (
-        named_reward(reward, style=style, **frames) as function,
+        named_reward(reward, style=style, **frames) as paid,
         jax.set_mesh(parse_mesh(mesh)),
     ):
         if processes.leads() and not json:
@@ -142,6 +175,7 @@ def evaluate(
             min_pixels=min_pixels,
             max_pixels=max_pixels,
             parts=pictures > 0,
+            opening=asks,
         )
         (fit,) = read.fits
         samples, dropped = fit.samples, list(fit.dropped)
@@ -156,13 +190,27 @@ def evaluate(
                     f"--shuffled needs rows with as many pictures, but other ones: "
                     f"{data} has none such."
                 )
-            fit = fitting(read.processor, others)
+            fit = fitting(read.processor, others, asks)
             samples = fit.samples
             dropped += fit.dropped
+        processors, line = frozen_processors(
+            folders,
+            folder,
+            read.processor,
+            samples,
+            said=row_tokens or response_tokens,
+            asking=asking,
+            longest_prompt=longest_prompt,
+            min_pixels=min_pixels,
+            max_pixels=max_pixels,
+            parts=pictures > 0,
+        )
+        if folders and processes.leads() and not json:
+            print(line, flush=True)
         actor = load_actor(
             folder,
             read.processor,
-            function,
+            paid,
             max_new_tokens=response_tokens,
             dtype=jnp.dtype(dtype),
         )
@@ -174,6 +222,17 @@ def evaluate(
             prompts_per_pass=per_pass,
             slots=slots,
         )
+        models = frozen_actors(
+            folders, folder, actor, processors, asking=asking, dtype=jnp.dtype(dtype)
+        )
+        act = single_turn
+        if function:
+            played = {"program": function, "limits": limits, "models": models}
+            act = functools.partial(measured, **played)
+        if folders:
+            told["frozen_weights"] = {
+                name: _stamps(place, "*.safetensors") for name, place in folders.items()
+            }
         own = ":" in reward
         manifest = {
             "harness": f"vrl-jax {importlib.metadata.version('vrl-jax')}",
@@ -229,11 +288,10 @@ def evaluate(
 
 
 def _playing(
-    program: str | None, row_tokens: int | None, pictures: int
-) -> tuple[GroupAct, dict[str, Any]]:
+    program: str | None, limits: Limits, frozen: Sequence[str], asking: Asking
+) -> tuple[Program | None, dict[str, Any]]:
     """How questions are answered, and what the manifest says of it."""
-    limits = Limits(row_tokens=row_tokens, pictures=pictures)
-    told = {"row_tokens": row_tokens, "pictures": pictures}
+    row_tokens, pictures = limits[:2]
     if (row_tokens is not None and row_tokens < 1) or pictures < 0:
         raise ValueError(
             "--row-tokens is at least 1 and --pictures at least 0, got "
@@ -245,10 +303,24 @@ def _playing(
                 "--row-tokens and --pictures bound what a --program says and shows: "
                 f"without one there are single turns, got {row_tokens} and {pictures}."
             )
-        return single_turn, {}
+        if frozen:
+            raise ValueError(
+                "--frozen models are asked by a --program: without one there are "
+                f"single turns, got {' '.join(frozen)}."
+            )
+        return None, {}
+    check_asking(asking, row_tokens)
     function, file = named_program(program)
-    act = functools.partial(measured, program=function, limits=limits)
-    return act, {"program": program, "program_file": _digests(file), **told}
+    told = {
+        "program": program,
+        "program_file": _digests(file),
+        "row_tokens": row_tokens,
+        "pictures": pictures,
+    }
+    if frozen:
+        told |= {"frozen": frozen_names(frozen), **asking._asdict()}
+        del told["frozen_slots"]
+    return function, told
 
 
 def _digests(path: Path) -> dict[str, str]:
@@ -304,19 +376,26 @@ def page(found: dict[str, Any], out: Path) -> str:
 
 
 def _ended(found: dict[str, Any]) -> list[str]:
-    """How many episodes ended early, and why, if any did."""
+    """How many episodes ended early, and why; what frozen models had no room for."""
     reasons = {
         name.removeprefix("fact/ended/"): round(share * found["responses"])
         for name, share in found.items()
         if name.startswith("fact/ended/") and share
     }
-    if not reasons:
-        return []
-    told = ", ".join(f"{count} for {reason}" for reason, count in reasons.items())
-    return [
-        f"ended early          {told}, of {found['responses']} episodes; where it was "
-        "for want of room, raise --row-tokens or --pictures"
+    lines = [
+        f"no room              {asks * found['responses']:.0f} asks of "
+        f"{name.removeprefix('fact/no_room/')}: raise --frozen-prompt-tokens, or "
+        "--pictures where it is shown some"
+        for name, asks in found.items()
+        if name.startswith("fact/no_room/") and asks
     ]
+    if reasons:
+        told = ", ".join(f"{count} for {reason}" for reason, count in reasons.items())
+        lines.append(
+            f"ended early          {told}, of {found['responses']} episodes; where it "
+            "was for want of room, raise --row-tokens or --pictures"
+        )
+    return lines
 
 
 def _shown(value: float | None) -> str:

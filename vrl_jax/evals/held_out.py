@@ -20,6 +20,10 @@ BOOKS = ("overall", "accuracy", "unscored", "errors")
 """Scores that have a name of their own in `measurements`."""
 
 
+ENDS = ("ended/", "no_room/")
+"""How facts begin of which the share of episodes is told."""
+
+
 class Answered(NamedTuple):
     """A response with its scores."""
 
@@ -106,7 +110,8 @@ def measurements(answered: Sequence[Sequence[Answered]]) -> dict[str, float]:
     name or, where it has none, the same. `val/<part>_reward` are its other parts, and
     `val/accuracy/<source>` is said where there are several sources. What is unscored is
     in none of them and counted. `val/response_length/clip_ratio` is the share that
-    reached no end, `val/ended/<why>` those that a program ended early, if it did.
+    reached no end, `val/ended/<why>` those that a program ended early, if it did, and
+    `val/no_room/<model>` those in which another model had no room for what it is asked.
     """
     flat = [one for group in answered for one in group]
     right = "accuracy" if any("accuracy" in one.scores for one in flat) else "overall"
@@ -120,7 +125,7 @@ def measurements(answered: Sequence[Sequence[Answered]]) -> dict[str, float]:
         by_source.setdefault(group[0].episode.sample.source, []).append(group)
     several = by_source if len(by_source) > 1 else {}
     facts = [one.episode.facts for one in flat]
-    ends = {name for told in facts for name in told if name.startswith("ended/")}
+    ends = {name for told in facts for name in told if name.startswith(ENDS)}
     return {
         "val/reward_score": _mean(answered, "overall"),
         "val/accuracy": _mean(answered, right),

@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 from vrl_jax.engine.reference import near
 from vrl_jax.models.critic import Critic, linear
+from vrl_jax.models.families import Spec
+from vrl_jax.models.gemma3 import released as gemma3
 from vrl_jax.models.policy import Params
 from vrl_jax.models.qwen_vl.released import RELEASED
 from vrl_jax.models.sharding import parse_axes
@@ -54,6 +56,14 @@ RECIPES: Mapping[str, Callable[..., Recipe]] = {
     "vppo": vppo,
 }
 
+FROZEN: Mapping[str, Spec] = {
+    **RELEASED,
+    "gemma-3-4b": gemma3.GEMMA3_4B,
+    "gemma-3-12b": gemma3.GEMMA3_12B,
+    "gemma-3-27b": gemma3.GEMMA3_27B,
+}
+"""What a method may ask besides."""
+
 CRITICS: Mapping[str, Mapping[str, Critic]] = {"ppo": {"value": linear}}
 """What a recipe of these reads besides, as its script gives it."""
 
@@ -81,6 +91,7 @@ def plan(
     lora_rank: int = 0,
     sampling: str = "spread",
     reference: str = "none",
+    frozen: tuple[str, ...] = (),
     analytic: bool = False,
     tries: int = 8,
     json: bool = False,
@@ -116,6 +127,9 @@ def plan(
         sampling: tokens are written from weights that are spread as in training, or
             gathered once a step.
         reference: none, or where a reference policy lies: device or host.
+        frozen: other models that the method asks and does not train, each by a name as
+            for --model, or gemma-3-4b, 12b or 27b: their parameters are counted, in
+            the precision of the policy's, and not what they read and write.
         analytic: count, but compile nothing.
         tries: plans to try at most.
         json: print one JSON object, a list of the plans that were tried.
@@ -138,6 +152,11 @@ def plan(
             raise ValueError(
                 f"there is no {name} {value!r}; there are {', '.join(known)}."
             )
+    for value in frozen:
+        if value not in FROZEN:
+            raise ValueError(
+                f"there is no frozen {value!r}; there are {', '.join(FROZEN)}."
+            )
     where = parse_topology(topology)
     sizes = Sizes(prompts, group, prompt_tokens, response_tokens, patches, pictures)
     _check(sizes, minibatches)
@@ -155,7 +174,8 @@ def plan(
     if reference != "none":
         make(())  # says so where the method has none
     critics = CRITICS.get(recipe)
-    request = Request(RELEASED[model], make, sizes, choices, where, critics)
+    others = tuple(FROZEN[name] for name in frozen)
+    request = Request(RELEASED[model], make, sizes, choices, where, critics, others)
     compile, why = _compiler(where.chip, analytic)
     found = []
     for one in search(request, compile, tries=tries):

@@ -64,6 +64,7 @@ class Request(NamedTuple):
     choices: Choices
     topology: Topology
     critics: Mapping[str, Critic] | None = None
+    frozen: tuple[Spec, ...] = ()
 
 
 class Found(NamedTuple):
@@ -93,6 +94,7 @@ def plan_of(request: Request, mesh: Mesh | AbstractMesh) -> Planned:
         request.choices,
         mesh,
         critics=request.critics,
+        frozen=request.frozen,
     )
 
 

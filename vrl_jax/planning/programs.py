@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import math
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
@@ -91,11 +91,13 @@ def programs(
     mesh: Mesh | AbstractMesh,
     *,
     critics: Mapping[str, Critic] | None = None,
+    frozen: Sequence[Spec] = (),
 ) -> Planned:
     """Update, scoring, prefill, decode and what is read between turns, of one step.
 
     `recipe` is given the reference's params, or None for a method without one. The
-    `critics` that it reads, if any, lie whole on each device.
+    `critics` that it reads, if any, lie whole on each device. Of `frozen` models that
+    it asks their parameters count, in the policy's dtype, and nothing that they do.
     """
     family = family_of(spec)
     policy = family.policy(spec, REMATS[choices.remat])
@@ -154,6 +156,11 @@ def programs(
     reference = plain if choices.reference != "none" else None
     resident = bytes_of(reference) if choices.reference == "device" else 0
 
+    def asked(spec: Spec) -> int:
+        table = family_of(spec).parameter_table(spec)
+        shapes = abstract_params(table, chosen.dtype(choices))
+        return bytes_of(jax.tree.map(lying, shapes, param_shardings(table, mesh)))
+
     def score(params: Any, allowed: Any, reference: Any, *rest: Any) -> Rollout:
         rollout, key = rest
         playing = dataclasses.replace(actor, params=params, allowed=allowed)
@@ -182,7 +189,7 @@ def programs(
     if sizes.pictures:
         on_from = _read_on(policy, params, read, front_end, sizes, choices, mesh)
         between = {"between turns": on_from._replace(shared=shared)}
-    frozen = bytes_of(learner.fixed)
+    unmoved = bytes_of(learner.fixed)
     scoring = Program(
         jax.jit(score),
         (params, allowed, reference, rollout, key),
@@ -193,10 +200,11 @@ def programs(
     adds = jax.tree.structure(scored) != jax.tree.structure(rollout)
     return Planned(
         held={
-            "parameters": bytes_of(learner.trained) + frozen,
+            "parameters": bytes_of(learner.trained) + unmoved,
             "optimiser": bytes_of(learner.opt_state),
             "sampling copy": bytes_of(params) if copied else 0,
             "reference": resident,
+            **({"frozen models": sum(map(asked, frozen))} if frozen else {}),
         },
         caches={
             "prompts": bytes_of(by_row(read, mesh))

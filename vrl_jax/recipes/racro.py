@@ -12,7 +12,8 @@ https://github.com/gyhdog99/RACRO2.
             all tokens
 
 The code's anchor is near(reference, weight=0.001, divergence=divergences.low_var_kl).
-It grades by mathruler, where `boxed_right` compares texts, and drops a stock request
+It grades by mathruler, which the reward reasoned(mathruler) does too, where
+`boxed_right` compares texts; and it drops a stock request
 for short answers from questions. A later version, RAPID, trains solutions first, for
 200 steps of GRPO, and takes 0.1 from a right answer to what is no caption but a
 solution, which the policy itself is asked: program=checked_caption, and the reward
@@ -20,6 +21,7 @@ solution, which the policy itself is asked: program=checked_caption, and the rew
 examples.
 """
 
+import dataclasses
 import functools
 import re
 from collections.abc import Callable, Sequence
@@ -33,10 +35,10 @@ from vrl_jax.engine.reference import Anchor, free
 from vrl_jax.programs.acting import act as play
 from vrl_jax.programs.describe_then_answer import DESCRIBE, describe_then_answer
 from vrl_jax.rewards.boxed import boxed_right
-from vrl_jax.rewards.combine import Reward, fact
+from vrl_jax.rewards.combine import Reward, Score, fact
 from vrl_jax.training.clipped_recipe import clipped_recipe
 from vrl_jax.training.iteration import Recipe
-from vrl_jax.types import Episode, Sample, literal
+from vrl_jax.types import Episode, Sample, Turn, literal
 
 ANSWER = """\
 A picture is described so:
@@ -99,6 +101,26 @@ def checked_caption(
         return outcome._replace(facts={**outcome.facts, "caption": 1})
     caption = int(_NO.match(reply.text) is None)
     return outcome._replace(facts={**outcome.facts, "caption": caption})
+
+
+def reasoned(reward: Reward) -> Reward:
+    """`reward` of what the reasoner answered, as if it were the response.
+
+    In the place of `solved`, after `captioned`: a verifier that no program may call,
+    such as mathruler's rule in processes of its own, judges all answers of a group.
+    Where the reasoner had no room to answer, it is of an empty response.
+    """
+
+    def paid(episodes: Sequence[Episode]) -> Sequence[Score]:
+        return reward([*map(_as_the_response, episodes)])
+
+    return paid
+
+
+def _as_the_response(episode: Episode) -> Episode:
+    asked = (turn for turn in episode.turns if turn.facts.get("model") == "reasoner")
+    turn = dataclasses.replace(next(asked, Turn("", ())), chosen=True)
+    return dataclasses.replace(episode, turns=(turn,), finished=turn.finished)
 
 
 def caption_reward(*, penalty: float = 0.1) -> Reward:

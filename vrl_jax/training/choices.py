@@ -15,17 +15,18 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Key
 
 from vrl_jax.engine.reference import Anchor, free, near
+from vrl_jax.engine.slots import Weights, unstack
 from vrl_jax.models import lora
 from vrl_jax.models.critic import CRITIC, parts
 from vrl_jax.models.parameters import Parameter
-from vrl_jax.models.policy import Params
+from vrl_jax.models.policy import Params, Policy
 from vrl_jax.models.remat import REMATS
 from vrl_jax.models.sharding import make_mesh, to_device, to_host
 from vrl_jax.models.trained import Trains, chain, language, only
 from vrl_jax.training.iteration import Recipe
 from vrl_jax.training.learner import adamw
 from vrl_jax.training.precision import PRECISIONS, precision
-from vrl_jax.training.sampler import sampling_gathered
+from vrl_jax.training.sampler import sampling_gathered, whole
 
 
 class Choices(NamedTuple):
@@ -201,3 +202,8 @@ def anchor(choices: Choices, params: Params, *, weight: float) -> Anchor:
 def sampling(choices: Choices, recipe: Recipe) -> Recipe:
     """The recipe, writing its tokens from the weights that were chosen."""
     return sampling_gathered(recipe) if choices.sampling == "gathered" else recipe
+
+
+def written_from(choices: Choices) -> Callable[[Policy, Params], Weights]:
+    """The same of a model that is asked alone."""
+    return whole if choices.sampling == "gathered" else unstack
