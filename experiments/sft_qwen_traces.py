@@ -3,7 +3,8 @@ r"""The cold start of a released model: conversations with tools, or answers, by
 Claim     None of its own. It makes of a released model one that knows the words of a
           tool, or of an answer, before rewards go on from there: small policies in
           experiments/README.md. Trained is what the assistant says, with its ends, in
-          every turn; what the user says and shows between is read.
+          every turn, calls of tools too; what the user or a tool says and shows between
+          is read.
 Command   python experiments/sft_qwen_traces.py \
           --model Qwen/Qwen2.5-VL-7B-Instruct \
           --train traces.jsonl --test vstar/test.parquet --prompts 96
@@ -62,7 +63,8 @@ def main(
     Args:
         task: the model, its rows and what is paid for an answer in the measurements.
             The rows to train on are messages that take turns, as `read_dialogues`
-            reads them: `messages` or `conversations`, with `images` in their order.
+            reads them: `messages` or `conversations`, with `images` in their order,
+            calls and what tools say among them, and perhaps `tools`.
         out: run folder; the same command again resumes there.
         seed: seed of the order of the rows.
         talk: room of a conversation, and how the test rows are asked.

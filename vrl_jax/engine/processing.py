@@ -26,6 +26,9 @@ from vrl_jax.types import (
     text_pieces,
 )
 
+TOOLS = "tools"
+"""The role of what tells of tools."""
+
 AT_A_TIME = 32
 """Samples whose pictures are in memory at once while all are measured."""
 
@@ -87,9 +90,13 @@ class Encoded(NamedTuple):
 
 
 def question(sample: Sample) -> tuple[Message, ...]:
-    """The sample as messages: its annotation `system`, if any, and its question."""
-    system = sample.annotations.get("system")
-    before = (Message(system, role="system"),) if system else ()
+    """The sample as messages: annotations `system` and `tools_message`, its question.
+
+    Of the first two those that it has.
+    """
+    told = (("system", "system"), ("tools_message", TOOLS))
+    known = [(sample.annotations.get(name), role) for name, role in told]
+    before = [Message(text, role=role) for text, role in known if text]
     return (*before, Message(sample.question, sample.images))
 
 
@@ -116,10 +123,35 @@ def chat_text(processor: Processor, messages: Sequence[Message]) -> str:
     Without a system message the template's own applies.
     """
     return processor.tokenizer.apply_chat_template(
-        [turn(message) for message in messages],
+        [turn(message) for message in _joined(processor.tokenizer, messages)],
         tokenize=False,
         add_generation_prompt=True,
     )
+
+
+def _joined(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]
+) -> list[Message]:
+    """With one system message of it and what tells of tools, where anything does."""
+    tools = [message.text for message in messages if message.role == TOOLS]
+    if not tools:
+        return [*messages]
+    system = [message.text for message in messages if message.role == "system"]
+    texts = filter(None, [*(system or [own_system(tokenizer)]), *tools])
+    others = [one for one in messages if one.role not in ("system", TOOLS)]
+    return [Message("\n\n".join(texts), role="system"), *others]
+
+
+def own_system(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The system message that the chat template puts in where none is; "" for none."""
+    mark, ask = "(a system message)", {"role": "user", "content": "?"}
+    given = {"role": "system", "content": mark}
+    whole = tokenizer.apply_chat_template([given, ask], tokenize=False)
+    alone = tokenizer.apply_chat_template([ask], tokenize=False)
+    before, _, after = whole.partition(mark)
+    if not (alone.startswith(before) and alone.endswith(after)):
+        return ""
+    return alone[len(before) : len(alone) - len(after)]
 
 
 def encode_one(processor: Processor, sample: Sample) -> EncodedPrompt:
