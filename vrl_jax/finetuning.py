@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import itertools
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,10 +15,11 @@ import jax
 import optax
 
 from vrl_jax.engine.actor import Actor
+from vrl_jax.engine.budgets import row_limits
 from vrl_jax.engine.desk import Limits
 from vrl_jax.engine.play import Program
-from vrl_jax.engine.pretrained import Read, load_actor
-from vrl_jax.engine.processing import fitting
+from vrl_jax.engine.pretrained import Read, load_actor, weightless_actor
+from vrl_jax.engine.processing import Measure, Processor, fitting
 from vrl_jax.engine.reference import Anchor
 from vrl_jax.evals import dependency, held_out
 from vrl_jax.experiment import judged, look, open_run, room_for, say
@@ -32,7 +33,6 @@ from vrl_jax.finetuning_flags import (
     learning_rate,
     read_rows,
     tell,
-    tell_more,
 )
 from vrl_jax.models import hub, lora, sharding
 from vrl_jax.models.critic import Critic
@@ -41,14 +41,14 @@ from vrl_jax.models.policy import Params
 from vrl_jax.models.remat import REMATS
 from vrl_jax.models.trained import Trains, also, critic
 from vrl_jax.programs.acting import act, measured
-from vrl_jax.programs.recital import recitable
+from vrl_jax.programs.recital import recital_size
 from vrl_jax.programs.single_turn import single_turn
 from vrl_jax.report.page import write_report
 from vrl_jax.rewards.combine import Reward
 from vrl_jax.training import choices as chosen
 from vrl_jax.training import processes
 from vrl_jax.training.choices import Choices
-from vrl_jax.training.data import read_dialogues, read_samples
+from vrl_jax.training.data import read_dialogues
 from vrl_jax.training.files import read_lines
 from vrl_jax.training.identity import in_words
 from vrl_jax.training.iteration import Act, Recipe
@@ -117,7 +117,9 @@ def finetune(
     `program` within its `limits`, which asks no model but the policy. Where what is
     trained on are demonstrations, `recital` is the program that is to recite them; the
     rows are read by `training.data.read_dialogues`, and those that cannot be recited
-    within the `limits` are left out and told.
+    within `row_tokens` of the `limits` are left out and told. Of a recital, the act of
+    the `recipe` is given the `limits` that the longest of the others needs, as
+    `programs.recital.recited` takes them.
     """
     chosen.check(choices)
     check(sizes, choices, kl_weight)
@@ -167,13 +169,11 @@ def finetune(
         folder, start = hub.local(model), time.monotonic()
         open_run(out, kept, claim)
         say("1/5 data: every picture is read once, to know the sizes")
-        read, others = _data(out, folder, rows, sizes, recital, limits)
+        read, others, behind = _data(out, folder, rows, reward, sizes, recital, limits)
         training, test = (fit.samples for fit in read.fits)
         say(f"2/5 {folder}; training")
         begun = [begin(folder, read, reward, sizes, choices)]
         say(_counted(begun[0].params, choices))
-        if recital:
-            training = _recitable(out, begun[0], training, recital, limits)
         spec, key = read.processor.front_end.spec, jax.random.key(seed)
         table = family_of(spec).parameter_table(spec)
         trains = chosen.trains(choices, table, key)
@@ -189,7 +189,7 @@ def finetune(
         room_for(out, max(need - _written(out), 0))
         stage = Stage(
             name="sft" if recital else "rl",
-            recipe=chosen.sampling(choices, recipe(anchor)),
+            recipe=chosen.sampling(choices, _within(recipe(anchor), behind)),
             samples=training,
             steps=sizes.steps,
             prompts_per_step=sizes.prompts,
@@ -258,35 +258,60 @@ def _data(
     out: Path,
     folder: Path,
     rows: Rows,
+    reward: Reward,
     sizes: Sizes,
     recital: Program | None,
     limits: Limits | None,
-) -> tuple[Read, list[Sample]]:
-    """What can be used of the rows, and the test rows with other pictures."""
-    parts = limits is not None and limits.pictures > 0
-    reader = read_dialogues if recital else read_samples
-    read, reports = read_rows(folder, rows, sizes, parts=parts, reader=reader)
-    training, test = (fit.samples for fit in read.fits)
-    tell(out, read, reports)
-    say(first_rows(read, training[:3]))
-    others = held_out.shuffle_images(test)
+) -> tuple[Read, list[Sample], Limits | None]:
+    """What can be used of the rows, the test rows with other pictures, and a recital's.
+
+    The last are the limits of what is recited.
+    """
+    told: dict[str, Any] = {"parts": limits is not None and limits.pictures > 0}
+    if recital:
+        measure = functools.partial(
+            _recital_size,
+            folder,
+            reward=reward,
+            most=sizes.response_tokens,
+            recital=recital,
+            limits=limits,
+        )
+        told |= {"reader": read_dialogues, "measure": measure}
+    read, reports = read_rows(folder, rows, sizes, **told)
+    training, test = read.fits
+    behind = None
+    if limits and recital:
+        need = row_limits(training, read.budgets.room)
+        behind = need._replace(asks=limits.asks)
+    tell(out, read, reports, behind)
+    say(first_rows(read.processor, training))
+    others = held_out.shuffle_images(test.samples)
     others = fitting(read.processor, others).samples if others else []
-    say(f"{len(others)} of the {len(test)} test rows are asked of other pictures too")
-    return read, others
+    count = len(test.samples)
+    say(f"{len(others)} of the {count} test rows are asked of other pictures too")
+    return read, others, behind
 
 
-def _recitable(
-    out: Path,
-    actor: Actor,
-    samples: Sequence[Sample],
+def _recital_size(
+    folder: Path,
+    processor: Processor,
+    *,
+    reward: Reward,
+    most: int,
     recital: Program,
-    limits: Limits | None,
-) -> list[Sample]:
-    """The demonstrations that can be learnt; the others are told."""
-    kept, dropped = recitable(actor, samples, program=recital, limits=limits)
-    if dropped:
-        tell_more(out, "cannot be recited", dropped)
-    return kept
+    limits: Limits,
+) -> Measure:
+    """How large demonstrations are, before there are weights, whatever they show."""
+    actor = weightless_actor(folder, processor, reward, max_new_tokens=most)
+    return recital_size(actor, program=recital, limits=limits)
+
+
+def _within(recipe: Recipe, limits: Limits | None) -> Recipe:
+    """The recipe whose act is given the limits, if there are any."""
+    if limits is None:
+        return recipe
+    return recipe._replace(act=functools.partial(recipe.act, limits=limits))
 
 
 def _asking(

@@ -5,7 +5,7 @@ before training, and never cut.
 """
 
 import dataclasses
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -172,7 +172,7 @@ def encode_one(processor: Processor, sample: Sample) -> EncodedPrompt:
 def _encode_one(processor: Processor, sample: Sample) -> EncodedPrompt:
     written = transcript(processor, question(sample))
     alone = unpadded(processor, written)
-    _check(processor.room, alone)
+    check_room(processor.room, alone)
     return EncodedPrompt(written.text, alone, written.image_sizes)
 
 
@@ -228,8 +228,8 @@ def unpadded(processor: Processor, written: Transcript) -> Unpadded:
     return Unpadded(written.tokens, positions, written.pictures)
 
 
-def _check(room: Room, prompt: Unpadded) -> None:
-    """That the largest budgets hold the prompt, were it alone."""
+def check_room(room: Room, prompt: Unpadded) -> None:
+    """That the largest budgets hold the prompt, were it alone; else `ValueError`."""
     if len(prompt.tokens) > room.prompt_tokens[-1]:
         raise ValueError(
             f"The prompt has {len(prompt.tokens)} tokens, the budget is "
@@ -286,25 +286,54 @@ def encode(processor: Processor, samples: Sequence[Sample]) -> Encoded:
     )
 
 
+class Size(NamedTuple):
+    """The tokens of a prompt, and the patches of each picture in it.
+
+    Of a conversation `row_tokens` follow its prompt, and pictures of `shown` patches.
+    """
+
+    tokens: int
+    pictures: list[int]
+    row_tokens: int = 0
+    shown: Sequence[int] = ()
+
+
+Measure = Callable[[Processor, Sample], Size]
+"""How large a sample is; raises `ValueError`, with its id, if it cannot be used."""
+
+
+def prompt_size(processor: Processor, sample: Sample) -> Size:
+    """That of the sample's question."""
+    prompt = encode_one(processor, sample).unpadded
+    return Size(len(prompt.tokens), prompt.sizes)
+
+
 class Fitting(NamedTuple):
     """The samples that can be used, how large they are, and why others cannot.
 
-    Of each that can: the tokens of its prompt, and the patches of each picture.
+    Of each that can: the tokens of its prompt, and the patches of each picture; and of
+    what follows, where that was measured.
     """
 
     samples: list[Sample]
     tokens: list[int]
     pictures: list[list[int]]
     dropped: list[str]
+    row_tokens: Sequence[int] = ()
+    shown: Sequence[Sequence[int]] = ()
 
 
-def fitting(processor: Processor, samples: Sequence[Sample]) -> Fitting:
-    """Encodes every sample once, so that training meets no surprise.
+def fitting(
+    processor: Processor, samples: Sequence[Sample], *, measure: Measure = prompt_size
+) -> Fitting:
+    """Measures every sample once, so that training meets no surprise.
 
     Pictures are decoded in threads, some samples' at a time. `dropped` says for each
     unusable sample why. Raises `ValueError` if none is left.
     """
-    fit = Fitting([], [], [], [])
+    sizes: list[Size] = []
+    used: list[Sample] = []
+    dropped: list[str] = []
     with ThreadPoolExecutor() as threads:
         for start in range(0, len(samples), AT_A_TIME):
             some = samples[start : start + AT_A_TIME]
@@ -312,18 +341,13 @@ def fitting(processor: Processor, samples: Sequence[Sample]) -> Fitting:
             prepared = {i: threads.submit(prepare, processor, i) for i in images}
             ahead = dataclasses.replace(processor, prepared=prepared)
             for sample in some:
-                _fit(ahead, sample, fit)
-    if not fit.samples:
-        raise ValueError(f"No sample can be used. {' '.join(fit.dropped[:3])}")
-    return fit
-
-
-def _fit(processor: Processor, sample: Sample, fit: Fitting) -> None:
-    try:
-        prompt = encode_one(processor, sample).unpadded
-    except ValueError as error:
-        fit.dropped.append(str(error))
-    else:
-        fit.samples.append(sample)
-        fit.tokens.append(len(prompt.tokens))
-        fit.pictures.append(prompt.sizes)
+                try:
+                    sizes.append(measure(ahead, sample))
+                except ValueError as error:
+                    dropped.append(str(error))
+                else:
+                    used.append(sample)
+    if not used:
+        raise ValueError(f"No sample can be used. {' '.join(dropped[:3])}")
+    tokens, pictures, rows, shown = map(list, zip(*sizes, strict=True))
+    return Fitting(used, tokens, pictures, dropped, rows, shown)
