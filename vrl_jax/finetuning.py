@@ -29,6 +29,7 @@ from vrl_jax.finetuning_flags import (
     Rows,
     Sizes,
     check,
+    enough,
     first_rows,
     learning_rate,
     read_rows,
@@ -171,6 +172,7 @@ def finetune(
         say("1/5 data: every picture is read once, to know the sizes")
         read, others, behind = _data(out, folder, rows, reward, sizes, recital, limits)
         training, test = (fit.samples for fit in read.fits)
+        enough(training, sizes.prompts)
         say(f"2/5 {folder}; training")
         begun = [begin(folder, read, reward, sizes, choices)]
         say(_counted(begun[0].params, choices))

@@ -24,6 +24,7 @@ from vrl_jax.training import processes
 from vrl_jax.training.choices import Choices
 from vrl_jax.training.data import DataReport, asked, evenly, read_samples
 from vrl_jax.training.files import write_json
+from vrl_jax.types import Sample
 
 INSTRUCTION = (
     r"Think step by step between <think> and </think>. Then give the final answer in "
@@ -107,7 +108,8 @@ class Sizes(NamedTuple):
     """training steps; with more of them a run that has ended goes on, unless its rate
     decays over them"""
     prompts: int = 128
-    """distinct prompts a step: EasyR1's rollout_batch_size"""
+    """distinct prompts a step, no more than there are rows: EasyR1's
+    rollout_batch_size"""
     prompts_per_pack: int = 1
     """prompts whose pictures share one table: more, where pictures differ in size"""
     longest_prompt: int = 8192
@@ -314,6 +316,17 @@ def _left_out(which: str, fit: Fitting) -> str:
     if count:
         lines += ["(--longest-prompt and --max-pixels bound what is too large)"]
     return "\n  ".join([*lines, *fit.dropped[:3]])
+
+
+def enough(samples: Sequence[Sample], prompts: int) -> None:
+    """Raises `ValueError` where a step would hold a row twice, with equal draws."""
+    if len(samples) < prompts:
+        raise ValueError(
+            f"a step takes --prompts {prompts} different rows, and {len(samples)} of "
+            "those to train on can be used: the same row twice in a step is drawn "
+            f"alike and counts double. Give --prompts {len(samples)} or fewer (and "
+            "--minibatches and --micro-batches that divide them), or more rows."
+        )
 
 
 def first_rows(processor: Processor, fit: Fitting, count: int = 3) -> str:
