@@ -300,13 +300,13 @@ def plan_sizes(room: Room, behind: Limits | None = None) -> str:
 
     A plan's picture between turns is as large as all of a prompt's.
     """
-    blocks = -(-room.blocks[-1] // room.prompts_per_pack)
-    shown = behind.pictures if behind else 0
-    each = blocks or min(shown, 1)  # prompts without pictures: those between turns
-    flags = f"--prompt-tokens {room.prompt_tokens[-1]} --patches {room.block * each}"
+    patches = room.block * room.blocks[-1] // room.prompts_per_pack
+    shown = room.block * behind.pictures if behind else 0
+    patches = patches or min(shown, room.block)  # of those between turns alone
+    flags = f"--prompt-tokens {room.prompt_tokens[-1]} --patches {patches}"
     if not behind:
         return flags
-    between = f" --pictures {-(-shown // each)}" if shown else ""
+    between = f" --pictures {-(-shown // patches)}" if shown else ""
     return f"{flags} --response-tokens {behind.row_tokens}{between}"
 
 
