@@ -109,7 +109,7 @@ def main(
         "limits": LIMITS,
     }
     cold = finetune(
-        lambda anchor: sft(functools.partial(recited, program=dialogue, limits=LIMITS)),
+        lambda anchor: sft(functools.partial(recited, program=dialogue)),
         name="SFT",
         claim=__doc__,
         settings={},

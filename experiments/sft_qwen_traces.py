@@ -3,14 +3,15 @@ r"""The cold start of a released model: conversations with tools, or answers, by
 Claim     None of its own. It makes of a released model one that knows the words of a
           tool, or of an answer, before rewards go on from there: small policies in
           experiments/README.md. Trained is what the assistant says, with its ends, in
-          every turn; what the user says and shows between is read.
+          every turn, calls of tools too; what the user or a tool says and shows between
+          is read.
 Command   python experiments/sft_qwen_traces.py \
           --model Qwen/Qwen2.5-VL-7B-Instruct \
           --train traces.jsonl --test vstar/test.parquet --prompts 96
           and with --program vrl_jax.recipes.deepeyes:look_closer --pictures 4 it is
           measured with tools; runs/sft_qwen_traces/policy is the --model to go on from
-Hardware  what `vrl-jax plan --recipe grpo --group 1 --pictures N` says fits, with the
-          sizes that this script tells and --response-tokens for its --row-tokens
+Hardware  what `vrl-jax plan --recipe grpo --group 1` says fits, with the sizes that
+          this script tells: those that the rows need
 Time      see the plan; not measured
 """
 
@@ -36,7 +37,7 @@ class Talk(NamedTuple):
 
     row_tokens: int = 4096
     """most tokens of all answers with what is said and shown between them; longer rows
-    are left out and reported"""
+    are left out and reported, and the longest of the others is what is used"""
     pictures: int = 0
     """of a --program: how many it may show besides the row's"""
     program: str | None = None
@@ -62,7 +63,8 @@ def main(
     Args:
         task: the model, its rows and what is paid for an answer in the measurements.
             The rows to train on are messages that take turns, as `read_dialogues`
-            reads them: `messages` or `conversations`, with `images` in their order.
+            reads them: `messages` or `conversations`, with `images` in their order,
+            calls and what tools say among them, and perhaps `tools`.
         out: run folder; the same command again resumes there.
         seed: seed of the order of the rows.
         talk: room of a conversation, and how the test rows are asked.
@@ -74,7 +76,7 @@ def main(
         raise ValueError("--pictures is of a --program; rows bring their own.")
     limits = Limits(row_tokens=talk.row_tokens, pictures=talk.pictures)
     asked = named_program(talk.program)[0] if talk.program else None
-    by_heart = functools.partial(recited, program=dialogue, limits=limits)
+    by_heart = functools.partial(recited, program=dialogue)
     with reward_of(task) as reward:
         return finetune(
             lambda anchor: sft(by_heart),

@@ -181,6 +181,14 @@ def test_a_process_with_other_rows_is_told(model, rows, monkeypatch):
         finetuning.read_rows(model, rows, SIZES)
 
 
+def test_fewer_rows_than_a_step_takes_are_told(trained, tmp_path):
+    """9 rows, of which one is too long."""
+    _, _, run = trained
+    said = "--prompts 9 different rows, and 8 of .* Give --prompts 8 or fewer"
+    with pytest.raises(ValueError, match=said):
+        run(sizes=SIZES._replace(prompts=9), out=tmp_path)
+
+
 @pytest.mark.parametrize("wrong", [{"temperature": 0.0}, {"warmup_steps": -1}])
 def test_sizes_that_cannot_be_are_told(trained, wrong, tmp_path):
     _, _, run = trained

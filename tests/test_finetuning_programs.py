@@ -1,7 +1,9 @@
 """A released model trained by episodes of several turns, on rows of one's own."""
 
+import contextlib
 import dataclasses
 import functools
+import io
 import itertools
 import json
 
@@ -10,6 +12,7 @@ import pytest
 from vrl_jax import finetuning, finetuning_flags
 from vrl_jax.engine.conversation import Ask, user
 from vrl_jax.engine.desk import Limits
+from vrl_jax.engine.packing import Room
 from vrl_jax.engine.play import Outcome
 from vrl_jax.engine.processing import question
 from vrl_jax.programs.acting import act
@@ -213,10 +216,16 @@ def learnt(files, tmp_path_factory):
         {"id": "long", "messages": said("What?", "it", "What? " * 30, "it is")},
     ]
     (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    out = folder / "run"
-    limits = Limits(row_tokens=24)
-    outcome = finetuning.finetune(
-        lambda anchor: sft(functools.partial(recited, program=dialogue, limits=limits)),
+    out, used, page = folder / "run", [], io.StringIO()
+
+    def by_heart(*given, limits):
+        rollout = recited(*given, program=dialogue, limits=limits)
+        used.append((limits, rollout.prompts.tokens.shape, rollout.tokens.shape))
+        return rollout
+
+    run = functools.partial(
+        finetuning.finetune,
+        lambda anchor: sft(by_heart),
         name="SFT",
         claim="It learns by heart.",
         settings={},
@@ -228,14 +237,64 @@ def learnt(files, tmp_path_factory):
         sizes=SIZES._replace(steps=4, learning_rate=1e-2),
         choices=CHOICES,
         recital=dialogue,
-        limits=limits,
+        limits=Limits(row_tokens=48),
     )
-    return outcome, out
+    with contextlib.redirect_stdout(page):
+        outcome = run()
+    return outcome, out, used, page.getvalue()
+
+
+def test_a_conversation_s_room_is_what_its_rows_need(learnt):
+    """By hand: the prompt of both, and behind it a part and the second question.
+
+    What ends an answer is what the template writes. The part has the window of the
+    whole, and so a block. --row-tokens had room for 48.
+    """
+    _, _, used, page = learnt
+    picture = "<|vision_start|><|image_pad|><|image_pad|><|vision_end|>"
+    prompt = f"""\
+<|im_start|>system
+You are a helpful assistant.<|im_end|>
+<|im_start|>user
+{picture}What?
+
+Is it?<|im_end|>
+<|im_start|>assistant
+"""
+    behind = f"""\
+it<|im_end|>
+<|im_start|>user
+{picture}What is it?<|im_end|>
+<|im_start|>assistant
+it is<|im_end|>"""
+    count, more = (len(small.tokenizer()(s)["input_ids"]) for s in (prompt, behind))
+    assert {*used} == {(Limits(more, pictures=1), (2, count), (2, more))}
+    flags = (
+        f"--prompt-tokens {count} --patches 16 --response-tokens {more} --pictures 1"
+    )
+    assert f"sizes for a plan: {flags}\n" in page
+    assert f"  twice: {count} tokens, and {more} behind; " in page
+
+
+@pytest.mark.parametrize(
+    ("blocks", "behind", "flags"),
+    [
+        ((1, 2), None, "--patches 32"),
+        ((2,), Limits(9), "--patches 32 --response-tokens 9"),
+        ((2,), Limits(9, pictures=3), "--patches 32 --response-tokens 9 --pictures 2"),
+        ((0,), Limits(9, pictures=3), "--patches 16 --response-tokens 9 --pictures 3"),
+        ((0,), Limits(9), "--patches 0 --response-tokens 9"),
+    ],
+)
+def test_a_plan_s_pictures_are_as_large_as_a_prompt_s(blocks, behind, flags):
+    room = Room((30, 40), 16, blocks)
+    found = finetuning_flags.plan_sizes(room, behind)
+    assert found == f"--prompt-tokens 40 {flags}"
 
 
 def test_conversations_are_learnt_by_heart(learnt):
     """Both rows at each step: what is learnt grows likelier."""
-    _, out = learnt
+    _, out, *_ = learnt
     steps = read_lines(out / "metrics.jsonl")
     losses = [row["actor/loss"] for row in steps]
     assert len(losses) == 4 and losses[-1] < 0.7 * losses[0]
@@ -243,7 +302,7 @@ def test_conversations_are_learnt_by_heart(learnt):
 
 
 def test_what_cannot_be_recited_is_left_out_and_told(learnt):
-    _, out = learnt
+    _, out, *_ = learnt
     told = json.loads((out / "data_report.json").read_text())["train"]
     assert told["used"] == 2
     (why,) = told["dropped"]["cannot be recited"]

@@ -15,6 +15,7 @@ import jax
 import optax
 
 from vrl_jax.engine.actor import Actor
+from vrl_jax.engine.budgets import row_limits
 from vrl_jax.engine.desk import Limits
 from vrl_jax.engine.frozen import (
     ASKING,
@@ -25,8 +26,8 @@ from vrl_jax.engine.frozen import (
     frozen_processors,
 )
 from vrl_jax.engine.play import Program, check_models, opening
-from vrl_jax.engine.pretrained import Read, load_actor
-from vrl_jax.engine.processing import fitting, question
+from vrl_jax.engine.pretrained import Read, load_actor, weightless_actor
+from vrl_jax.engine.processing import Measure, Processor, fitting, prompt_size
 from vrl_jax.evals import dependency, held_out
 from vrl_jax.experiment import judged, look, open_run, room_for, say
 from vrl_jax.finetuning_flags import (
@@ -35,11 +36,11 @@ from vrl_jax.finetuning_flags import (
     Rows,
     Sizes,
     check,
+    enough,
     first_rows,
     learning_rate,
     read_rows,
     tell,
-    tell_more,
 )
 from vrl_jax.models import hub, lora, sharding
 from vrl_jax.models.critic import Critic
@@ -48,7 +49,7 @@ from vrl_jax.models.policy import Params
 from vrl_jax.models.remat import REMATS
 from vrl_jax.models.trained import Trains, also, critic
 from vrl_jax.programs.acting import act, measured
-from vrl_jax.programs.recital import recitable
+from vrl_jax.programs.recital import recital_size
 from vrl_jax.programs.single_turn import single_turn
 from vrl_jax.report.page import write_report
 from vrl_jax.rewards.combine import Reward
@@ -131,7 +132,9 @@ def finetune(
     `program` within its `limits`, which may ask the frozen models. Where what is
     trained on are demonstrations, `recital` is the program that is to recite them; the
     rows are read by `training.data.read_dialogues`, and those that cannot be recited
-    within the `limits` are left out and told.
+    within `row_tokens` of the `limits` are left out and told. Of a recital, the act of
+    the `recipe` is given the `limits` that the longest of the others needs, as
+    `programs.recital.recited` takes them.
     """
     chosen.check(choices)
     check(sizes, choices, kl_weight)
@@ -186,8 +189,11 @@ def finetune(
         folders = frozen_folders(frozen or {})
         open_run(out, kept, claim)
         say("1/5 data: every picture is read once, to know the sizes")
-        read, others = _data(out, folder, rows, sizes, program, recital, limits)
+        read, others, behind = _data(
+            out, folder, rows, reward, sizes, program, recital, [*folders], limits
+        )
         training, test = (fit.samples for fit in read.fits)
+        enough(training, sizes.prompts)
         for one in filter(None, programs.values()):
             check_models(one, training[0], {"policy", *folders})
         processors, told = frozen_processors(
@@ -222,8 +228,6 @@ def finetune(
                 "the model as it is now" if shared else _counted(one.params, choices)
             )
             say(f"frozen {who}: {count}")
-        if recital:
-            training = _recitable(out, begun[0], training, recital, models, limits)
         spec, key = read.processor.front_end.spec, jax.random.key(seed)
         table = family_of(spec).parameter_table(spec)
         trains = chosen.trains(choices, table, key)
@@ -239,7 +243,7 @@ def finetune(
         room_for(out, max(need - _written(out), 0))
         stage = Stage(
             name="sft" if recital else "rl",
-            recipe=chosen.sampling(choices, recipe(anchor, **models)),
+            recipe=chosen.sampling(choices, _within(recipe(anchor, **models), behind)),
             samples=training,
             steps=sizes.steps,
             prompts_per_step=sizes.prompts,
@@ -308,40 +312,72 @@ def _data(
     out: Path,
     folder: Path,
     rows: Rows,
+    reward: Reward,
     sizes: Sizes,
     program: Program | None,
     recital: Program | None,
+    models: Sequence[str],
     limits: Limits | None,
-) -> tuple[Read, list[Sample]]:
-    """What can be used of the rows, and the test rows with other pictures."""
+) -> tuple[Read, list[Sample], Limits | None]:
+    """What can be used of the rows, the test rows with other pictures, and a recital's.
+
+    The last are the limits of what is recited.
+    """
+    measure = prompt_size
+    if program:
+        measure = functools.partial(
+            prompt_size, opening=functools.partial(opening, program)
+        )
+    reader, by_heart = read_samples, None
+    if recital:
+        reader = read_dialogues
+        by_heart = functools.partial(
+            _recital_size,
+            folder,
+            reward=reward,
+            most=sizes.response_tokens,
+            recital=recital,
+            models=models,
+            limits=limits,
+        )
     parts = limits is not None and limits.pictures > 0
-    reader = read_dialogues if recital else read_samples
-    asks = functools.partial(opening, program) if program else question
-    told = {"parts": parts, "reader": reader, "opening": asks}
-    read, reports = read_rows(folder, rows, sizes, **told)
-    training, test = (fit.samples for fit in read.fits)
-    tell(out, read, reports)
-    say(first_rows(read, training[:3], asks))
-    others = held_out.shuffle_images(test)
-    others = fitting(read.processor, others, asks).samples if others else []
-    say(f"{len(others)} of the {len(test)} test rows are asked of other pictures too")
-    return read, others
+    told = {"measure": measure, "by_heart": by_heart, "reader": reader}
+    read, reports = read_rows(folder, rows, sizes, parts=parts, **told)
+    training, test = read.fits
+    behind = None
+    if limits and recital:
+        need = row_limits(training, read.budgets.room)
+        behind = need._replace(asks=limits.asks)
+    tell(out, read, reports, behind)
+    say(first_rows(read.processor, training))
+    others = held_out.shuffle_images(test.samples)
+    if others:
+        others = fitting(read.processor, others, measure=measure).samples
+    count = len(test.samples)
+    say(f"{len(others)} of the {count} test rows are asked of other pictures too")
+    return read, others, behind
 
 
-def _recitable(
-    out: Path,
-    actor: Actor,
-    samples: Sequence[Sample],
+def _recital_size(
+    folder: Path,
+    processor: Processor,
+    *,
+    reward: Reward,
+    most: int,
     recital: Program,
-    models: Mapping[str, Actor],
+    models: Sequence[str],
     limits: Limits | None,
-) -> list[Sample]:
-    """The demonstrations that can be learnt; the others are told."""
-    told = {"program": recital, "models": [*models], "limits": limits}
-    kept, dropped = recitable(actor, samples, **told)
-    if dropped:
-        tell_more(out, "cannot be recited", dropped)
-    return kept
+) -> Measure:
+    """How large demonstrations are, before there are weights, whatever they show."""
+    actor = weightless_actor(folder, processor, reward, max_new_tokens=most)
+    return recital_size(actor, program=recital, models=models, limits=limits)
+
+
+def _within(recipe: Recipe, limits: Limits | None) -> Recipe:
+    """The recipe whose act is given the limits, if there are any."""
+    if limits is None:
+        return recipe
+    return recipe._replace(act=functools.partial(recipe.act, limits=limits))
 
 
 def _asking(

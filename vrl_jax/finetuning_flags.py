@@ -4,7 +4,6 @@ As flags, and as what `finetuning.finetune` makes of them.
 """
 
 import itertools
-import json
 import math
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -14,8 +13,16 @@ from typing import NamedTuple
 
 import optax
 
+from vrl_jax.engine.desk import Limits
+from vrl_jax.engine.packing import Room
 from vrl_jax.engine.pretrained import Read, load_processor
-from vrl_jax.engine.processing import Fitting, encode_one, question
+from vrl_jax.engine.processing import (
+    Fitting,
+    Measure,
+    Processor,
+    prepare,
+    prompt_size,
+)
 from vrl_jax.experiment import say
 from vrl_jax.rewards.combine import Reward
 from vrl_jax.rewards.named import named_reward
@@ -23,7 +30,7 @@ from vrl_jax.training import processes
 from vrl_jax.training.choices import Choices
 from vrl_jax.training.data import DataReport, asked, evenly, read_samples
 from vrl_jax.training.files import write_json
-from vrl_jax.types import Message, Sample
+from vrl_jax.types import Sample
 
 INSTRUCTION = (
     r"Think step by step between <think> and </think>. Then give the final answer in "
@@ -107,7 +114,8 @@ class Sizes(NamedTuple):
     """training steps; with more of them a run that has ended goes on, unless its rate
     decays over them"""
     prompts: int = 128
-    """distinct prompts a step: EasyR1's rollout_batch_size"""
+    """distinct prompts a step, no more than there are rows: EasyR1's
+    rollout_batch_size"""
     prompts_per_pack: int = 1
     """prompts whose pictures share one table: more, where pictures differ in size"""
     longest_prompt: int = 8192
@@ -210,13 +218,15 @@ def read_rows(
     *,
     parts: bool = False,
     reader: Callable = read_samples,
-    opening: Callable[[Sample], Sequence[Message]] = question,
+    measure: Measure = prompt_size,
+    by_heart: Callable[[Processor], Measure] | None = None,
 ) -> tuple[Read, tuple[DataReport, DataReport]]:
     """Samples of both files, with the instruction, and a processor that holds them.
 
     And `parts` of their pictures, if these will be shown. `reader` reads the rows to
-    train on, `opening` is what they are asked first. `ValueError` where the processes
-    have not read the same.
+    train on, and `measure` says how large rows are; `by_heart` makes of the processor
+    how large those to train on are, if they are recited. `ValueError` where the
+    processes have not read the same.
     """
     training, of_training = reader(rows.train, image_root=rows.images)
     test, of_test = read_samples(rows.test, image_root=rows.images)
@@ -230,7 +240,7 @@ def read_rows(
         min_pixels=sizes.min_pixels,
         max_pixels=sizes.max_pixels,
         parts=parts,
-        opening=opening,
+        measures=[by_heart or (lambda _: measure), lambda _: measure],
     )
     for fit in read.fits:
         _check_alike(fit)
@@ -240,9 +250,15 @@ def read_rows(
 def _check_alike(fit: Fitting) -> None:
     """Raises where a process has other rows: each reads and drops them by itself."""
     rows = [
-        f"{sample.id} ({tokens} tokens, pictures of {patches} patches)"
-        for sample, tokens, patches in zip(
-            fit.samples, fit.tokens, fit.pictures, strict=True
+        f"{sample.id} ({tokens} tokens, pictures of {patches} patches; behind them "
+        f"{more} tokens, pictures of {shown} patches)"
+        for sample, tokens, patches, more, shown in zip(
+            fit.samples,
+            fit.tokens,
+            fit.pictures,
+            fit.row_tokens,
+            map(list, fit.shown),
+            strict=True,
         )
     ]
     first, *others = processes.gathered([zlib.crc32(row.encode()) for row in rows])
@@ -259,35 +275,47 @@ def _check_alike(fit: Fitting) -> None:
         )
 
 
-def tell(out: Path, read: Read, reports: Sequence[DataReport]) -> None:
-    """Says, and writes, what of the rows is used, and why others are not."""
+def tell(
+    out: Path,
+    read: Read,
+    reports: Sequence[DataReport],
+    behind: Limits | None = None,
+) -> None:
+    """Says, and writes, what of the rows is used, and why others are not.
+
+    Of rows that are recited, `behind` is the room for what follows their prompts.
+    """
     for report in reports:
         say(report.summary())
     used = {}
-    for which, report, fit in zip(("train", "test"), reports, read.fits, strict=True):
+    reasons = ("cannot be recited" if behind else "not used", "not used")
+    names = ("train", "test")
+    for which, reason, report, fit in zip(
+        names, reasons, reports, read.fits, strict=True
+    ):
         used[which] = {
             "used": len(fit.samples),
-            "dropped": {**report.dropped, "not used": fit.dropped},
+            "dropped": {**report.dropped, reason: fit.dropped},
         }
         say(_left_out(which, fit))
     say(read.budgets.summary())
-    room = read.budgets.room
-    longest, patches = room.prompt_tokens[-1], room.block * room.blocks[-1]
-    patches //= room.prompts_per_pack
-    say(f"sizes for a plan: --prompt-tokens {longest} --patches {patches}")
+    say(f"sizes for a plan: {plan_sizes(read.budgets.room, behind)}")
     write_json(out / "data_report.json", used)
 
 
-def tell_more(out: Path, reason: str, dropped: Sequence[str]) -> None:
-    """Says, and writes, which more of the training rows are not used."""
-    lines = [f"{len(dropped)} more rows {reason}", *dropped[:3]]
-    say("\n  ".join(lines))
-    if not processes.leads():
-        return
-    used = json.loads((out / "data_report.json").read_text())
-    used["train"]["used"] -= len(dropped)
-    used["train"]["dropped"][reason] = [*dropped]
-    write_json(out / "data_report.json", used)
+def plan_sizes(room: Room, behind: Limits | None = None) -> str:
+    """The flags of `vrl-jax plan` for prompts of this room, and what follows them.
+
+    A plan's picture between turns is as large as all of a prompt's.
+    """
+    patches = room.block * room.blocks[-1] // room.prompts_per_pack
+    shown = room.block * behind.pictures if behind else 0
+    patches = patches or min(shown, room.block)  # of those between turns alone
+    flags = f"--prompt-tokens {room.prompt_tokens[-1]} --patches {patches}"
+    if not behind:
+        return flags
+    between = f" --pictures {-(-shown // patches)}" if shown else ""
+    return f"{flags} --response-tokens {behind.row_tokens}{between}"
 
 
 def _left_out(which: str, fit: Fitting) -> str:
@@ -298,19 +326,30 @@ def _left_out(which: str, fit: Fitting) -> str:
     return "\n  ".join([*lines, *fit.dropped[:3]])
 
 
-def first_rows(
-    read: Read,
-    samples: Sequence[Sample],
-    opening: Callable[[Sample], Sequence[Message]] = question,
-) -> str:
-    """What the first rows come to: sizes of pictures, tokens of prompts."""
+def enough(samples: Sequence[Sample], prompts: int) -> None:
+    """Raises `ValueError` where a step would hold a row twice, with equal draws."""
+    if len(samples) < prompts:
+        raise ValueError(
+            f"a step takes --prompts {prompts} different rows, and {len(samples)} of "
+            "those to train on can be used: the same row twice in a step is drawn "
+            f"alike and counts double. Give --prompts {len(samples)} or fewer (and "
+            "--minibatches and --micro-batches that divide them), or more rows."
+        )
+
+
+def first_rows(processor: Processor, fit: Fitting, count: int = 3) -> str:
+    """What the first rows come to: sizes of pictures, tokens of prompts and behind."""
     lines = []
-    for sample in samples:
-        prompt = encode_one(read.processor, sample, opening(sample))
+    for sample, tokens, more in zip(
+        fit.samples[:count], fit.tokens, fit.row_tokens, strict=False
+    ):
+        sizes = [prepare(processor, image).size for image in sample.images]
         pictures = ", ".join(
             f"{s.original_width} x {s.original_height} -> {s.width} x {s.height}"
-            for s in prompt.image_sizes
+            for s in sizes
         )
-        count = len(prompt.unpadded.tokens)
-        lines.append(f"  {sample.id}: {count} tokens; {pictures or 'no picture'}")
+        behind = f", and {more} behind" if more else ""
+        lines.append(
+            f"  {sample.id}: {tokens} tokens{behind}; {pictures or 'no picture'}"
+        )
     return "\n".join(["the first rows, and their pictures in pixels:", *lines])

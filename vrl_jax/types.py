@@ -95,7 +95,11 @@ def literal(text: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Message:
-    """What is said to a model: text with one `<image>` for each picture, in order."""
+    """What is said to a model: text with one `<image>` for each picture, in order.
+
+    The `role` is that of a chat template, or `tools`: what tells of tools, under the
+    system message or, where there is none, the template's own.
+    """
 
     text: str
     images: tuple[ImageRef, ...] = ()

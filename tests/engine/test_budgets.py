@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from vrl_jax.engine.actor import allowed_ids
-from vrl_jax.engine.budgets import budgets, ladder
+from vrl_jax.engine.budgets import budgets, ladder, row_limits
+from vrl_jax.engine.desk import Limits
 from vrl_jax.engine.packing import Room
 from vrl_jax.engine.processing import Fitting, Processor, fitting
 from vrl_jax.models.parameters import init_params
@@ -69,6 +70,33 @@ def test_budgets_hold_any_samples_that_may_come_together():
     assert text.room.blocks == (0,) and text.pack_padding == 0
     assert "prompts of 30 tokens (42% padding)" in whole.summary()
     assert "at most 1 shapes" in whole.summary()
+
+
+def test_row_limits_are_those_that_the_rows_need():
+    """By hand: blocks of 8, and prompts of two rows to a pack of 4."""
+    fit = Fitting(
+        samples=[],
+        tokens=[10, 10, 10],
+        pictures=[[8], [], [8, 8]],
+        dropped=[],
+        row_tokens=[7, 30, 9],
+        shown=[[4, 8, 4], [], [2, 2, 2]],
+    )
+    # 4 and 4 share a block; those of 2 have one, behind two full ones.
+    assert row_limits(fit, Room((10,), 8, (4,), 2)) == Limits(30, pictures=2)
+    assert row_limits(fit, Room((10,), 9, (2,))) == Limits(30, pictures=2)
+    nothing = fit._replace(shown=[[], [], []])
+    assert row_limits(nothing, Room((10,), 8, (4,), 2)) == Limits(30)
+
+
+def test_row_limits_hold_a_row_that_first_fit_packs_worse_behind_its_prompt():
+    """By hand, blocks of 30: 4 alone, {13 5 6 6} {17 13} {19 11} {15 14}.
+
+    Behind 20 and 5 it is {20 5 5} {13 17} {19 6} {15 6} {13 14} {11}.
+    """
+    shown = [13, 5, 17, 19, 6, 15, 6, 13, 14, 11]
+    fit = Fitting([], [9], [[20, 5]], [], [9], [shown])
+    assert row_limits(fit, Room((9,), 30, (1,))) == Limits(9, pictures=5)
 
 
 SIDE = 8  # pixels of a merged token: the smallest model that has every part

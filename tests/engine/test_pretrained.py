@@ -10,7 +10,7 @@ import pytest
 
 from vrl_jax.engine import pretrained
 from vrl_jax.engine.conversation import user
-from vrl_jax.engine.processing import encode_one
+from vrl_jax.engine.processing import encode_one, prompt_size
 from vrl_jax.models import hub
 from vrl_jax.models.families import family_of
 
@@ -48,16 +48,18 @@ def test_every_family_is_read_from_its_folder(tmp_path, name):
     )
     jax.tree.map(np.testing.assert_array_equal, found.params, wanted.params)
     np.testing.assert_array_equal(found.allowed, wanted.allowed)
-    assert wanted.processor.tokenizer.eos_token_id in found.stop_ids.tolist()
+    # The one that the template writes behind an answer comes first.
+    assert found.stop_ids.tolist()[0] == wanted.processor.tokenizer.eos_token_id
 
 
 def test_sizes_are_of_what_is_asked_first_and_of_what_may_be_shown_later(model):
     """By a program that opens with other words, and without the pictures."""
     asks = lambda sample: (user("What is it? Is it one of them or not?"),)
+    asked = lambda processor: functools.partial(prompt_size, opening=asks)
     bounds = {"min_pixels": 28 * 28}
     samples = small.samples()
     read = pretrained.load_processor(
-        model, samples, opening=asks, prompts_per_step=1, **bounds
+        model, samples, measures=[asked], prompts_per_step=1, **bounds
     )
     plain = pretrained.load_processor(model, samples, prompts_per_step=1, **bounds)
     (fit,), room = read.fits, read.processor.room
@@ -65,12 +67,12 @@ def test_sizes_are_of_what_is_asked_first_and_of_what_may_be_shown_later(model):
     assert fit.tokens == [words] * 4 and fit.pictures == [[]] * 4
     assert room.prompt_tokens == (words,)
     shown = plain.fits[0].pictures
-    assert fit.unopened == [(words, shown[row]) for row in (0, 1, 3)]
+    assert fit.later == shown and [*map(len, shown)] == [1, 2, 0, 1]
     whole = plain.processor.room
     assert (room.block, room.blocks[-1]) == (whole.block, whole.blocks[-1])
     unread = dataclasses.replace(samples[0], images=(b"no picture",))
     found = pretrained.load_processor(
-        model, [samples[0], unread], opening=asks, prompts_per_step=1
+        model, [samples[0], unread], measures=[asked], prompts_per_step=1
     )
     (why,) = found.fits[0].dropped
     assert why.startswith("Sample row-0: ") and len(found.fits[0].samples) == 1

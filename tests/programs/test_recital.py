@@ -1,5 +1,6 @@
 """Demonstrations of several turns are what the program would have been answered."""
 
+import collections
 import dataclasses
 
 import jax
@@ -8,14 +9,18 @@ import numpy as np
 import pytest
 
 from vrl_jax.engine import desk
+from vrl_jax.engine.budgets import row_limits
 from vrl_jax.engine.conversation import Ask, user
 from vrl_jax.engine.desk import Limits
+from vrl_jax.engine.packing import Room
 from vrl_jax.engine.play import play
-from vrl_jax.engine.processing import question
+from vrl_jax.engine.processing import fitting, question
 from vrl_jax.engine.rows import as_rollout
 from vrl_jax.programs.demonstrations import demonstrations
-from vrl_jax.programs.recital import recitable, recited
+from vrl_jax.programs.dialogue import dialogue
+from vrl_jax.programs.recital import recital_size, recited
 from vrl_jax.programs.single_turn import answer
+from vrl_jax.types import Sample
 
 from ..fixtures import small
 
@@ -114,14 +119,106 @@ def test_what_cannot_be_recited_is_left_out_and_told():
     good, few, long, other = saying([" it a", "What", " a"])
     few = dataclasses.replace(few, annotations={"demonstration": [" it a"]})
     long = dataclasses.replace(long, annotations={"demonstration": [" it" * 40] * 3})
-    kept, left_out = recitable(actor, [good, few, long, other], **HOW)
+    measure = recital_size(actor, **HOW)
+    rows = [good, few, long, other]
+    fit = fitting(actor.processor, rows, measure=measure)
+    kept, left_out = fit.samples, fit.dropped
     assert kept == [good, other]
     assert [row.split("sample ")[1].split()[0] for row in left_out] == [few.id, long.id]
     assert "is asked for, and there are 1" in left_out[0]
     assert "may be written" in left_out[1]
     recited(actor, iter([kept]), KEY, **HOW)
-    with pytest.raises(ValueError, match=r"no demonstration can be recited\. turn 2"):
-        recitable(actor, [few], **HOW)
+    with pytest.raises(ValueError, match=r"No sample can be used\. turn 2"):
+        fitting(actor.processor, [few], measure=measure)
+
+
+def test_the_size_of_a_recital_is_its_prompt_s_and_what_follows():
+    """By hand: what is read before the first answer, and all that comes after.
+
+    A picture of 28 x 28 is one token, of 28 x 56 two, each in a window of 16 patches;
+    each is decoded once.
+    """
+    loads = collections.Counter()
+    stop = small.tokenizer().convert_tokens_to_ids("<|im_end|>")
+    actor = dataclasses.replace(small.actor(), stop_ids=jnp.array([stop]))
+    front_end = actor.processor.front_end
+    load = front_end.load
+
+    def counted(image):
+        loads[image] += 1
+        return load(image)
+
+    front_end = front_end._replace(load=counted)
+    reading = dataclasses.replace(actor.processor, front_end=front_end)
+    images = (small.png(0, 28, 28), small.png(1, 28, 56), small.png(2, 28, 28))
+    asks = ["<image>What is it?", "<image>or<image>Which one?"]
+    talk = Sample(
+        "talk",
+        "small",
+        "\n\n".join(asks),
+        images,
+        "a",
+        {"asks": asks, "system": "it is", "demonstration": [" it", " a"]},
+    )
+    measure = recital_size(actor, program=dialogue, limits=LIMITS)
+    fit = fitting(reading, [talk], measure=measure)
+    picture = "<|vision_start|><|image_pad|>{}<|vision_end|>"
+    one, two = picture.format(""), picture.format("<|image_pad|>")
+    prompt = f"""\
+<|im_start|>system
+it is<|im_end|>
+<|im_start|>user
+{one}What is it?<|im_end|>
+<|im_start|>assistant
+"""
+    behind = f"""\
+ it<|im_end|>
+<|im_start|>user
+{two}or{one}Which one?<|im_end|>
+<|im_start|>assistant
+ a<|im_end|>"""
+    tokens = actor.processor.tokenizer
+    assert fit.tokens == [len(tokens(prompt)["input_ids"])]
+    assert fit.row_tokens == [len(tokens(behind)["input_ids"])]
+    assert (fit.pictures, fit.shown) == ([[16]], [[16, 16]])
+    assert loads == dict.fromkeys(images, 1)
+    # What training reads has that size, and no more fits than was measured.
+    limits = row_limits(fit, Room((fit.tokens[0],), 16))
+    assert limits == Limits(fit.row_tokens[0], pictures=2)
+    room = Room((fit.tokens[0],), 16)
+    tight = dataclasses.replace(
+        actor, processor=dataclasses.replace(reading, room=room)
+    )
+    rollout = recited(tight, iter([[talk]]), KEY, program=dialogue, limits=limits)
+    assert rollout.prompts.tokens.shape == (1, fit.tokens[0])
+    assert rollout.tokens.shape == (1, fit.row_tokens[0])
+    assert rollout.prompts.images.patches.shape[1] == 16
+    for less in (
+        limits._replace(row_tokens=limits.row_tokens - 1),
+        limits._replace(pictures=1),
+    ):
+        with pytest.raises(ValueError, match="talk"):
+            recited(tight, iter([[talk]]), KEY, program=dialogue, limits=less)
+
+
+def test_what_is_measured_fits_the_room_of_prompts():
+    actor = small.actor()
+    short = Room((9,), actor.processor.room.block)
+    tight = dataclasses.replace(actor.processor, room=short)
+    measure = recital_size(actor, program=answer)
+    with pytest.raises(ValueError, match=r"Sample row-0: The prompt has"):
+        fitting(tight, saying(" it"), measure=measure)
+
+
+def test_a_picture_that_is_broken_is_told_by_its_row():
+    actor = small.actor()
+    good, bad = saying(" it")[:2]
+    bad = dataclasses.replace(bad, images=(b"no picture",) * len(bad.images))
+    measure = recital_size(actor, program=answer)
+    fit = fitting(actor.processor, [good, bad], measure=measure)
+    assert fit.samples == [good]
+    (why,) = fit.dropped
+    assert f"sample {bad.id} ends early" in why and "cannot be decoded" in why
 
 
 @pytest.mark.parametrize(

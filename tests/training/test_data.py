@@ -617,8 +617,8 @@ def test_a_column_asks_of_another_meaning_stays(own):
 
 
 @pytest.mark.parametrize("role", ["tool", ["tool"], None])
-def test_what_a_tool_says_is_to_be_the_user_s(tmp_path, role):
+def test_what_a_tool_says_is_to_follow_an_answer(tmp_path, role):
     told = [{**turn, "role": role} if n == 2 else turn for n, turn in enumerate(SPOKEN)]
     (tmp_path / "rows.jsonl").write_text(json.dumps({"messages": told}))
-    with pytest.raises(ValueError, match="tools say between answers is the user's"):
+    with pytest.raises(ValueError, match="what tools say follows an answer or a call"):
         read_dialogues(tmp_path / "rows.jsonl")

@@ -109,6 +109,8 @@ def test_run_writes_a_line_a_step(unbroken):
         4,
     ]
     assert rows[-1]["data/prompts_played"] % 2 == 0
+    # Two of four rows, then the other two.
+    assert [row["data/prompts_repeated"] for row in rows[:2]] == [0, 0]
     assert rows[0]["data/tokens_played"] == 0  # a demonstration is not sampled
     for row in rows[3:]:
         kept = round(row["response_length/mean"] * 2 * small.GROUP)
@@ -117,6 +119,14 @@ def test_run_writes_a_line_a_step(unbroken):
         assert kept + dropped * small.GROUP <= row["data/tokens_played"]
         assert row["data/tokens_played"] <= kept + longest
     assert {row.get("training/logprob_gap", 0) < 1e-5 for row in rows} == {True}
+
+
+def test_rows_that_are_in_a_step_twice_are_counted(tmp_path):
+    """By hand: of 2 rows 4 make two passes, so each is there twice."""
+    few = stage("sft", 1, samples=small.samples()[:2], prompts_per_step=4)
+    run(tmp_path, [few])
+    (row,) = files.read_lines(run_files(tmp_path).metrics)
+    assert (row["data/prompts_played"], row["data/prompts_repeated"]) == (4, 2)
 
 
 def test_a_stage_that_is_measured_first(tmp_path):

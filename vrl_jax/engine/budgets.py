@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int
 
+from vrl_jax.engine.desk import Limits
 from vrl_jax.engine.packing import Room, blocks_of, first_fit, pack_starts
 from vrl_jax.engine.processing import Fitting
 
@@ -113,6 +114,24 @@ def budgets(
         float(1 - tokens.sum() / lengths.sum()),
         float((rows.sum() - patches.sum()) / max(rows.sum(), 1)),
     )
+
+
+def row_limits(fit: Fitting, room: Room) -> Limits:
+    """The least room for what follows the prompts of these samples.
+
+    `row_tokens` is that of the longest; `pictures` are the blocks that the pictures of
+    one take by themselves or, where first fit needs more, behind those of its prompt.
+    """
+    prompts = -(-room.blocks[-1] // room.prompts_per_pack)
+
+    def blocks(sizes: Sequence[int]) -> int:
+        return blocks_of(first_fit(sizes, room.block), room.block)
+
+    need = [
+        max(blocks(shown), blocks([*before, *shown]) - prompts) if shown else 0
+        for before, shown in zip(fit.pictures, fit.shown, strict=True)
+    ]
+    return Limits(row_tokens=max(fit.row_tokens), pictures=max(need))
 
 
 def _batches(samples: int, size: int, count: int) -> Int[np.ndarray, "count size"]:

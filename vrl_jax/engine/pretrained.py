@@ -12,7 +12,7 @@ import dataclasses
 import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
-from itertools import chain
+from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,14 +22,21 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from vrl_jax.engine.actor import Actor, Reward, allowed_ids
 from vrl_jax.engine.budgets import Budgets, budgets
+from vrl_jax.engine.conversation import following, user
 from vrl_jax.engine.packing import Room
-from vrl_jax.engine.processing import Fitting, Processor, fitting, question
+from vrl_jax.engine.processing import (
+    Fitting,
+    Measure,
+    Processor,
+    fitting,
+    prompt_size,
+)
 from vrl_jax.models import hub
 from vrl_jax.models.families import family_of
 from vrl_jax.models.front_end import FrontEnd
 from vrl_jax.models.remat import nothing
 from vrl_jax.models.sharding import param_shardings
-from vrl_jax.types import Message, Sample
+from vrl_jax.types import Sample
 
 TEMPLATE = "chat_template.json"
 """Where processors kept the template before tokenizers did."""
@@ -149,26 +156,28 @@ def load_processor(
     min_pixels: int | None = None,
     max_pixels: int | None = None,
     parts: bool = False,
-    opening: Callable[[Sample], Sequence[Message]] = question,
+    measures: Sequence[Callable[[Processor], Measure]] = (),
 ) -> Read:
     """Reads each sample once and takes the few sizes that hold all of the sets.
-
-    As `opening` asks it: where that is a program's, its own words are in the sizes.
 
     A prompt of more than `longest_prompt` tokens is dropped, and told; none is cut.
     `prompts_per_step` and `prompts_per_pack` as in `budgets`. Where `parts` of the
     pictures will be shown too, a block holds them: they may need more of it than a
-    picture which had to be made smaller.
+    picture which had to be made smaller. `measures` make of the processor that reads
+    how the samples of each set are measured, the first sets if there are fewer; the
+    others by their prompts. A block holds what is shown behind a prompt, too.
     """
     front_end = load_front_end(folder, min_pixels=min_pixels, max_pixels=max_pixels)
     anything = Room((longest_prompt,), front_end.granularity * ANY_PICTURE)
     processor = Processor(load_tokenizer(folder), front_end, anything)
-    fits = tuple(fitting(processor, one, opening) for one in samples)
+    sets = zip_longest(samples, measures, fillvalue=lambda _: prompt_size)
+    fits = tuple(fitting(processor, one, measure=make(processor)) for one, make in sets)
     every = Fitting(*([*chain(*parts)] for parts in zip(*fits, strict=True)))
-    for tokens, pictures in every.unopened:
-        every.tokens.append(tokens)
-        every.pictures.append(pictures)
-    block = max(chain(*every.pictures), default=0)
+    for tokens, own in [*zip(every.tokens, every.later, strict=True)]:
+        if own:
+            every.tokens.append(tokens)
+            every.pictures.append(own)
+    block = max(chain(*every.pictures, *every.shown), default=0)
     if parts and 2 * block > front_end.largest:  # else none was made smaller
         block = max(block, front_end.largest)
     found = budgets(
@@ -191,16 +200,35 @@ def load_actor(
 ) -> Actor:
     """The folder's weights on the mesh that is set, with the folder's stops."""
     spec = processor.front_end.spec
-    family, mesh = family_of(spec), jax.sharding.get_mesh()
-    table = family.parameter_table(spec)
+    mesh, table = jax.sharding.get_mesh(), family_of(spec).parameter_table(spec)
     shardings = None if mesh.empty else param_shardings(table, mesh)
     _, params = hub.load(folder, dtype=dtype, shardings=shardings)
+    told = {"max_new_tokens": max_new_tokens, "remat": remat}
+    actor = weightless_actor(folder, processor, reward, **told)
+    return dataclasses.replace(actor, params=params)
+
+
+def weightless_actor(
+    folder: str | Path,
+    processor: Processor,
+    reward: Reward,
+    *,
+    max_new_tokens: int,
+    remat: Callable = nothing,
+) -> Actor:
+    """The same without weights: it can recite, and neither write nor score.
+
+    The first of its stops, which ends what is learnt by heart, is the one that the
+    chat template writes behind an answer, if it is among them.
+    """
+    spec, stops = processor.front_end.spec, stop_ids(folder, processor.tokenizer)
+    end = following(processor, (), [user("?")]).tokens[0]
     return Actor(
-        policy=family.policy(spec, remat),
-        params=params,
+        policy=family_of(spec).policy(spec, remat),
+        params=None,
         processor=processor,
         allowed=allowed_ids(processor, spec.text.vocabulary),
-        stop_ids=jnp.array(stop_ids(folder, processor.tokenizer)),
+        stop_ids=jnp.array(sorted(stops, key=lambda stop: stop != end)),
         reward=reward,
         max_new_tokens=max_new_tokens,
         program_threads=THREADS,

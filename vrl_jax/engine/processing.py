@@ -7,7 +7,6 @@ before training, and never cut.
 import dataclasses
 from collections.abc import Callable, MutableMapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,6 +25,9 @@ from vrl_jax.types import (
     Sample,
     text_pieces,
 )
+
+TOOLS = "tools"
+"""The role of what tells of tools."""
 
 AT_A_TIME = 32
 """Samples whose pictures are in memory at once while all are measured."""
@@ -88,9 +90,13 @@ class Encoded(NamedTuple):
 
 
 def question(sample: Sample) -> tuple[Message, ...]:
-    """The sample as messages: its annotation `system`, if any, and its question."""
-    system = sample.annotations.get("system")
-    before = (Message(system, role="system"),) if system else ()
+    """The sample as messages: annotations `system` and `tools_message`, its question.
+
+    Of the first two those that it has.
+    """
+    told = (("system", "system"), ("tools_message", TOOLS))
+    known = [(sample.annotations.get(name), role) for name, role in told]
+    before = [Message(text, role=role) for text, role in known if text]
     return (*before, Message(sample.question, sample.images))
 
 
@@ -117,10 +123,35 @@ def chat_text(processor: Processor, messages: Sequence[Message]) -> str:
     Without a system message the template's own applies.
     """
     return processor.tokenizer.apply_chat_template(
-        [turn(message) for message in messages],
+        [turn(message) for message in _joined(processor.tokenizer, messages)],
         tokenize=False,
         add_generation_prompt=True,
     )
+
+
+def _joined(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]
+) -> list[Message]:
+    """With one system message of it and what tells of tools, where anything does."""
+    tools = [message.text for message in messages if message.role == TOOLS]
+    if not tools:
+        return [*messages]
+    system = [message.text for message in messages if message.role == "system"]
+    texts = filter(None, [*(system or [own_system(tokenizer)]), *tools])
+    others = [one for one in messages if one.role not in ("system", TOOLS)]
+    return [Message("\n\n".join(texts), role="system"), *others]
+
+
+def own_system(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The system message that the chat template puts in where none is; "" for none."""
+    mark, ask = "(a system message)", {"role": "user", "content": "?"}
+    given = {"role": "system", "content": mark}
+    whole = tokenizer.apply_chat_template([given, ask], tokenize=False)
+    alone = tokenizer.apply_chat_template([ask], tokenize=False)
+    before, _, after = whole.partition(mark)
+    if not (alone.startswith(before) and alone.endswith(after)):
+        return ""
+    return alone[len(before) : len(alone) - len(after)]
 
 
 def encode_one(
@@ -144,7 +175,7 @@ def encode_one(
 def _encode_one(processor: Processor, opening: Sequence[Message]) -> EncodedPrompt:
     written = transcript(processor, opening)
     alone = unpadded(processor, written)
-    _check(processor.room, alone)
+    check_room(processor.room, alone)
     return EncodedPrompt(written.text, alone, written.image_sizes)
 
 
@@ -200,8 +231,8 @@ def unpadded(processor: Processor, written: Transcript) -> Unpadded:
     return Unpadded(written.tokens, positions, written.pictures)
 
 
-def _check(room: Room, prompt: Unpadded) -> None:
-    """That the largest budgets hold the prompt, were it alone."""
+def check_room(room: Room, prompt: Unpadded) -> None:
+    """That the largest budgets hold the prompt, were it alone; else `ValueError`."""
     if len(prompt.tokens) > room.prompt_tokens[-1]:
         raise ValueError(
             f"The prompt has {len(prompt.tokens)} tokens, the budget is "
@@ -258,67 +289,37 @@ def encode(processor: Processor, samples: Sequence[Sample]) -> Encoded:
     )
 
 
-class Fitting(NamedTuple):
-    """The samples that can be used, how large they are, and why others cannot.
+class Size(NamedTuple):
+    """The tokens of a prompt, and the patches of each picture in it.
 
-    Of each that can: the tokens of its prompt, and the patches of each picture. Of
-    those that open without some picture of theirs, which may be shown later, `unopened`
-    has the tokens and the patches of all of theirs.
+    Of a conversation `row_tokens` follow its prompt, and pictures of `shown` patches.
+    Where it opens without some picture of its sample, `later` are those of all of its
+    own: another context may show them.
     """
 
-    samples: list[Sample]
-    tokens: list[int]
-    pictures: list[list[int]]
-    dropped: list[str]
-    unopened: Sequence[tuple[int, list[int]]] = ()
+    tokens: int
+    pictures: list[int]
+    row_tokens: int = 0
+    shown: Sequence[int] = ()
+    later: Sequence[int] = ()
 
 
-def fitting(
+Measure = Callable[[Processor, Sample], Size]
+"""How large a sample is; raises `ValueError`, with its id, if it cannot be used."""
+
+
+def prompt_size(
     processor: Processor,
-    samples: Sequence[Sample],
+    sample: Sample,
     opening: Callable[[Sample], Sequence[Message]] = question,
-) -> Fitting:
-    """Encodes every sample once, so that training meets no surprise.
-
-    As `opening` asks it. Pictures are decoded in threads, some samples' at a time.
-    `dropped` says for each unusable sample why. Raises `ValueError` if none is left.
-    """
-    fit = Fitting([], [], [], [], [])
-    with ThreadPoolExecutor() as threads:
-        for start in range(0, len(samples), AT_A_TIME):
-            some = samples[start : start + AT_A_TIME]
-            asked = [*threads.map(opening, some)]
-            own = (image for sample in some for image in sample.images)
-            images = dict.fromkeys([*own, *chain(*map(_pictures, asked))])
-            prepared = {i: threads.submit(prepare, processor, i) for i in images}
-            ahead = dataclasses.replace(processor, prepared=prepared)
-            for sample, messages in zip(some, asked, strict=True):
-                _fit(ahead, sample, messages, fit)
-    if not fit.samples:
-        raise ValueError(f"No sample can be used. {' '.join(fit.dropped[:3])}")
-    return fit
-
-
-def _fit(
-    processor: Processor, sample: Sample, opening: Sequence[Message], fit: Fitting
-) -> None:
-    try:
-        prompt = encode_one(processor, sample, opening).unpadded
-        own = []
-        if not {*sample.images} <= {*_pictures(opening)}:
-            own = [_patches(processor, sample, image) for image in sample.images]
-    except ValueError as error:
-        fit.dropped.append(str(error))
-        return
-    fit.samples.append(sample)
-    fit.tokens.append(len(prompt.tokens))
-    fit.pictures.append(prompt.sizes)
-    if own:
-        fit.unopened.append((len(prompt.tokens), own))
-
-
-def _pictures(messages: Sequence[Message]) -> list[ImageRef]:
-    return [image for message in messages for image in message.images]
+) -> Size:
+    """That of the sample's question, or of what else is the `opening`."""
+    messages = opening(sample)
+    prompt = encode_one(processor, sample, messages).unpadded
+    later = []
+    if not {*sample.images} <= {image for one in messages for image in one.images}:
+        later = [_patches(processor, sample, image) for image in sample.images]
+    return Size(len(prompt.tokens), prompt.sizes, later=later)
 
 
 def _patches(processor: Processor, sample: Sample, image: ImageRef) -> int:
@@ -326,6 +327,52 @@ def _patches(processor: Processor, sample: Sample, image: ImageRef) -> int:
     ahead = processor.prepared.get(image)
     try:
         picture = ahead.result() if ahead else prepare(processor, image)
+        return len(picture.laid_out.patches)
     except Exception as error:  # as in `encode_one`
         raise ValueError(f"Sample {sample.id}: {error}") from error
-    return len(picture.laid_out.patches)
+
+
+class Fitting(NamedTuple):
+    """The samples that can be used, how large they are, and why others cannot.
+
+    Of each that can: the tokens of its prompt, and the patches of each picture; and of
+    what follows, where that was measured.
+    """
+
+    samples: list[Sample]
+    tokens: list[int]
+    pictures: list[list[int]]
+    dropped: list[str]
+    row_tokens: Sequence[int] = ()
+    shown: Sequence[Sequence[int]] = ()
+    later: Sequence[list[int]] = ()
+
+
+def fitting(
+    processor: Processor, samples: Sequence[Sample], *, measure: Measure = prompt_size
+) -> Fitting:
+    """Measures every sample once, so that training meets no surprise.
+
+    Pictures are decoded in threads, some samples' at a time. `dropped` says for each
+    unusable sample why. Raises `ValueError` if none is left.
+    """
+    sizes: list[Size] = []
+    used: list[Sample] = []
+    dropped: list[str] = []
+    with ThreadPoolExecutor() as threads:
+        for start in range(0, len(samples), AT_A_TIME):
+            some = samples[start : start + AT_A_TIME]
+            images = dict.fromkeys(image for sample in some for image in sample.images)
+            prepared = {i: threads.submit(prepare, processor, i) for i in images}
+            ahead = dataclasses.replace(processor, prepared=prepared)
+            for sample in some:
+                try:
+                    sizes.append(measure(ahead, sample))
+                except ValueError as error:
+                    dropped.append(str(error))
+                else:
+                    used.append(sample)
+    if not used:
+        raise ValueError(f"No sample can be used. {' '.join(dropped[:3])}")
+    tokens, pictures, *behind = map(list, zip(*sizes, strict=True))
+    return Fitting(used, tokens, pictures, dropped, *behind)

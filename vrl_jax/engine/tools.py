@@ -78,14 +78,55 @@ def calls(text: str) -> list[Call | ToolError]:
 
 def _call(body: str) -> Call:
     try:
-        read = json.loads(body)
+        return call_of(json.loads(body))
     except (ValueError, RecursionError) as error:
         raise ToolError(f"the call is not valid JSON: {error}.") from None
+
+
+def call_of(read: Any) -> Call:
+    """The call that an object names. `ToolError` where it names none."""
     name = read.get("name") if isinstance(read, dict) else None
     arguments = read.get("arguments", {}) if isinstance(read, dict) else None
     if not isinstance(name, str) or not isinstance(arguments, dict):
         raise ToolError('a call is {"name": "...", "arguments": {...}}.')
     return Call(name, arguments)
+
+
+def call_text(call: Call) -> str:
+    """The call as `calls` reads it, and as the chat templates of Qwen write it."""
+    body = json.dumps(call._asdict(), ensure_ascii=False)
+    return f"{CALL_BEGIN}\n{body}\n{CALL_END}"
+
+
+def response_text(text: str) -> str:
+    """What a tool said, as these templates write it into a user's turn."""
+    return f"<tool_response>\n{text}\n</tool_response>"
+
+
+def tools_text(schemas: Sequence[Mapping[str, Any]]) -> str:
+    """What these templates write under the system message: each tool's JSON schema.
+
+    That of Qwen3-VL-Instruct, and of Qwen2.5, whose words are the same.
+    """
+    lines = [json.dumps(schema, ensure_ascii=False) for schema in schemas]
+    return "\n".join([_TOOLS, *lines, _CALLS])
+
+
+_TOOLS = """\
+# Tools
+
+You may call one or more functions to assist with the user query.
+
+You are provided with function signatures within <tools></tools> XML tags:
+<tools>"""
+_CALLS = """\
+</tools>
+
+For each function call, return a json object with function name and arguments within \
+<tool_call></tool_call> XML tags:
+<tool_call>
+{"name": <function-name>, "arguments": <args-json-object>}
+</tool_call>"""
 
 
 def run(

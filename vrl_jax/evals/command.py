@@ -23,7 +23,7 @@ from vrl_jax.engine.frozen import (
 )
 from vrl_jax.engine.play import Program, check_models, opening
 from vrl_jax.engine.pretrained import load_actor, load_processor
-from vrl_jax.engine.processing import fitting, question
+from vrl_jax.engine.processing import fitting, prompt_size
 from vrl_jax.evals.benchmark import files, predict, summary
 from vrl_jax.evals.held_out import shuffle_images
 from vrl_jax.models import hub
@@ -155,10 +155,11 @@ def evaluate(
     folder, folders = hub.local(model), frozen_folders(frozen_names(frozen))
     samples, report = read_samples(data, image_root=images)
     samples = asked(evenly(samples, rows), instruction, system)
-    asks = question
+    measure = prompt_size
     if function:
         check_models(function, samples[0], {"policy", *folders})
         asks = functools.partial(opening, function)
+        measure = functools.partial(prompt_size, opening=asks)
     frames = {"frame": frame, "gold_frame": gold_frame}
     with (
         named_reward(reward, style=style, **frames) as paid,
@@ -175,7 +176,7 @@ def evaluate(
             min_pixels=min_pixels,
             max_pixels=max_pixels,
             parts=pictures > 0,
-            opening=asks,
+            measures=[lambda _: measure],
         )
         (fit,) = read.fits
         samples, dropped = fit.samples, list(fit.dropped)
@@ -190,7 +191,7 @@ def evaluate(
                     f"--shuffled needs rows with as many pictures, but other ones: "
                     f"{data} has none such."
                 )
-            fit = fitting(read.processor, others, asks)
+            fit = fitting(read.processor, others, measure=measure)
             samples = fit.samples
             dropped += fit.dropped
         processors, line = frozen_processors(

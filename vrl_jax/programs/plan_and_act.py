@@ -186,7 +186,7 @@ def _row(
     sample: Sample, name: str, pairs: Sequence[Exchange], **columns: Any
 ) -> Sample:
     asks = [told.text for told, _ in pairs]
-    system = sample.annotations.get("system")
+    told = {name: sample.annotations.get(name) for name in ("system", "tools_message")}
     return Sample(
         id=f"{sample.id}/{name}",
         source=f"{sample.source}/{name.split('-')[0]}",
@@ -194,7 +194,7 @@ def _row(
         images=tuple(itertools.chain(*(told.images for told, _ in pairs))),
         answer=pairs[-1][1].text,
         annotations={
-            **({"system": system} if system else {}),
+            **{name: text for name, text in told.items() if text},
             "asks": asks,
             "demonstration": [said.text for _, said in pairs],
             **columns,

@@ -6,6 +6,8 @@ pictures, that the program will show.
 
 import dataclasses
 import functools
+import itertools
+import operator
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
@@ -17,10 +19,14 @@ from jaxtyping import Array, Key
 from vrl_jax.engine.actor import Actor
 from vrl_jax.engine.decoding import Model, Request, Response
 from vrl_jax.engine.desk import Limits
-from vrl_jax.engine.play import Played, Program, play
+from vrl_jax.engine.play import Played, Program, Steps, play
+from vrl_jax.engine.processing import Measure, Processor, Size, check_room, unpadded
 from vrl_jax.engine.rows import as_rollout
 from vrl_jax.programs.demonstrations import spelled
 from vrl_jax.types import Rollout, Sample
+
+ANY_PROMPT = 2**30
+"""Tokens: more than any prompt has."""
 
 
 def recited(
@@ -61,29 +67,45 @@ def recited(
     return dataclasses.replace(rollout, temperature=jnp.ones_like(rollout.temperature))
 
 
-def recitable(
+def recital_size(
     actor: Actor,
-    samples: Sequence[Sample],
     *,
     program: Program,
     models: Sequence[str] = (),
     limits: Limits | None = None,
-) -> tuple[list[Sample], list[str]]:
-    """The samples that `recited` takes, and of each other one what it would raise.
+) -> Measure:
+    """How large what `recited` makes of a sample is: the measure of `fitting`.
 
-    Each is recited once, so that a run meets no surprise. `ValueError` if none is left.
+    The prompt is what comes before the first answer, `row_tokens` and `shown` what
+    follows. Of an episode with several conversations the longest prompt and row, and
+    all pictures. `ValueError` is what `recited` would raise, so a run that leaves these
+    samples out meets no surprise.
     """
-    kept, left_out = [], []
-    for sample in samples:
-        try:
-            _played(actor, [sample], program, models, limits)
-        except ValueError as error:
-            left_out.append(str(error))
-        else:
-            kept.append(sample)
-    if not kept:
-        raise ValueError(f"no demonstration can be recited. {' '.join(left_out[:3])}")
-    return kept, left_out
+
+    def size(processor: Processor, sample: Sample) -> Size:
+        room = processor.room._replace(prompt_tokens=(ANY_PROMPT,))
+        roomy = dataclasses.replace(processor, room=room)  # checked below, in its words
+        now = dataclasses.replace(actor, processor=roomy, program_threads=0)
+        (one,) = _played(now, [sample], program, models, limits)
+        if not one.rows:
+            raise ValueError(f"sample {sample.id} has no answer that is to be learnt.")
+        prompts = [unpadded(processor, row.prompt) for row in one.rows]
+        for prompt in prompts:
+            try:
+                check_room(processor.room, prompt)
+            except ValueError as error:
+                raise ValueError(f"Sample {sample.id}: {error}") from error
+        tokens = [len(prompt.tokens) for prompt in prompts]
+        wholes = [len(row.whole.tokens) for row in one.rows]
+        shown = itertools.chain(*(row.pictures for row in one.rows))
+        return Size(
+            max(tokens),
+            [*itertools.chain(*(prompt.sizes for prompt in prompts))],
+            max(map(operator.sub, wholes, tokens)),
+            [len(picture.patches) for picture in shown],
+        )
+
+    return size
 
 
 def _played(
@@ -94,9 +116,10 @@ def _played(
     limits: Limits | None,
 ) -> list[Played]:
     """An episode of each, which has said all that its sample says."""
+    raised: dict[str, Exception] = {}
     groups = play(
         actor,
-        program,
+        functools.partial(_noting, program, raised),
         samples,
         jax.random.key(0),  # nothing is drawn
         models=dict.fromkeys(models, actor),
@@ -104,8 +127,17 @@ def _played(
         write=functools.partial(_recite, actor),
     )
     for (one,) in groups:
-        _check_end(one)
+        _check_end(one, raised.get(one.episode.sample.id))
     return [one for (one,) in groups]
+
+
+def _noting(program: Program, raised: dict[str, Exception], sample: Sample) -> Steps:
+    """The program; what ends it is noted by the sample's id, and told in our words."""
+    try:
+        return (yield from program(sample))
+    except Exception as error:
+        raised[sample.id] = error
+        return ()
 
 
 def demonstrated(sample: Sample) -> Sequence[str]:
@@ -153,17 +185,18 @@ def _answer(actor: Actor, request: Request) -> Response:
     return Response(request, tokens, zeros, zeros, nothing, finished=ends or ended)
 
 
-def _check_end(played: Played) -> None:
+def _check_end(played: Played, raised: Exception | None) -> None:
     """That all was said, and that the program came to its own end."""
     sample, facts = played.episode.sample, played.episode.facts
-    for fact in facts:
-        if fact.startswith("ended/"):
-            raise ValueError(
-                f"the demonstration of sample {sample.id} ends early, by "
-                f"{fact.removeprefix('ended/')}: where it has no room, raise the "
-                "limits' row_tokens and pictures (--row-tokens, --pictures); what a "
-                "program raised is in the log."
-            )
+    ends = [type(raised).__name__] if raised else []
+    ends += [fact.removeprefix("ended/") for fact in facts if fact.startswith("ended/")]
+    if ends:
+        why = f" The program raised: {raised}" if raised else ""
+        raise ValueError(
+            f"the demonstration of sample {sample.id} ends early, by {ends[0]}: where "
+            "it has no room, raise the limits' row_tokens and pictures (--row-tokens, "
+            f"--pictures).{why}"
+        ) from raised
     said = len(demonstrated(sample))
     if facts["asks"] != said:
         raise ValueError(

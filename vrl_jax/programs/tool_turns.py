@@ -32,7 +32,7 @@ class Syntax(NamedTuple):
 
 def in_response_tags(call: Call | ToolError, text: str) -> str:
     """As Qwen's chat template writes it."""
-    return f"<tool_response>\n{text}\n</tool_response>"
+    return tools.response_text(text)
 
 
 TAGS = Syntax(tools.calls, in_response_tags, (tools.CALL_END,))

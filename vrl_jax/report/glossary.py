@@ -138,6 +138,8 @@ GROUPS = (
         {
             "timing_s/step": "The whole step.",
             "data/prompts_played": "Prompts sampled in the step, kept or not.",
+            "data/prompts_repeated": "Rows that the step had already, which are drawn "
+            "alike and count double: some, perhaps, where one pass over all ends.",
             "data/tokens_played": "Tokens sampled in the step, kept or not.",
             "timing_s/gen": "Sampling the responses.",
             "timing_s/perturbed": "Scoring them again with blackened pictures.",

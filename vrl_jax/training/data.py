@@ -77,7 +77,8 @@ def read_samples(
     becomes annotations. A system message becomes `annotations["system"]`, and an answer
     among the messages `annotations["demonstration"]`, beside the row's own answer or
     in its place. Pictures that parts of the questions hold are read where the row has
-    none in its column.
+    none in its column. What tells of a column `tools` beside messages becomes
+    `annotations["tools_message"]`, which `engine.processing.question` says.
     """
     return _read(path, image_root, one_turn)
 
@@ -90,7 +91,8 @@ def read_dialogues(
     As `read_samples`, of messages that take turns: user, assistant, user, assistant. Of
     several, `annotations["demonstration"]` lists the answers and `annotations["asks"]`
     the questions, each with `<image>` for its own pictures; the sample's question is
-    all of them, its answer the last one if the row has no other.
+    all of them, its answer the last one if the row has no other. Calls of tools are
+    answers and what tools say is asked, as `formats` says.
     """
     return _read(path, image_root, answered)
 

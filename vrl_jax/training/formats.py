@@ -4,6 +4,13 @@ EasyR1 (`problem`, `images`, `answer`), TRL and R1-V (`image`, `solution`), verl
 (`prompt` as messages with one user turn, `reward_model.ground_truth`), V-Triune (its
 `reward_model.answer`), ms-swift (`messages`), VLM-R1 and ShareGPT (`conversations`),
 OpenRLHF-M (`message`, which is JSON), GUI sets (`instruction`, `gt_bbox` or `bbox`).
+
+Messages may be those of agents: of ms-swift (`tool_call`, `tool_response`), of OpenAI
+and TRL (`tool_calls`, `tool`), of LLaMA-Factory (`function_call`, `observation`). They
+become text as Qwen's chat templates write it, so that what is learnt is what
+`programs.tool_turns` asks and reads; so does the column `tools` beside messages.
+https://swift.readthedocs.io/en/latest/Instruction/Agent-support.html,
+https://huggingface.co/docs/trl/dataset_formats
 """
 
 import base64
@@ -17,7 +24,9 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
+from vrl_jax.engine.tools import ToolError, response_text
 from vrl_jax.rewards.parse import answer_tag
+from vrl_jax.training.tool_messages import calls_written, tools_written
 from vrl_jax.types import PLACEHOLDER, ImageRef, Sample, text_pieces
 
 CHATS = ("messages", "conversations")
@@ -30,8 +39,18 @@ _BOXES = ("gt_bbox", "bbox")
 """The answer where there is no other, as it stands: the reward knows its frame."""
 ANSWERS = (*_TOLD, *_BOXES)
 _SOURCES = ("data_source", "source")
-_ROLES = {"human": "user", "gpt": "assistant"}
-"""ShareGPT's names."""
+_TOOL, _CALL = "tool", "tool_call"
+_ROLES = {
+    "human": "user",
+    "gpt": "assistant",
+    "tool_response": _TOOL,
+    "observation": _TOOL,
+    "function_call": _CALL,
+}
+"""Names of ShareGPT, ms-swift and LLaMA-Factory."""
+_SPEAKERS = {_TOOL: "user", _CALL: "assistant"}
+_GOES_ON = {_TOOL: (_TOOL,), _CALL: ("assistant", _CALL)}
+"""After which messages one of this role is part of the same turn."""
 _BLANKS = ("<ref-object>", "<bbox>")
 """What ms-swift fills from a column `objects`."""
 _CARRIED = ("image", "image_url", "url", "path")
@@ -47,12 +66,16 @@ class Unusable(Exception):
 
 
 class Exchange(NamedTuple):
-    """What a row asks, turn by turn, what it answers, and its system message."""
+    """What a row asks, turn by turn, what it answers, its system message, its tools.
+
+    What tools say is asked, and their calls are answers.
+    """
 
     asks: Sequence[str]
     answers: Sequence[str] = ()
     system: str = ""
     pictures: Sequence[Any] = ()
+    tools: str = ""
 
 
 def one_turn(exchange: Exchange) -> None:
@@ -84,20 +107,17 @@ def read_exchange(row: Mapping[str, Any]) -> Exchange:
         isinstance(turn, Mapping) for turn in question
     ):
         raise Unusable("no question", f"{question!r}"[:80])
-    texts = [(_role(turn), _said(turn)) for turn in question]
+    texts = _spoken(question)
     turns = [role for role, _ in texts if role != "system"]
     pairs = len(turns) // 2
     if turns not in (["user"], ["user", "assistant"] * max(pairs, 1)):
-        roles = ", ".join(str(role) for role, _ in texts)
-        other = any(role not in ("user", "assistant") for role in turns)
-        way = "; what tools say between answers is the user's turn" if other else ""
-        raise Unusable("messages that do not take turns", f"{roles}{way}")
+        raise _out_of_turn(question)
     if has(row, "objects") and any(b in text for _, text in texts for b in _BLANKS):
         raise Unusable("blanks to fill", f"{' or '.join(_BLANKS)}, from `objects`")
     system = "\n".join(text for role, text in texts if role == "system")
     asks = [text for role, text in texts if role == "user"]
     answers = [text for role, text in texts if role == "assistant"]
-    return Exchange(asks, answers, system, _pictures_in(question))
+    return Exchange(asks, answers, system, _pictures_in(question), _tools(row))
 
 
 def _messages(text: str) -> list[Any]:
@@ -112,12 +132,70 @@ def _messages(text: str) -> list[Any]:
     return found
 
 
-def _role(turn: Mapping[str, Any]) -> Any:
-    role = turn.get("role") or turn.get("from")
-    return _ROLES.get(role, role) if isinstance(role, str) else role
+def _spoken(turns: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """(role, text) of each turn; what tools say is the user's, calls are answers.
+
+    A call belongs to the answer before it, and what several tools say is one turn.
+    """
+    said: list[tuple[str, str]] = []
+    before = ""
+    for turn in turns:
+        role, text = _role(turn), _said(turn)
+        if role == _TOOL and before not in ("assistant", _CALL, _TOOL):
+            raise _out_of_turn(turns)
+        if before in _GOES_ON.get(role, ()):
+            _, whole = said.pop()
+            gap = "" if whole.endswith("\n") or not whole else "\n"
+            text = f"{whole}{gap}{text}"
+        said.append((_SPEAKERS.get(role, role), text))
+        before = role
+    return said
+
+
+def _out_of_turn(turns: Sequence[Mapping[str, Any]]) -> Unusable:
+    roles = [_role(turn) for turn in turns]
+    other = {*roles} - {"system", "user", "assistant"}
+    way = "; what tools say follows an answer or a call, and is answered"
+    told = ", ".join(roles) + (way if other else "")
+    return Unusable("messages that do not take turns", told)
+
+
+def _tools(row: Mapping[str, Any]) -> str:
+    try:
+        return tools_written(row["tools"]) if has(row, "tools") else ""
+    except ToolError as error:
+        way = "`tools` beside messages is a list of JSON schemas, or that as JSON"
+        raise Unusable("tools that cannot be read", f"{error} {way}") from error
+
+
+def _role(turn: Mapping[str, Any]) -> str:
+    role = str(turn.get("role") or turn.get("from"))
+    return _ROLES.get(role, role)
 
 
 def _said(turn: Mapping[str, Any]) -> str:
+    """The text of a message, with the calls in it."""
+    role, calls = _role(turn), turn.get("tool_calls")
+    if role == _CALL:
+        return _calls(_content(turn))
+    text = _text(turn)
+    if role == _TOOL:
+        return response_text(text)
+    if not calls:
+        return text
+    if role != "assistant":
+        raise Unusable("calls of others than the assistant", f"`tool_calls` of {role}")
+    return "\n".join(filter(None, [text, _calls(calls)]))
+
+
+def _calls(calls: Any) -> str:
+    try:
+        return calls_written(calls)
+    except ToolError as error:
+        raise Unusable("a tool call that cannot be read", str(error)) from error
+
+
+def _text(turn: Mapping[str, Any]) -> str:
     """The text of a message; each picture among its parts becomes a placeholder."""
     content = _content(turn)
     if isinstance(content, str):
@@ -167,14 +245,15 @@ def _carried(part: Mapping[str, Any]) -> Any:
 
 
 def _pictures_in(turns: Sequence[Mapping[str, Any]]) -> list[Any]:
-    """Those that the parts of the questions hold; elsewhere none may be."""
+    """Those that parts of questions and of what tools say hold; elsewhere none may."""
     found = []
     for turn in turns:
         content = _content(turn)
-        parts = content if isinstance(content, list) else []
+        role = _role(turn)
+        parts = content if isinstance(content, list) and role != _CALL else []
         images = [part for part in parts if _is_picture(part)]
-        if images and _role(turn) != "user":
-            raise Unusable("a picture outside of a question", f"of {_role(turn)}")
+        if images and role not in ("user", _TOOL):
+            raise Unusable("a picture outside of a question", f"of {role}")
         found += [_carried(part) for part in images]
     return [picture for picture in found if picture is not None]
 
@@ -207,7 +286,8 @@ def read_sample(
             f"{PLACEHOLDER} and pictures differ in number",
             f"{placeholders} {PLACEHOLDER}, {len(images)} pictures: {first[:80]!r}",
         )
-    found: dict[str, Any] = {"system": exchange.system} if exchange.system else {}
+    told = {"system": exchange.system, "tools_message": exchange.tools}
+    found: dict[str, Any] = {name: text for name, text in told.items() if text}
     if others:
         found |= {"asks": [first, *others], "demonstration": list(exchange.answers)}
     elif exchange.answers:

@@ -292,6 +292,8 @@ def run_stage(
                 row |= by_source(played)
             seconds["timing_s/step"] = time.perf_counter() - start
             row["data/prompts_played"] = len(batches.drawn)
+            different = len({sample.id for sample in batches.drawn})
+            row["data/prompts_repeated"] = len(batches.drawn) - different
             row["data/tokens_played"] = sum(tokens)
             files.append_line(written.metrics, row)
             files.append_line(
