@@ -325,7 +325,7 @@ BAD = {
     "calls that are not JSON": (
         {"messages": with_calls("crop(0, 0)"), "images": ["a.png"]},
         CALL,
-        "'crop(0, 0)' is not valid JSON",
+        "'crop(0, 0)' is not valid JSON: Expecting value: line 1 column 1 (char 0). Wr",
     ),
     "arguments that are not JSON": (
         {"messages": with_calls([called("crop", "{bbox")]), "images": ["a.png"]},

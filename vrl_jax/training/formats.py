@@ -192,7 +192,8 @@ def _calls(calls: Any) -> str:
     try:
         return calls_written(calls)
     except ToolError as error:
-        raise Unusable("a tool call that cannot be read", str(error)) from error
+        way = "Write each call as JSON with its name and arguments."
+        raise Unusable("a tool call that cannot be read", f"{error} {way}") from error
 
 
 def _text(turn: Mapping[str, Any]) -> str:
