@@ -21,8 +21,9 @@ from PIL import Image
 from vrl_jax.engine.actor import Actor
 from vrl_jax.engine.conversation import Ask, user
 from vrl_jax.engine.desk import Limits
+from vrl_jax.engine.episode import Played, Steps
 from vrl_jax.engine.packing import Room
-from vrl_jax.engine.play import Played, Steps, play
+from vrl_jax.engine.play import play
 from vrl_jax.engine.processing import question
 from vrl_jax.experiment import tiny_actor
 from vrl_jax.models.parameters import init_params

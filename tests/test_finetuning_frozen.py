@@ -10,8 +10,8 @@ import pytest
 
 from vrl_jax import finetuning
 from vrl_jax.engine.conversation import Ask, user
+from vrl_jax.engine.episode import Outcome
 from vrl_jax.engine.frozen import Asking
-from vrl_jax.engine.play import Outcome
 from vrl_jax.engine.pretrained import load_actor, load_processor
 from vrl_jax.engine.processing import question
 from vrl_jax.programs.acting import act, played

@@ -12,8 +12,8 @@ import pytest
 from vrl_jax import finetuning, finetuning_flags
 from vrl_jax.engine.conversation import Ask, user
 from vrl_jax.engine.desk import Limits
+from vrl_jax.engine.episode import Outcome
 from vrl_jax.engine.packing import Room
-from vrl_jax.engine.play import Outcome
 from vrl_jax.engine.processing import question
 from vrl_jax.programs.acting import act
 from vrl_jax.programs.dialogue import dialogue

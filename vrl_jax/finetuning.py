@@ -17,6 +17,7 @@ import optax
 from vrl_jax.engine.actor import Actor
 from vrl_jax.engine.budgets import row_limits
 from vrl_jax.engine.desk import Limits
+from vrl_jax.engine.episode import Program, check_models, opening
 from vrl_jax.engine.frozen import (
     ASKING,
     Asking,
@@ -25,7 +26,6 @@ from vrl_jax.engine.frozen import (
     frozen_folders,
     frozen_processors,
 )
-from vrl_jax.engine.play import Program, check_models, opening
 from vrl_jax.engine.pretrained import Read, load_actor, weightless_actor
 from vrl_jax.engine.processing import Measure, Processor, fitting, prompt_size
 from vrl_jax.evals import dependency, held_out

@@ -7,8 +7,8 @@ import pytest
 
 from vrl_jax.engine import frozen
 from vrl_jax.engine.conversation import Ask, user
+from vrl_jax.engine.episode import check_models, opening
 from vrl_jax.engine.frozen import Asking
-from vrl_jax.engine.play import check_models, opening
 from vrl_jax.engine.processing import question
 
 from ..fixtures import folders, small

@@ -12,8 +12,9 @@ import pytest
 
 from vrl_jax.engine.conversation import Ask, conversation, following, user
 from vrl_jax.engine.desk import Desk, Limits, OutOfRoom, TooManyAsks, nothing
+from vrl_jax.engine.episode import Outcome
 from vrl_jax.engine.packing import packed
-from vrl_jax.engine.play import Outcome, play
+from vrl_jax.engine.play import play
 from vrl_jax.engine.processing import question, unpadded
 from vrl_jax.engine.rows import as_rollout
 from vrl_jax.types import Turn

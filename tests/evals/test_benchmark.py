@@ -13,7 +13,7 @@ import pytest
 
 from vrl_jax.engine.conversation import Ask, user
 from vrl_jax.engine.desk import Limits, OutOfRoom
-from vrl_jax.engine.play import Outcome
+from vrl_jax.engine.episode import Outcome
 from vrl_jax.engine.processing import question
 from vrl_jax.evals import benchmark, held_out
 from vrl_jax.evals.command import page

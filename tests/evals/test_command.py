@@ -26,7 +26,7 @@ def data(tmp_path):
 
 PROGRAM = """
 from vrl_jax.engine.conversation import Ask, user
-from vrl_jax.engine.play import Outcome
+from vrl_jax.engine.episode import Outcome
 from vrl_jax.engine.processing import question
 
 def look_twice(sample):

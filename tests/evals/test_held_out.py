@@ -10,7 +10,7 @@ import pytest
 
 from vrl_jax.engine.conversation import Ask, user
 from vrl_jax.engine.desk import OutOfRoom
-from vrl_jax.engine.play import Outcome
+from vrl_jax.engine.episode import Outcome
 from vrl_jax.engine.processing import question
 from vrl_jax.evals import held_out
 from vrl_jax.programs import acting

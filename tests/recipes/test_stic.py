@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vrl_jax.engine.play import Played
+from vrl_jax.engine.episode import Played
 from vrl_jax.programs.demonstrations import demonstrations, preference_pairs
 from vrl_jax.recipes.stic import (
     DETAILED,

@@ -10,8 +10,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from vrl_jax.engine.actor import Actor
 from vrl_jax.engine.desk import Limits
+from vrl_jax.engine.episode import Played, Row
 from vrl_jax.engine.packing import Room, Unpadded, packed
-from vrl_jax.engine.play import Played, Row
 from vrl_jax.engine.processing import Processor, unpadded
 from vrl_jax.models.sharding import put
 from vrl_jax.types import Prompts, Rollout, Shown

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from vrl_jax.engine.desk import Limits
+from vrl_jax.engine.episode import Program, check_models, opening
 from vrl_jax.engine.frozen import (
     Asking,
     check_asking,
@@ -21,7 +22,6 @@ from vrl_jax.engine.frozen import (
     frozen_names,
     frozen_processors,
 )
-from vrl_jax.engine.play import Program, check_models, opening
 from vrl_jax.engine.pretrained import load_actor, load_processor
 from vrl_jax.engine.processing import fitting, prompt_size
 from vrl_jax.evals.benchmark import files, predict, summary

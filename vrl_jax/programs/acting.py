@@ -12,7 +12,8 @@ from jaxtyping import Array, Key
 
 from vrl_jax.engine.actor import Actor
 from vrl_jax.engine.desk import Limits
-from vrl_jax.engine.play import Played, Program, play
+from vrl_jax.engine.episode import Played, Program
+from vrl_jax.engine.play import play
 from vrl_jax.engine.rows import as_rollout
 from vrl_jax.rewards.combine import call_safely
 from vrl_jax.training import processes

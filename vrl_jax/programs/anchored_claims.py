@@ -23,7 +23,7 @@ import numpy as np
 
 from vrl_jax.engine.conversation import Ask, user
 from vrl_jax.engine.desk import OutOfRoom
-from vrl_jax.engine.play import Check, Outcome, Steps
+from vrl_jax.engine.episode import Check, Outcome, Steps
 from vrl_jax.engine.processing import question
 from vrl_jax.rewards.steps import anchored_perception
 from vrl_jax.types import Sample, literal

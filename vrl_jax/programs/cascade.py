@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Generator, Sequence
 
 from vrl_jax.engine.conversation import Ask
-from vrl_jax.engine.play import Check, Outcome, Steps
+from vrl_jax.engine.episode import Check, Outcome, Steps
 from vrl_jax.engine.processing import question
 from vrl_jax.programs.verdicts import probability, said_first, verdict
 from vrl_jax.types import Episode, Sample, Turn

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from vrl_jax.engine.conversation import Ask, user
-from vrl_jax.engine.play import Check, Outcome, Steps
+from vrl_jax.engine.episode import Check, Outcome, Steps
 from vrl_jax.engine.processing import question
 from vrl_jax.types import PLACEHOLDER, Sample
 

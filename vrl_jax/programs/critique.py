@@ -2,7 +2,7 @@
 
 from vrl_jax.engine.conversation import Ask, user
 from vrl_jax.engine.desk import OutOfRoom
-from vrl_jax.engine.play import Steps
+from vrl_jax.engine.episode import Steps
 from vrl_jax.engine.processing import question
 from vrl_jax.types import Sample, literal
 

@@ -2,7 +2,7 @@
 
 from vrl_jax.engine.conversation import Ask, user
 from vrl_jax.engine.desk import OutOfRoom
-from vrl_jax.engine.play import Check, Outcome, Steps
+from vrl_jax.engine.episode import Check, Outcome, Steps
 from vrl_jax.engine.processing import question
 from vrl_jax.rewards.parse import first_tag
 from vrl_jax.types import Message, Sample, literal, wording

@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Sequence
 
 from vrl_jax.engine.conversation import Ask, Context, user
-from vrl_jax.engine.play import Steps
+from vrl_jax.engine.episode import Steps
 from vrl_jax.engine.processing import question
 from vrl_jax.rewards.columns import column
 from vrl_jax.types import PLACEHOLDER, Sample, Turn, text_pieces

@@ -4,7 +4,7 @@ import importlib
 import inspect
 from pathlib import Path
 
-from vrl_jax.engine.play import Program
+from vrl_jax.engine.episode import Program
 from vrl_jax.rewards.adapters import load
 
 

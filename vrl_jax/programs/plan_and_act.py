@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from vrl_jax.engine.conversation import Ask, Context, user
 from vrl_jax.engine.desk import OutOfRoom, TooManyAsks
-from vrl_jax.engine.play import Outcome, Steps
+from vrl_jax.engine.episode import Outcome, Steps
 from vrl_jax.engine.processing import question
 from vrl_jax.programs.recital import demonstrated
 from vrl_jax.rewards.columns import column

@@ -19,7 +19,8 @@ from jaxtyping import Array, Key
 from vrl_jax.engine.actor import Actor
 from vrl_jax.engine.decoding import Model, Request, Response
 from vrl_jax.engine.desk import Limits
-from vrl_jax.engine.play import Played, Program, Steps, play
+from vrl_jax.engine.episode import Played, Program, Steps
+from vrl_jax.engine.play import play
 from vrl_jax.engine.processing import Measure, Processor, Size, check_room, unpadded
 from vrl_jax.engine.rows import as_rollout
 from vrl_jax.programs.demonstrations import spelled

@@ -22,7 +22,8 @@ from vrl_jax.engine import tools
 from vrl_jax.engine.actor import Actor
 from vrl_jax.engine.conversation import Ask, user
 from vrl_jax.engine.desk import Limits
-from vrl_jax.engine.play import Check, Outcome, Steps, play
+from vrl_jax.engine.episode import Check, Outcome, Steps
+from vrl_jax.engine.play import play
 from vrl_jax.models.front_end import load_image, on_white
 from vrl_jax.programs.acting import played, scored
 from vrl_jax.programs.demonstrations import fits

@@ -14,7 +14,7 @@ import numpy as np
 
 from vrl_jax import geometry
 from vrl_jax.engine.conversation import Ask, user
-from vrl_jax.engine.play import Outcome, Steps
+from vrl_jax.engine.episode import Outcome, Steps
 from vrl_jax.programs.region_tree import (
     NUMBERS,
     OUT,

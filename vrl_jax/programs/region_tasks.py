@@ -9,7 +9,7 @@ import dataclasses
 import random
 from collections.abc import Callable, Iterator
 
-from vrl_jax.engine.play import Steps
+from vrl_jax.engine.episode import Steps
 from vrl_jax.programs.region_search import (
     WORDS,
     Words,

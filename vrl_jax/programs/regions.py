@@ -10,7 +10,7 @@ import numpy as np
 
 from vrl_jax.engine import tools
 from vrl_jax.engine.conversation import Ask, user
-from vrl_jax.engine.play import Outcome, Steps
+from vrl_jax.engine.episode import Outcome, Steps
 from vrl_jax.rewards.parse import answer_tag
 from vrl_jax.rewards.parse_boxes import are_numbers, four_numbers
 from vrl_jax.types import Message, Sample

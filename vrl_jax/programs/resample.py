@@ -4,7 +4,7 @@ import math
 
 from vrl_jax.engine.conversation import Ask
 from vrl_jax.engine.desk import OutOfRoom
-from vrl_jax.engine.play import Check, Outcome, Steps
+from vrl_jax.engine.episode import Check, Outcome, Steps
 from vrl_jax.engine.processing import question
 from vrl_jax.programs.search import Value
 from vrl_jax.types import Sample

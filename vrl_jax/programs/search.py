@@ -6,7 +6,7 @@ from collections.abc import Callable, Generator, Sequence
 
 from vrl_jax.engine.conversation import Ask
 from vrl_jax.engine.desk import OutOfRoom, TooManyAsks
-from vrl_jax.engine.play import Answer, Outcome, Steps
+from vrl_jax.engine.episode import Answer, Outcome, Steps
 from vrl_jax.engine.processing import question
 from vrl_jax.types import Sample, Turn
 

@@ -6,7 +6,7 @@ from jaxtyping import Array, Key
 
 from vrl_jax.engine.actor import Actor
 from vrl_jax.engine.conversation import Ask
-from vrl_jax.engine.play import Steps
+from vrl_jax.engine.episode import Steps
 from vrl_jax.engine.processing import question
 from vrl_jax.programs.acting import act
 from vrl_jax.types import Rollout, Sample

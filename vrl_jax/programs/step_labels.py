@@ -18,7 +18,7 @@ from jaxtyping import Array, Key
 from vrl_jax.engine.actor import Actor
 from vrl_jax.engine.conversation import Ask
 from vrl_jax.engine.desk import Limits
-from vrl_jax.engine.play import Check, Steps
+from vrl_jax.engine.episode import Check, Steps
 from vrl_jax.engine.processing import question
 from vrl_jax.engine.tools import as_png
 from vrl_jax.models.front_end import load_image, on_white

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from vrl_jax.engine import tools
 from vrl_jax.engine.conversation import Ask, user
 from vrl_jax.engine.desk import OutOfRoom
-from vrl_jax.engine.play import Outcome, Steps
+from vrl_jax.engine.episode import Outcome, Steps
 from vrl_jax.engine.processing import question
 from vrl_jax.engine.tools import PICTURE_TOOLS, Call, Tool, ToolError
 from vrl_jax.types import Sample, Turn, literal

@@ -5,7 +5,7 @@ from collections.abc import Generator, Sequence
 
 from vrl_jax.engine.conversation import Ask, Context
 from vrl_jax.engine.desk import OutOfRoom
-from vrl_jax.engine.play import Answer
+from vrl_jax.engine.episode import Answer
 from vrl_jax.types import Turn
 
 Words = tuple[str, str]

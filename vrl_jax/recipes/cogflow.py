@@ -53,7 +53,7 @@ from jaxtyping import Array, Float
 
 from vrl_jax import advantages, objectives, reductions
 from vrl_jax.engine.desk import Limits
-from vrl_jax.engine.play import Steps
+from vrl_jax.engine.episode import Steps
 from vrl_jax.engine.reference import Anchor, free
 from vrl_jax.engine.tools import as_png
 from vrl_jax.programs.acting import act as play

@@ -35,7 +35,7 @@ from PIL import Image
 from vrl_jax import advantages, objectives, reductions
 from vrl_jax.engine.conversation import Ask
 from vrl_jax.engine.desk import Limits
-from vrl_jax.engine.play import Outcome, Steps
+from vrl_jax.engine.episode import Outcome, Steps
 from vrl_jax.engine.processing import question
 from vrl_jax.engine.reference import Anchor, free
 from vrl_jax.engine.tools import (

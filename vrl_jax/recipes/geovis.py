@@ -46,7 +46,7 @@ import numpy as np
 from vrl_jax import advantages, geometry, objectives, reductions
 from vrl_jax.engine.conversation import Ask, user
 from vrl_jax.engine.desk import Limits, OutOfRoom
-from vrl_jax.engine.play import Outcome, Steps
+from vrl_jax.engine.episode import Outcome, Steps
 from vrl_jax.engine.reference import Anchor, free
 from vrl_jax.programs.acting import act as play
 from vrl_jax.programs.region_search import Worth, placed, region_reward, told_box

@@ -49,7 +49,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from vrl_jax import advantages, reductions
 from vrl_jax.engine.conversation import Ask
-from vrl_jax.engine.play import Answer, Outcome, Steps
+from vrl_jax.engine.episode import Answer, Outcome, Steps
 from vrl_jax.engine.processing import question
 from vrl_jax.programs.demonstrations import demonstrations
 from vrl_jax.programs.search import Judging, Values, first_best

@@ -38,7 +38,7 @@ import jax.numpy as jnp
 
 from vrl_jax import advantages, filters, objectives, reductions
 from vrl_jax.engine.conversation import Ask, user
-from vrl_jax.engine.play import Outcome, Steps
+from vrl_jax.engine.episode import Outcome, Steps
 from vrl_jax.engine.processing import question
 from vrl_jax.engine.reference import Anchor, free
 from vrl_jax.programs.acting import act as play

@@ -30,7 +30,7 @@ from vrl_jax import advantages, objectives, reductions
 from vrl_jax.engine.actor import Actor
 from vrl_jax.engine.conversation import Ask, user
 from vrl_jax.engine.desk import Limits, OutOfRoom
-from vrl_jax.engine.play import Check, Steps
+from vrl_jax.engine.episode import Check, Steps
 from vrl_jax.engine.reference import Anchor, free
 from vrl_jax.programs.acting import act as play
 from vrl_jax.programs.describe_then_answer import DESCRIBE, describe_then_answer

@@ -40,7 +40,7 @@ from PIL import Image, ImageEnhance
 from vrl_jax import preference
 from vrl_jax.engine.actor import Actor
 from vrl_jax.engine.conversation import Ask, user
-from vrl_jax.engine.play import Steps
+from vrl_jax.engine.episode import Steps
 from vrl_jax.engine.processing import encode_one, question
 from vrl_jax.engine.tools import as_png
 from vrl_jax.models.front_end import load_image, on_white

@@ -24,7 +24,7 @@ import functools
 
 from vrl_jax import advantages, objectives, reductions
 from vrl_jax.engine.desk import Limits
-from vrl_jax.engine.play import Check
+from vrl_jax.engine.episode import Check
 from vrl_jax.engine.reference import Anchor, free
 from vrl_jax.programs.acting import act as play
 from vrl_jax.programs.describe_then_answer import answer_and_reread

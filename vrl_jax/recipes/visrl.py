@@ -41,7 +41,7 @@ from jaxtyping import Array, Float
 from vrl_jax import preference
 from vrl_jax.engine.conversation import Ask
 from vrl_jax.engine.desk import Limits
-from vrl_jax.engine.play import Steps
+from vrl_jax.engine.episode import Steps
 from vrl_jax.models.policy import Params
 from vrl_jax.programs.recital import recited
 from vrl_jax.programs.regions import (

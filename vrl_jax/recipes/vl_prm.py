@@ -53,7 +53,7 @@ from jaxtyping import Array, Float, Int
 from vrl_jax import reductions
 from vrl_jax.engine.conversation import Ask
 from vrl_jax.engine.desk import Limits
-from vrl_jax.engine.play import Answer, Steps
+from vrl_jax.engine.episode import Answer, Steps
 from vrl_jax.engine.processing import question
 from vrl_jax.programs.recital import recited
 from vrl_jax.programs.search import Judging, Values, says_more
