@@ -16,6 +16,17 @@ from jaxtyping import Array, Float, Int
 from vrl_jax.models.policy import Params
 from vrl_jax.models.sharding import partition
 
+KERNEL = "xla_tpu_enable_ragged_dot_kernel"
+"""Makes libtpu multiply rows with their own experts' matrices; v5p needs no telling.
+
+Without it libtpu 0.0.52 multiplies densely for v5e, v6e and v7x.
+"""
+
+DENSE = (
+    "this machine's compiler multiplies every token with the matrices of all experts; "
+    f"on TPUs LIBTPU_INIT_ARGS=--{KERNEL}=true changes that"
+)
+
 
 def mixture(
     params: Params, x: Float[Array, "*B H"], *, chosen: int
@@ -70,6 +81,20 @@ def _tokens(params: Params, x: Float[Array, "N H"], chosen: int) -> Float[Array,
     found = jax.lax.ragged_dot(jax.nn.silu(gate) * up, params["down"], sizes)
     found = _permuted(found, back, order).reshape(*experts.shape, -1)
     return jnp.einsum("nk,nkh->nh", shares, found, preferred_element_type=jnp.float32)
+
+
+def multiplies_densely() -> bool:
+    """Whether this machine's compiler multiplies rows with all experts' matrices.
+
+    The result is the same, at the cost of as many products as there are experts. XLA
+    does so on CPUs, and on TPUs that need `KERNEL` and were not told.
+    """
+    rows, count, width = 1024, 16, 256
+    shapes = ((rows, width), (count, width, width))
+    given = [jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in shapes]
+    sizes = jax.ShapeDtypeStruct((count,), jnp.int32)
+    work = jax.jit(jax.lax.ragged_dot).lower(*given, sizes).compile().cost_analysis()
+    return work.get("flops", 0) > 2 * (2 * rows * width**2)
 
 
 @jax.custom_vjp

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from vrl_jax.engine.reference import near
 from vrl_jax.models.critic import Critic, linear
+from vrl_jax.models.experts import KERNEL
 from vrl_jax.models.policy import Params
 from vrl_jax.models.qwen_vl.released import RELEASED
 from vrl_jax.models.sharding import parse_axes
@@ -155,8 +156,11 @@ def plan(
     if reference != "none":
         make(())  # says so where the method has none
     critics = CRITICS.get(recipe)
-    request = Request(RELEASED[model], make, sizes, choices, where, critics)
+    spec = RELEASED[model]
+    request = Request(spec, make, sizes, choices, where, critics)
     compile, why = _compiler(where.chip, analytic)
+    if getattr(spec.text, "experts", 0):
+        why = f"{why}\n{_of_experts(where.chip)}"
     found = []
     for one in search(request, compile, tries=tries):
         found.append(one)
@@ -209,6 +213,19 @@ def _compiler(chip: Chip, analytic: bool) -> tuple[Callable | None, str]:
     return compiled_for_tpu, (
         "compiled by libtpu up to the assignment of buffers; the head is XLA's, which "
         "needs no less memory than the kernel that runs on a TPU."
+    )
+
+
+def _of_experts(chip: Chip) -> str:
+    """What the products with experts' matrices rely on."""
+    if not chip.topology:
+        return (
+            "XLA for CUDA has no product of rows with their experts' matrices that is "
+            "not dense: the work that is counted is far less than what a GPU would do."
+        )
+    return (
+        "Experts' products are libtpu's kernel, which runs with LIBTPU_INIT_ARGS="
+        f"--{KERNEL}=true (v5p: without it, too)."
     )
 
 
