@@ -34,7 +34,7 @@ from vrl_jax.finetuning_flags import (
     tell,
     tell_more,
 )
-from vrl_jax.models import experts, hub, lora, sharding
+from vrl_jax.models import hub, lora, sharding
 from vrl_jax.models.critic import Critic
 from vrl_jax.models.families import family_of
 from vrl_jax.models.policy import Params
@@ -175,8 +175,6 @@ def finetune(
         if recital:
             training = _recitable(out, begun[0], training, recital, limits)
         spec, key = read.processor.front_end.spec, jax.random.key(seed)
-        if getattr(spec.text, "experts", 0) and experts.multiplies_densely():
-            say(experts.DENSE)
         table = family_of(spec).parameter_table(spec)
         trains = chosen.trains(choices, table, key)
         anchor = chosen.anchor(choices, begun[0].params, weight=kl_weight)

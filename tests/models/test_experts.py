@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from vrl_jax.models.experts import mixture, multiplies_densely, route
+from vrl_jax.models.experts import in_blocks, mixture, route
 from vrl_jax.models.sharding import make_mesh
 
 EXPERTS, WIDTH, INNER, CHOSEN = 6, 8, 12, 2
@@ -108,8 +108,18 @@ def test_half_precision_stays_half():
     assert run(half, x).dtype == jnp.bfloat16
 
 
-def test_cpus_multiply_densely():
-    assert multiplies_densely()
+@pytest.mark.parametrize("rows", [5, 32, 75])
+def test_blocks_are_what_a_ragged_product_is(rows):
+    """Of one row, of several; experts without rows; one with nearly all."""
+    random = np.random.RandomState(rows)
+    for sizes in ([rows - 4, 1, 0, 3], [0, 0, rows, 0], [1, rows - 3, 1, 1]):
+        given = [random.randn(*s).astype(np.float32) for s in ((rows, 8), (4, 8, 3))]
+        run = lambda f, *given: jnp.sin(f(*given, jnp.array(sizes))).sum()  # noqa: B023
+        got, wanted = (
+            jax.value_and_grad(functools.partial(run, f), (0, 1))(*given)
+            for f in (in_blocks, jax.lax.ragged_dot)
+        )
+        close(got, wanted)
 
 
 @pytest.fixture(scope="module")

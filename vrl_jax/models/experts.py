@@ -17,15 +17,10 @@ from vrl_jax.models.policy import Params
 from vrl_jax.models.sharding import partition
 
 KERNEL = "xla_tpu_enable_ragged_dot_kernel"
-"""Makes libtpu multiply rows with their own experts' matrices; v5p needs no telling.
+"""libtpu's flag for a kernel of `ragged_dot`: LIBTPU_INIT_ARGS=--...=true.
 
-Without it libtpu 0.0.52 multiplies densely for v5e, v6e and v7x.
+Without it libtpu 0.0.52 multiplies densely on v5e, v6e and v7x, not on v5p.
 """
-
-DENSE = (
-    "this machine's compiler multiplies every token with the matrices of all experts; "
-    f"on TPUs LIBTPU_INIT_ARGS=--{KERNEL}=true changes that"
-)
 
 
 def mixture(
@@ -75,26 +70,70 @@ def _tokens(params: Params, x: Float[Array, "N H"], chosen: int) -> Float[Array,
     count = len(params["gate"])
     sizes = (experts[..., None] == jnp.arange(count)).sum((0, 1), dtype=jnp.int32)
     rows = _permuted(jnp.repeat(x, chosen, axis=0), order, back)
-    gate, up = (
-        jax.lax.ragged_dot(rows, params[part], sizes) for part in ("gate", "up")
-    )
-    found = jax.lax.ragged_dot(jax.nn.silu(gate) * up, params["down"], sizes)
+    gate, up = (product(rows, params[part], sizes) for part in ("gate", "up"))
+    found = product(jax.nn.silu(gate) * up, params["down"], sizes)
     found = _permuted(found, back, order).reshape(*experts.shape, -1)
     return jnp.einsum("nk,nkh->nh", shares, found, preferred_element_type=jnp.float32)
 
 
-def multiplies_densely() -> bool:
-    """Whether this machine's compiler multiplies rows with all experts' matrices.
+def product(
+    rows: Float[Array, "R K"], matrices: Float[Array, "E K N"], sizes: Int[Array, " E"]
+) -> Float[Array, "R N"]:
+    """The first sizes[0] rows times matrices[0], the next sizes[1] times the next, ...
 
-    The result is the same, at the cost of as many products as there are experts. XLA
-    does so on CPUs, and on TPUs that need `KERNEL` and were not told.
+    A kernel of libtpu's on TPUs. XLA multiplies `ragged_dot` densely elsewhere: 128
+    experts would make 128 products of every row.
     """
-    rows, count, width = 1024, 16, 256
-    shapes = ((rows, width), (count, width, width))
-    given = [jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in shapes]
-    sizes = jax.ShapeDtypeStruct((count,), jnp.int32)
-    work = jax.jit(jax.lax.ragged_dot).lower(*given, sizes).compile().cost_analysis()
-    return work.get("flops", 0) > 2 * (2 * rows * width**2)
+    return jax.lax.platform_dependent(
+        rows, matrices, sizes, tpu=jax.lax.ragged_dot, default=in_blocks
+    )
+
+
+def in_blocks(
+    rows: Float[Array, "R K"], matrices: Float[Array, "E K N"], sizes: Int[Array, " E"]
+) -> Float[Array, "R N"]:
+    """The same as products of blocks of equally many rows, each of one expert.
+
+    The last block of an expert is filled up with zeros. A block has at most half as
+    many rows as an expert gets on average, and more than a quarter: that makes at most
+    half as much work again, and three to five times as many blocks, and copies of
+    matrices, as there are experts.
+    """
+    count, experts = len(rows), len(sizes)
+    block = 1 << max((count // (2 * experts)).bit_length() - 1, 0)
+    most = (count + min(count, experts) * (block - 1)) // block
+    blocks = -(-sizes // block)
+    # Of each row: its expert, its place among the expert's, its slot in a block.
+    mine = jnp.repeat(jnp.arange(experts), sizes, total_repeat_length=count)
+    place = jnp.arange(count) - (jnp.cumsum(sizes) - sizes)[mine]
+    slot = ((jnp.cumsum(blocks) - blocks) * block)[mine] + place
+    owner = jnp.repeat(jnp.arange(experts), blocks, total_repeat_length=most)
+    filled = jnp.zeros((most * block, rows.shape[1]), rows.dtype)
+    filled = filled.at[slot].set(rows, unique_indices=True)
+    found = jnp.einsum(
+        "tbk,tkn->tbn", filled.reshape(most, block, -1), _copies(matrices, owner)
+    )
+    return found.reshape(most * block, -1).at[slot].get(unique_indices=True)
+
+
+@jax.custom_vjp
+def _copies(
+    matrices: Float[Array, "E K N"], owner: Int[Array, " T"]
+) -> Float[Array, "T K N"]:
+    """matrices[owner]; the gradient adds up in one order, and in float32."""
+    return matrices[owner]
+
+
+def _copies_forward(matrices: Array, owner: Array) -> tuple[Array, Array]:
+    whose = jax.nn.one_hot(owner, len(matrices), axis=0, dtype=matrices.dtype)
+    return _copies(matrices, owner), whose
+
+
+def _copies_backward(whose: Array, given: Array) -> tuple[Array, None]:
+    return jnp.tensordot(whose, given, 1), None
+
+
+_copies.defvjp(_copies_forward, _copies_backward)
 
 
 @jax.custom_vjp

@@ -159,8 +159,10 @@ def plan(
     spec = RELEASED[model]
     request = Request(spec, make, sizes, choices, where, critics)
     compile, why = _compiler(where.chip, analytic)
-    if getattr(spec.text, "experts", 0):
-        why = f"{why}\n{_of_experts(where.chip)}"
+    if getattr(spec.text, "experts", 0) and where.chip.topology:
+        why += (
+            f"\nExperts' kernel: LIBTPU_INIT_ARGS=--{KERNEL}=true (v5p has it anyway)."
+        )
     found = []
     for one in search(request, compile, tries=tries):
         found.append(one)
@@ -213,19 +215,6 @@ def _compiler(chip: Chip, analytic: bool) -> tuple[Callable | None, str]:
     return compiled_for_tpu, (
         "compiled by libtpu up to the assignment of buffers; the head is XLA's, which "
         "needs no less memory than the kernel that runs on a TPU."
-    )
-
-
-def _of_experts(chip: Chip) -> str:
-    """What the products with experts' matrices rely on."""
-    if not chip.topology:
-        return (
-            "XLA for CUDA has no product of rows with their experts' matrices that is "
-            "not dense: the work that is counted is far less than what a GPU would do."
-        )
-    return (
-        "Experts' products are libtpu's kernel, which runs with LIBTPU_INIT_ARGS="
-        f"--{KERNEL}=true (v5p: without it, too)."
     )
 
 
