@@ -16,7 +16,7 @@ from vrl_jax.models.sharding import make_mesh, spread
 from vrl_jax.types import Turn
 
 from ..fixtures import small
-from ..fixtures.actors import OTHERS, of_family
+from ..fixtures.actors import DENSE, of_family
 from ..fixtures.talks import look_again
 
 ROOM = Limits(row_tokens=64, pictures=1)
@@ -72,7 +72,7 @@ def same(one, other):
                 )
 
 
-@pytest.mark.parametrize("family", ["small", *OTHERS])
+@pytest.mark.parametrize("family", ["small", *DENSE])
 def test_what_is_said_does_not_depend_on_where_it_was_read_from(family, reads):
     actor = small.actor() if family == "small" else of_family(family)
     groups = played(look_again, actor)

@@ -14,7 +14,7 @@ from vrl_jax.models.front_end import LaidOut
 from vrl_jax.models.gemma3 import spec as gemma3
 from vrl_jax.models.gemma3.spec import Gemma3Spec
 from vrl_jax.models.policy import Params
-from vrl_jax.models.qwen_vl.families import QWEN2_VL, QWEN3_VL
+from vrl_jax.models.qwen_vl.families import QWEN2_VL, QWEN3_VL, QWEN3_VL_MOE
 from vrl_jax.models.qwen_vl.spec import QwenSpec, TextSpec, VisionSpec
 from vrl_jax.types import Images, Prompts
 
@@ -62,6 +62,18 @@ SPECS = {
         **SPECIAL,
     ),
 }
+# Five experts, of which a token meets two; matrices that are nowhere square.
+MIXTURE = {
+    "qwen3_moe": QwenSpec(
+        VisionSpec(2, 32, 2, 48, patch=4, table_side=5, deepstack=(1,)),
+        TextSpec(
+            2, 48, 40, 4, 2, 128, 5e5, (4, 2, 2), head_width=16, experts=5, chosen=2
+        ),
+        tied=False,
+        family=QWEN3_VL_MOE,
+        **SPECIAL,
+    )
+}
 # Two local layers and a global one; a window that is shorter than a picture; queries
 # wider than the model, and another scale of attention than theirs.
 GEMMA3 = {
@@ -73,7 +85,7 @@ GEMMA3 = {
         end_token=123,
     )
 }
-EVERY = SPECS | GEMMA3
+EVERY = SPECS | GEMMA3 | MIXTURE
 
 
 def golden_name(name: str) -> str:

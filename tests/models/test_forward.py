@@ -60,9 +60,9 @@ def test_outputs_equal_recorded_torch(name):
     )
 
 
-@pytest.fixture(scope="module", params=["tied", "qwen3", "gemma3"])
+@pytest.fixture(scope="module", params=["tied", "qwen3", "gemma3", "qwen3_moe"])
 def setting(request):
-    """Windows; deepstack and a layout without windows; windows of text."""
+    """Windows; deepstack and a layout without windows; windows of text; experts."""
     spec = EVERY[request.param]
     return spec, random_params(spec, 0), responses(0, (2, 2, 3))
 

@@ -13,7 +13,7 @@ from vrl_jax.models import lora
 from vrl_jax.models.lora import Adapter, Lora
 from vrl_jax.models.qwen_vl.parameters import parameter_table
 
-from .cases import random_params, small_spec
+from .cases import MIXTURE, random_params, small_spec
 
 SPEC = small_spec()
 TABLE = parameter_table(SPEC)
@@ -77,6 +77,15 @@ def test_targets():
     for rank, targets in [(0, lora.text_linear), (2, lambda path: "norm" in path)]:
         with pytest.raises(ValueError, match="rank of at least 1"):
             lora.init(jax.random.key(0), TABLE, rank=rank, targets=targets)
+
+
+@pytest.mark.parametrize("targets", [lora.text_linear, everywhere])
+def test_experts_have_no_adapters(targets):
+    """Stacks of matrices are no linear modules in transformers; the router is none."""
+    table = parameter_table(MIXTURE["qwen3_moe"])
+    found = flatten_dict(lora.init(jax.random.key(0), table, rank=2, targets=targets))
+    text = {path[2] for path in found if path[0] == "text"}
+    assert text == {"query", "key", "value", "out"}
 
 
 @pytest.mark.parametrize("targets", [lora.text_linear, everywhere])

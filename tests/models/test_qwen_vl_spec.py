@@ -20,11 +20,18 @@ from vrl_jax.models.parameters import (
 )
 from vrl_jax.models.qwen_vl import released
 from vrl_jax.models.qwen_vl.config import config_from_spec, spec_from_config
-from vrl_jax.models.qwen_vl.families import QWEN2_5_VL, QWEN2_VL
+from vrl_jax.models.qwen_vl.families import (
+    QWEN2_5_VL,
+    QWEN2_VL,
+    QWEN3_VL,
+    QWEN3_VL_MOE,
+)
 from vrl_jax.models.qwen_vl.parameters import parameter_table
 from vrl_jax.models.qwen_vl.policy import policy
 
-from .cases import SPECS, random_params, small_spec
+from .cases import MIXTURE, SPECS, random_params, small_spec
+
+EVERY = SPECS | MIXTURE
 
 
 @pytest.mark.parametrize(
@@ -41,6 +48,9 @@ from .cases import SPECS, random_params, small_spec
         ("QWEN3_VL_4B", 4.438),
         ("QWEN3_VL_8B", 8.767),
         ("QWEN3_VL_32B", 33.36),
+        # With transformers 5.24; the hub's cards say 31 B and 236 B.
+        ("QWEN3_VL_30B_A3B", 31.07),
+        ("QWEN3_VL_235B_A22B", 235.67),
     ],
 )
 def test_released_specs_have_the_released_sizes(name, billions):
@@ -49,9 +59,9 @@ def test_released_specs_have_the_released_sizes(name, billions):
     assert count / 1e9 == pytest.approx(billions, rel=3e-4)
 
 
-@pytest.mark.parametrize("name", [*SPECS, "QWEN2_VL_7B", "QWEN3_VL_8B"])
+@pytest.mark.parametrize("name", [*EVERY, "QWEN2_VL_7B", "QWEN3_VL_30B_A3B"])
 def test_config_round_trip_in_both_layouts(name):
-    spec = SPECS.get(name) or getattr(released, name)
+    spec = EVERY.get(name) or getattr(released, name)
     hub_layout = config_from_spec(spec)
     assert spec_from_config(hub_layout) == spec
     assert spec_from_config(_nested(hub_layout)) == spec
@@ -95,6 +105,8 @@ OPTIONAL = {
     "type",
     "use_sliding_window",
 }
+ROUTED = {"decoder_sparse_step", "intermediate_size", "mlp_only_layers"}
+ROUTED |= {"norm_topk_prob"}
 
 
 def _leaves(config, path=()):
@@ -105,13 +117,16 @@ def _leaves(config, path=()):
 
 
 @pytest.mark.parametrize("layout", [dict, _nested])
-@pytest.mark.parametrize("name", ["tied", "qwen2", "qwen3"])
+@pytest.mark.parametrize("name", ["tied", "qwen2", "qwen3", "qwen3_moe"])
 def test_every_missing_key_is_named(name, layout):
-    whole = layout(config_from_spec(SPECS[name]))
+    whole = layout(config_from_spec(EVERY[name]))
     groups = {"rope_scaling", "rope_parameters", "text_config"}
-    fallback = {"mrope_section"} if name != "qwen3" else set()
+    fallback = set() if name.startswith("qwen3") else {"mrope_section"}
+    routed = ROUTED if name in MIXTURE else set()
     for *folders, last in _leaves(whole):
         if last in OPTIONAL | groups | fallback:
+            continue
+        if folders == ["text_config"] and last in routed:
             continue
         config = copy.deepcopy(whole)
         part = config
@@ -165,16 +180,46 @@ def test_what_qwen3_does_not_support_is_named(part, change, said):
         spec_from_config(config)
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"decoder_sparse_step": 2}, "decoder_sparse_step = 2"),
+        ({"mlp_only_layers": [0]}, r"mlp_only_layers = \[0\]"),
+        ({"norm_topk_prob": False}, "norm_topk_prob = False"),
+        ({"num_experts_per_tok": 6}, "some of the experts that there are"),
+        ({"moe_intermediate_size": 48}, "must not be the width nor half of it"),
+        ({"moe_intermediate_size": 24}, "must not be the width nor half of it"),
+    ],
+)
+def test_what_experts_do_not_support_is_named(change, said):
+    config = config_from_spec(MIXTURE["qwen3_moe"])
+    config["text_config"] |= change
+    with pytest.raises(ValueError, match=said):
+        spec_from_config(config)
+
+
+def test_experts_under_the_name_of_transformers_5():
+    config = config_from_spec(MIXTURE["qwen3_moe"])
+    text = config["text_config"]
+    text["num_local_experts"] = text.pop("num_experts")
+    del text["norm_topk_prob"]
+    assert spec_from_config(config) == MIXTURE["qwen3_moe"]
+
+
 def test_a_family_has_its_own_parts_alone():
+    with pytest.raises(ValueError, match="qwen3_vl_moe has experts"):
+        dataclasses.replace(SPECS["qwen3"], family=QWEN3_VL_MOE)
+    with pytest.raises(ValueError, match="qwen3_vl has no experts"):
+        dataclasses.replace(MIXTURE["qwen3_moe"], family=QWEN3_VL)
     with pytest.raises(ValueError, match="qwen2_vl has no window"):
         dataclasses.replace(small_spec(), family=QWEN2_VL)
     with pytest.raises(ValueError, match="qwen2_5_vl needs window"):
         dataclasses.replace(SPECS["qwen2"], family=QWEN2_5_VL)
 
 
-@pytest.mark.parametrize("name", ["tied", "qwen2", "qwen3"])
+@pytest.mark.parametrize("name", ["tied", "qwen2", "qwen3", "qwen3_moe"])
 def test_views_of_the_table_agree(name):
-    spec = SPECS[name]
+    spec = EVERY[name]
     table = parameter_table(spec)
     abstract, axes = abstract_params(table), logical_axes(table)
     params = jax.jit(lambda key: init_params(key, table, jnp.bfloat16))(
@@ -230,6 +275,29 @@ def test_checkpoint_round_trip_under_both_namings(name):
             from_checkpoint(named, parameter_table(spec)),
             random_params(spec, 0),
         )
+
+
+@pytest.mark.parametrize("turned", [(), ("gate_up_proj", "down_proj")])
+def test_experts_are_read_whichever_way_round_they_are_stored(turned):
+    """[experts, in, out] on the hub; transformers 5 saves [experts, out, in]."""
+    spec = MIXTURE["qwen3_moe"]
+    table, params = parameter_table(spec), random_params(spec, 0)
+    tensors = dict(to_checkpoint(params, table))
+    name = "model.language_model.layers.1.mlp.experts."
+    assert tensors[name + "gate_up_proj"].shape == (5, 48, 80)
+    assert tensors[name + "down_proj"].shape == (5, 40, 48)
+    gate, up = (params["text"]["layers"]["experts"][n][1] for n in ("gate", "up"))
+    both = np.concatenate([gate, up], axis=-1)
+    np.testing.assert_array_equal(tensors[name + "gate_up_proj"], both)
+    stored = {
+        key: np.swapaxes(tensor, 1, 2) if key.endswith(turned) and turned else tensor
+        for key, tensor in tensors.items()
+    }
+    read = from_checkpoint(stored, table)
+    jax.tree.map(np.testing.assert_array_equal, read, params)
+    stored[name + "down_proj"] = np.ones((5, 48, 41))
+    with pytest.raises(ValueError, match=r"down_proj \(5, 48, 41\), not \(5, 40, 48"):
+        from_checkpoint(stored, table)
 
 
 def test_checkpoint_problems_are_named(checkpoint):

@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 
 from vrl_jax.models import hub, streaming
 
-from .cases import SPECS, random_params
+from .cases import EVERY, SPECS, random_params
 
 ROOT = Path(__file__).parents[2]
 
@@ -25,13 +25,27 @@ def small_pieces(monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-@pytest.mark.parametrize("name", ["tied", "qwen3"])
+@pytest.mark.parametrize("name", ["tied", "qwen3", "qwen3_moe"])
 def test_filling_in_place_equals_what_was_saved(tmp_path, small_pieces, name, dtype):
-    spec, params = SPECS[name], random_params(SPECS[name], 1)
+    spec, params = EVERY[name], random_params(EVERY[name], 1)
     hub.save(tmp_path, spec, params, shard_bytes=60_000)
     _, read = hub.load(tmp_path, dtype=dtype)
     expected = jax.tree.map(lambda p: p.astype(dtype), params)
     jax.tree.map(np.testing.assert_array_equal, read, expected)
+
+
+def test_parts_of_what_is_turned_or_cut(tmp_path):
+    """As numpy takes them of the whole; only those parts are read."""
+    whole = np.random.RandomState(0).randn(3, 8, 6).astype(np.float32)
+    save_file({"a": whole}, tmp_path / "file")
+    tensor = streaming.FileTensor(tmp_path / "file", "a", whole.shape)
+    turned = streaming.Turned(tensor)
+    piece = streaming.Piece(turned, 4, 4)
+    assert (turned.shape, piece.shape) == ((3, 6, 8), (3, 6, 4))
+    part = (slice(1, 3), slice(2, 5), slice(1, 3))
+    np.testing.assert_array_equal(turned[part], whole.swapaxes(1, 2)[part])
+    np.testing.assert_array_equal(piece[part], whole.swapaxes(1, 2)[..., 4:][part])
+    np.testing.assert_array_equal(piece[:], whole.swapaxes(1, 2)[..., 4:])
 
 
 def test_part_of_a_tensor_is_read_in_pieces(tmp_path, small_pieces, monkeypatch):

@@ -174,6 +174,9 @@ def gradient(setting: Setting) -> float:
     given = to_checkpoint(setting.scored[1], table)
     ours = {current_name(name): gradient for name, gradient in given}
     assert ours.keys() == theirs.keys()
+    for name, gradient in theirs.items():  # experts: other in memory than on the hub
+        if gradient.shape != ours[name].shape:
+            theirs[name] = np.swapaxes(gradient, 1, 2)
     norms = {name: np.linalg.norm(g) for name, g in theirs.items()}
     # A key's bias moves all logits of a query alike where positions do not turn it:
     # what is left of such a gradient is rounding.

@@ -43,6 +43,7 @@ def draw(name: str, seed: int) -> Draw:
 
 def _spec(family: Family, random: np.random.RandomState, *, tied: bool) -> QwenSpec:
     keys = dict(family.vision_keys)
+    routed = "experts" in dict(family.mlp_keys)
     pick = picker(random)
     depth, heads, layers = pick(2, 3, 4), pick(2, 4), pick(2, 3)
     width, patch = heads * pick(8, 16, 20), pick(2, 4)
@@ -69,7 +70,7 @@ def _spec(family: Family, random: np.random.RandomState, *, tied: bool) -> QwenS
         TextSpec(
             layers,
             pick(40, 72) if family.nested_text else text_width,
-            pick(96, 140),
+            pick(28, 44) if routed else pick(96, 140),
             text_heads,
             pick(1, 2, text_heads),
             128,
@@ -77,6 +78,8 @@ def _spec(family: Family, random: np.random.RandomState, *, tied: bool) -> QwenS
             rope_sections=pick((4, 2, 2), (3, 3, 2)),
             eps=pick(1e-6, 1e-5),
             head_width=16 if family.nested_text else 0,
+            experts=pick(3, 8) if routed else 0,
+            chosen=pick(1, 2, 3) if routed else 0,
         ),
         tied=tied,
         family=family,

@@ -28,7 +28,7 @@ TARGETS = {"text": lora.text_linear, "all": lambda path: True}
 
 
 @pytest.mark.parametrize("targets", TARGETS)
-@pytest.mark.parametrize("name", ["tied", "untied", "gemma3"])
+@pytest.mark.parametrize("name", ["tied", "untied", "gemma3", "qwen3_moe"])
 def test_peft_computes_the_merged_policy(tmp_path, name, targets):
     spec, seed = EVERY[name], 5
     table = family_of(spec).parameter_table(spec)

@@ -18,6 +18,7 @@ RELEASED = {
     "qwen2_vl": released.QWEN2_VL_2B,
     "qwen2_5_vl": released.QWEN2_5_VL_3B,
     "qwen3_vl": released.QWEN3_VL_2B,
+    "qwen3_vl_moe": released.QWEN3_VL_30B_A3B,
     "gemma3": GEMMA3_4B,
 }
 

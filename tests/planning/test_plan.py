@@ -19,6 +19,7 @@ from vrl_jax import cli
 from vrl_jax.engine import slots
 from vrl_jax.engine.desk import Limits
 from vrl_jax.models.critic import linear
+from vrl_jax.models.experts import mixture
 from vrl_jax.models.families import family_of
 from vrl_jax.models.parameters import init_params
 from vrl_jax.models.remat import REMATS
@@ -216,6 +217,20 @@ def test_work_of_loops_choices_and_shares():
     one = 2 * 8**3
     # Each of the 8 devices has one row: 8 x 1 x 8 products.
     assert matmul_flops(traced.jaxpr, steps=7) == 5 * 2 * one + 7 * one + one
+
+
+def test_work_of_experts_is_that_of_the_rows_that_they_get():
+    """7 tokens to 2 of 4 experts of 8 x 3 each; the gradient costs twice that again."""
+    shapes = {"router": (4, 8), "gate": (4, 8, 3), "up": (4, 8, 3), "down": (4, 3, 8)}
+    params = {name: jnp.ones(shape) for name, shape in shapes.items()}
+
+    def loss(params, x):
+        return mixture(params, x, chosen=2).sum()
+
+    flops = lambda f: matmul_flops(jax.jit(f).trace(params, jnp.ones((7, 8))).jaxpr)
+    router, mixing, experts = 2 * 7 * 8 * 4, 2 * 7 * 2 * 8, 3 * 2 * 7 * 2 * 8 * 3
+    assert flops(loss) == router + mixing + experts
+    assert flops(jax.grad(loss, (0, 1))) == 3 * flops(loss)
 
 
 TEXT = """

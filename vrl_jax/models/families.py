@@ -65,6 +65,7 @@ FAMILIES = {
     "qwen2_vl": QWEN_VL,
     "qwen2_5_vl": QWEN_VL,
     "qwen3_vl": QWEN_VL,
+    "qwen3_vl_moe": QWEN_VL,
     "gemma3": GEMMA3,
 }
 

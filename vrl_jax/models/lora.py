@@ -49,7 +49,11 @@ class Lora(NamedTuple):
 
 
 def text_linear(path: str) -> bool:
-    """Every linear map of the decoder; neither embedding nor head, no vision."""
+    """Every linear map of the decoder; neither embedding nor head, no vision.
+
+    Of a mixture of experts the attention's alone: experts and router are not linear
+    modules of transformers, which adapters on disk belong to.
+    """
     return path.startswith("text/layers/")
 
 

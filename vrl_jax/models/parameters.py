@@ -6,6 +6,7 @@ the model scans over them. Matrices are stored [in, out] (checkpoints: [out, in]
 embedding and the head stay [vocabulary, width].
 """
 
+import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -16,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, Key
 
 from vrl_jax.models.policy import Params
-from vrl_jax.models.streaming import Layout, Stored, place
+from vrl_jax.models.streaming import Layout, Piece, Stored, Turned, place
 
 HEAD = "lm_head.weight"
 EMBEDDING = "text/embedding"
@@ -27,7 +28,8 @@ class Parameter(NamedTuple):
 
     `shape`, `axes` and `stored` (the checkpoint's shape) are those of one layer.
     `scale` is the standard deviation at the start; a constant for vectors, see `fill`.
-    An axis of heads has `unit` values a head.
+    An axis of heads has `unit` values a head. `piece` (i, n) is the i-th of n equal
+    pieces of the last axis of what is stored, which follow each other in a table.
     """
 
     path: str
@@ -40,6 +42,7 @@ class Parameter(NamedTuple):
     fill: float = 0.0
     transposed: bool = False
     unit: int = 1
+    piece: tuple[int, int] = (0, 1)
 
     @property
     def stacked_shape(self) -> tuple[int, ...]:
@@ -55,13 +58,25 @@ class Parameter(NamedTuple):
     def layout(self) -> Layout:
         """How one layer's array in a checkpoint becomes ours."""
         plain = len(self.shape) == len(self.stored)
-        return Layout(self.stored, self.shape, self.transposed, plain)
+        return Layout(self._held, self.shape, self.transposed, plain)
+
+    @property
+    def _held(self) -> tuple[int, ...]:
+        return (*self.stored[:-1], self.stored[-1] // self.piece[1])
+
+    def read(self, tensor: Stored) -> Stored:
+        """Of one layer's tensor what is this row's, matrices the right way round."""
+        if tuple(tensor.shape) != self.stored:
+            tensor = Turned(tensor)
+        number, count = self.piece
+        width = self.stored[-1] // count
+        return tensor if count == 1 else Piece(tensor, number * width, width)
 
     def write(self, array: np.ndarray) -> np.ndarray:
         """From our layout to the checkpoint's, for one layer."""
         if self.transposed:
             array = array.reshape(self.shape[0], -1).T
-        return np.ascontiguousarray(array.reshape(self.stored))
+        return np.ascontiguousarray(array.reshape(self._held))
 
 
 def norm_rows(
@@ -169,12 +184,13 @@ def to_checkpoint(
     params: Params, table: Sequence[Parameter]
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Named arrays as on the hub, one at a time (the names that older readers know)."""
-    for row in table:
-        array = np.asarray(_leaf(params, row.path))
-        for layer in range(row.layers):
-            yield row.name.format(layer=layer), row.write(array[layer])
-        if not row.layers:
-            yield row.name, row.write(array)
+    for name, group in itertools.groupby(table, lambda row: row.name):
+        pieces = [(row, np.asarray(_leaf(params, row.path))) for row in group]
+        layers = pieces[0][0].layers
+        for layer in range(layers) if layers else [...]:
+            written = [row.write(array[layer]) for row, array in pieces]
+            whole = written[0] if len(written) == 1 else np.concatenate(written, -1)
+            yield name.format(layer=layer), whole
 
 
 # Prefixes in checkpoints and in the classes of transformers 5; the first that fits.
@@ -224,7 +240,7 @@ def from_checkpoint(
             given[current_name(row.name.format(layer=layer))]
             for layer in range(max(row.layers, 1))
         ]
-        parts = (tensors[name] for name in names)
+        parts = (row.read(tensors[name]) for name in names)
         return place(parts, row.stacked_shape, dtype, sharding, row.layout)
 
     return nest((row.path, filled(row)) for row in table)
@@ -245,7 +261,7 @@ def _check_fit(
     misshaped = [
         f"{given[name]} {tuple(tensors[given[name]].shape)}, not {shapes[full]}"
         for name, full in needed.items()
-        if name in given and tuple(tensors[given[name]].shape) != shapes[full]
+        if name in given and not _fits(tuple(tensors[given[name]].shape), shapes[full])
     ]
     missing = sorted(full for name, full in needed.items() if name not in given)
     extra = [full for name, full in given.items() if name not in needed]
@@ -270,6 +286,12 @@ def _check_fit(
             "The checkpoint does not fit its config.json. Tensors "
             f"{'; '.join(problems)}."
         )
+
+
+def _fits(given: tuple[int, ...], stored: tuple[int, ...]) -> bool:
+    """As the table says; stacks of matrices either way round."""
+    turned = len(stored) == 3 and given == (stored[0], stored[2], stored[1])
+    return given == stored or turned
 
 
 def _same(one: Stored, other: Stored, rows: int = 4096) -> bool:

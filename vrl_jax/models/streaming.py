@@ -39,12 +39,7 @@ class FileTensor(NamedTuple):
 
     def __getitem__(self, index: Any) -> np.ndarray:
         """Reads the part at slices of step 1, a piece of rows at a time."""
-        given = index if isinstance(index, tuple) else (index,)
-        given += (slice(None),) * (len(self.shape) - len(given))
-        spans = [
-            range(*part.indices(size))
-            for part, size in zip(given, self.shape, strict=True)
-        ]
+        spans = _spans(index, self.shape)
         rows, *others = spans
         row_bytes = 4 * math.prod(map(len, others))
         step = max(1, PIECE_BYTES // row_bytes)
@@ -63,6 +58,54 @@ class FileTensor(NamedTuple):
         # Opened for each piece: pages of a mapped file count as ours until it closes.
         with safe_open(self.path, framework="numpy") as file:
             return file.get_slice(self.name)[index]
+
+
+class Turned(NamedTuple):
+    """A stack of matrices, each transposed."""
+
+    stored: Stored
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of what is stored, the last two axes exchanged."""
+        *stack, rows, columns = self.stored.shape
+        return (*stack, columns, rows)
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        """Reads the part at slices of step 1."""
+        *stack, rows, columns = _slices(index, self.shape)
+        return np.swapaxes(self.stored[(*stack, columns, rows)], -1, -2)
+
+
+class Piece(NamedTuple):
+    """So many columns of what is stored."""
+
+    stored: Stored
+    start: int
+    width: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of what is stored, its last axis cut."""
+        return (*self.stored.shape[:-1], self.width)
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        """Reads the part at slices of step 1."""
+        *others, last = _slices(index, self.shape)
+        moved = slice(last.start + self.start, last.stop + self.start)
+        return self.stored[(*others, moved)]
+
+
+def _spans(index: Any, shape: tuple[int, ...]) -> list[range]:
+    """What an index of some or all axes takes of each."""
+    given = index if isinstance(index, tuple) else (index,)
+    given += (slice(None),) * (len(shape) - len(given))
+    pairs = zip(given, shape, strict=True)
+    return [range(*part.indices(size)) for part, size in pairs]
+
+
+def _slices(index: Any, shape: tuple[int, ...]) -> list[slice]:
+    return [slice(span.start, span.stop) for span in _spans(index, shape)]
 
 
 class Layout(NamedTuple):

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from vrl_jax.engine.reference import near
 from vrl_jax.models.critic import Critic, linear
+from vrl_jax.models.experts import KERNEL
 from vrl_jax.models.families import Spec
 from vrl_jax.models.gemma3 import released as gemma3
 from vrl_jax.models.policy import Params
@@ -174,9 +175,13 @@ def plan(
     if reference != "none":
         make(())  # says so where the method has none
     critics = CRITICS.get(recipe)
-    others = tuple(FROZEN[name] for name in frozen)
-    request = Request(RELEASED[model], make, sizes, choices, where, critics, others)
+    spec, others = RELEASED[model], tuple(FROZEN[name] for name in frozen)
+    request = Request(spec, make, sizes, choices, where, critics, others)
     compile, why = _compiler(where.chip, analytic)
+    if getattr(spec.text, "experts", 0) and where.chip.topology:
+        why += (
+            f"\nExperts' kernel: LIBTPU_INIT_ARGS=--{KERNEL}=true (v5p has it anyway)."
+        )
     found = []
     for one in search(request, compile, tries=tries):
         found.append(one)

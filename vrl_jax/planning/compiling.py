@@ -28,6 +28,7 @@ import jax
 from jax.experimental import topologies
 from jax.sharding import AbstractMesh, Mesh
 
+from vrl_jax.models import experts
 from vrl_jax.models.critic import Critic
 from vrl_jax.models.families import Spec
 from vrl_jax.models.sharding import make_mesh
@@ -40,6 +41,7 @@ from vrl_jax.training.choices import Choices
 
 OPTIONS = {
     "xla_dump_hlo_as_text": True,
+    experts.KERNEL: True,
 }
 GPU_OPTIONS = {"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False}
 ENVIRONMENT = {

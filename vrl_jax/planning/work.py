@@ -25,16 +25,23 @@ def _of(jaxpr: Jaxpr, steps: int) -> float:
 
 def _equation(equation: Any, steps: int) -> float:
     name, params = equation.primitive.name, equation.params
-    if name == "dot_general":
-        (left, right), (batch, _) = params["dimension_numbers"]
+    if name in ("dot_general", "ragged_dot_general"):
+        ragged = params.get("ragged_dot_dimension_numbers")
+        numbers = (
+            ragged.dot_dimension_numbers if ragged else params["dimension_numbers"]
+        )
+        (left, right), (batch, _) = numbers
         del right
-        first, second = (operand.aval.shape for operand in equation.invars)
+        first, second = (operand.aval.shape for operand in equation.invars[:2])
         shared = math.prod(first[axis] for axis in left)
         lanes = math.prod(first[axis] for axis in batch)
+        # A row of the first meets one matrix of the second, which has one a group.
+        groups = ragged.rhs_group_dimensions if ragged else ()
+        lanes *= math.prod(second[axis] for axis in groups)
         return 2 * math.prod(first) * math.prod(second) / (shared * lanes)
     inner = [_of(each, steps) for each in _jaxprs(params)]
-    if name == "cond":
-        return max(inner)
+    if name == "cond":  # what is written for several platforms counts as the best
+        return min(inner) if params.get("branches_platforms") else max(inner)
     times = {"scan": params.get("length"), "while": steps}.get(name, 1)
     if name == "shard_map":  # its body is what one of the devices does
         manual = params.get("newly_manual_axes") or params["manual_axes"]

@@ -18,7 +18,6 @@ from vrl_jax.models.qwen_vl.spec import CHANNELS, QwenSpec, TextSpec, VisionSpec
 TEXT_KEYS = {
     "layers": "num_hidden_layers",
     "width": "hidden_size",
-    "mlp": "intermediate_size",
     "heads": "num_attention_heads",
     "kv_heads": "num_key_value_heads",
     "vocabulary": "vocab_size",
@@ -87,18 +86,33 @@ def _text_from_config(text: Mapping[str, Any], where: str, family: Family) -> Te
     supported("use_sliding_window", bool(text.get("use_sliding_window")), False)
     bias = text.get("attention_bias", family.qkv_bias)
     supported("attention_bias", bias, family.qkv_bias)
+    _every_layer_routes(text)
+    keys = TEXT_KEYS | dict(family.mlp_keys)
+    if "num_local_experts" in text:  # as transformers 5 writes it
+        text = {"num_experts": text["num_local_experts"], **text}
     interleaved = family.sections is interleaved_sections
     given = bool(rope.get("mrope_interleaved", interleaved))
     supported("mrope_interleaved", given, interleaved)
     sections = rope.get("mrope_section") or family.default_sections
     return TextSpec(
-        **{ours: needed(text, where, theirs) for ours, theirs in TEXT_KEYS.items()},
+        **{ours: needed(text, where, theirs) for ours, theirs in keys.items()},
         rope_theta=float(needed({**text, **rope}, where, "rope_theta")),
         rope_sections=tuple(
             needed({"mrope_section": sections}, where, "mrope_section")
         ),
         head_width=needed(text, where, "head_dim") if family.nested_text else 0,
     )
+
+
+def _every_layer_routes(text: Mapping[str, Any]) -> None:
+    """Raises `ValueError` where some layers have one MLP, or shares do not add up to 1.
+
+    Keys of models with experts; transformers 5 always makes shares add up, and leaves
+    out `norm_topk_prob`.
+    """
+    supported("decoder_sparse_step", text.get("decoder_sparse_step", 1), 1)
+    supported("mlp_only_layers", list(text.get("mlp_only_layers") or []), [])
+    supported("norm_topk_prob", text.get("norm_topk_prob", True), True)
 
 
 def config_from_spec(spec: QwenSpec) -> dict[str, Any]:
@@ -110,7 +124,18 @@ def config_from_spec(spec: QwenSpec) -> dict[str, Any]:
         sizes["mlp_ratio"] = vision.mlp // vision.width
     if "table_side" in keys:
         sizes[keys["table_side"]] = vision.table_side**2
-    decoder = {theirs: getattr(text, ours) for ours, theirs in TEXT_KEYS.items()}
+    decoder = {
+        theirs: getattr(text, ours)
+        for ours, theirs in (TEXT_KEYS | dict(family.mlp_keys)).items()
+    }
+    if text.experts:
+        decoder |= {
+            # Of layers without experts, which no released model has; their value.
+            "intermediate_size": text.chosen * text.mlp,
+            "decoder_sparse_step": 1,
+            "mlp_only_layers": [],
+            "norm_topk_prob": True,
+        }
     decoder |= {
         "hidden_act": "silu",
         "rope_theta": text.rope_theta,

@@ -2,7 +2,7 @@
 
 Everything else of this folder reads one of these records and asks no model's name.
 Qwen2-VL, https://arxiv.org/abs/2409.12191; Qwen2.5-VL, https://arxiv.org/abs/2502.13923;
-Qwen3-VL, https://arxiv.org/abs/2511.21631.
+Qwen3-VL, with one MLP a layer or a mixture of experts, https://arxiv.org/abs/2511.21631.
 """
 
 import dataclasses
@@ -48,8 +48,10 @@ class Family:
     qk_norm: bool
     sections: Callable
     default_sections: tuple[int, int, int] | None
-    # Files: prefixes on disk; config keys of the tower; whether text keys are nested.
+    # Files: prefixes on disk; config keys of the decoder's MLPs and of the tower;
+    # whether text keys are nested.
     prefixes: tuple[str, str]
+    mlp_keys: Pairs
     vision_keys: Pairs
     vision_out_key: str
     nested_text: bool
@@ -83,6 +85,7 @@ QWEN2_VL = Family(
     sections=contiguous_sections,
     default_sections=(16, 24, 24),
     prefixes=("visual.", "model."),
+    mlp_keys=(("mlp", "intermediate_size"),),
     vision_keys=(*_SIZES, ("width", "embed_dim"), ("mlp", "mlp_ratio")),
     vision_out_key="hidden_size",
     nested_text=False,
@@ -139,4 +142,15 @@ QWEN3_VL = dataclasses.replace(
     nested_text=True,
 )
 
-FAMILIES = (QWEN2_VL, QWEN2_5_VL, QWEN3_VL)
+QWEN3_VL_MOE = dataclasses.replace(
+    QWEN3_VL,
+    model_type="qwen3_vl_moe",
+    architecture="Qwen3VLMoeForConditionalGeneration",
+    mlp_keys=(
+        ("mlp", "moe_intermediate_size"),
+        ("experts", "num_experts"),
+        ("chosen", "num_experts_per_tok"),
+    ),
+)
+
+FAMILIES = (QWEN2_VL, QWEN2_5_VL, QWEN3_VL, QWEN3_VL_MOE)

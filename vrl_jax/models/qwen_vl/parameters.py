@@ -176,20 +176,65 @@ def _text_table(spec: QwenSpec) -> list[Parameter]:
             damping=damping,
             unit=text.head_dim,
         ),
-        *(
-            row
-            for part in ("gate", "up", "down")
-            for row in linear_rows(
-                f"{block}/{part}",
-                f"{name}.mlp.{part}_proj",
-                (text.mlp, width) if part == "down" else (width, text.mlp),
-                ("mlp", "embed") if part == "down" else ("embed", "mlp"),
-                layers,
-                bias=False,
-                damping=damping if part == "down" else 1.0,
-            )
-        ),
+        *(_expert_rows if text.experts else _mlp_rows)(spec, damping),
     ]
+
+
+def _mlp_rows(spec: QwenSpec, damping: float) -> list[Parameter]:
+    text, name = spec.text, spec.family.prefixes[1] + "layers.{layer}"
+    return [
+        row
+        for part in ("gate", "up", "down")
+        for row in linear_rows(
+            f"text/layers/{part}",
+            f"{name}.mlp.{part}_proj",
+            (text.mlp, text.width) if part == "down" else (text.width, text.mlp),
+            ("mlp", "embed") if part == "down" else ("embed", "mlp"),
+            text.layers,
+            bias=False,
+            damping=damping if part == "down" else 1.0,
+        )
+    ]
+
+
+def _expert_rows(spec: QwenSpec, damping: float) -> list[Parameter]:
+    """The router [experts, width], and the matrices of all experts [experts, in, out].
+
+    Gate and up are the halves of one tensor on disk. Released files have [in, out] as
+    well, transformers 5 writes [out, in]: either is read.
+    """
+    text, folder = spec.text, "text/layers/experts"
+    name = spec.family.prefixes[1] + "layers.{layer}.mlp"
+    count, width, inner = text.experts, text.width, text.mlp
+    router = Parameter(
+        f"{folder}/router",
+        (count, width),
+        ("experts", "embed"),
+        f"{name}.gate.weight",
+        (count, width),
+        text.layers,
+        scale=1 / math.sqrt(width),
+    )
+    gate = Parameter(
+        f"{folder}/gate",
+        (count, width, inner),
+        ("experts", "embed", "mlp"),
+        f"{name}.experts.gate_up_proj",
+        (count, width, 2 * inner),
+        text.layers,
+        scale=1 / math.sqrt(width),
+        piece=(0, 2),
+    )
+    down = Parameter(
+        f"{folder}/down",
+        (count, inner, width),
+        ("experts", "mlp", "embed"),
+        f"{name}.experts.down_proj",
+        (count, inner, width),
+        text.layers,
+        scale=damping / math.sqrt(inner),
+    )
+    return [router, gate, gate._replace(path=f"{folder}/up", piece=(1, 2)), down]
 
 
 def parameter_table(spec: QwenSpec) -> list[Parameter]:

@@ -72,7 +72,9 @@ class VisionSpec:
 class TextSpec:
     """The decoder. `rope_sections` are the frequencies of time, height and width.
 
-    Heads are `width` / `heads` wide, or `head_width` where that is not 0.
+    Heads are `width` / `heads` wide, or `head_width` where that is not 0. `mlp` is the
+    inner width of a layer's MLP or, where `experts` is not 0, of each of so many MLPs,
+    of which a token goes through `chosen`.
     """
 
     layers: int
@@ -86,6 +88,8 @@ class TextSpec:
     eps: float = 1e-6
     max_positions: int = 128_000
     head_width: int = 0
+    experts: int = 0
+    chosen: int = 0
 
     @property
     def head_dim(self) -> int:
@@ -115,6 +119,7 @@ class QwenSpec:
         vision, text = self.vision, self.text
         owned = np.bincount(self.family.sections(text.rope_sections), minlength=3)
         known = {ours for ours, _ in self.family.vision_keys}
+        routed = "experts" in dict(self.family.mlp_keys)
         rules = {
             **{
                 f"{self.family.model_type} has no {part}": not getattr(vision, part)
@@ -126,6 +131,14 @@ class QwenSpec:
                 for part in ("window", "table_side")
                 if part in known
             },
+            f"{self.family.model_type} has {'' if routed else 'no '}experts": routed
+            == bool(text.experts),
+            "a token must go to some of the experts that there are": not text.experts
+            or 0 < text.chosen <= text.experts,
+            "experts' inner width must not be the width nor half of it (their matrices "
+            "are stored either way round, and nothing else tells which)": not (
+                text.experts and text.width in (text.mlp, 2 * text.mlp)
+            ),
             "an MLP ratio must be whole": vision.mlp % vision.width == 0
             or dict(self.family.vision_keys)["mlp"] != "mlp_ratio",
             "vision width must be heads times a multiple of 4": vision.width

@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from vrl_jax.models import slots as slot_caches
 from vrl_jax.models.attention import KVCache, attend, in_slots
+from vrl_jax.models.experts import mixture
 from vrl_jax.models.layers import (
     Rotary,
     as_heads,
@@ -246,7 +247,10 @@ def _rest_of_layer(
 ) -> Float[Array, "*B H"]:
     """What a layer does once its heads have looked."""
     x = x + linear(weights["out"], attended.reshape(*x.shape[:-1], -1))
-    return by_row(x + swiglu(weights, rms_norm(weights["norm2"], x, spec.text.eps)))
+    normed = rms_norm(weights["norm2"], x, spec.text.eps)
+    if spec.text.experts:
+        return by_row(x + mixture(weights["experts"], normed, chosen=spec.text.chosen))
+    return by_row(x + swiglu(weights, normed))
 
 
 def _angles(positions: Int[Array, "*B 3"], spec: QwenSpec) -> Float[Array, "*B half"]:
