@@ -178,8 +178,9 @@ def gradient(setting: Setting) -> float:
         if gradient.shape != ours[name].shape:
             theirs[name] = np.swapaxes(gradient, 1, 2)
     norms = {name: np.linalg.norm(g) for name, g in theirs.items()}
-    # A key's bias moves all logits of a query alike where positions do not turn it:
-    # what is left of such a gradient is rounding.
+    # A key's bias moves all logits of a query alike where positions do not turn it, and
+    # a token's only expert has a share of 1 whatever the router says: what is left of
+    # such gradients is rounding.
     floor = 1e-4 * max(norms.values())
     return max(
         float(np.linalg.norm(ours[name] - theirs[name])) / max(norms[name], floor)
