@@ -4,6 +4,7 @@ import dataclasses
 import inspect
 import json
 import shutil
+import types
 
 import jax
 import jax.numpy as jnp
@@ -438,3 +439,20 @@ def test_wrong_choices_are_refused_by_name(trained, tmp_path, changes, message):
     _, _, run = trained
     with pytest.raises(ValueError, match=message):
         run(out=tmp_path / "run", **changes)
+
+
+@pytest.mark.parametrize(
+    ("kind", "flags", "dense"),
+    [
+        ("cpu", "", False),
+        ("NVIDIA H200", "", False),
+        ("TPU v5", "", False),
+        ("TPU v5 lite", "", True),
+        ("TPU v6 lite", "--xla_tpu_enable_ragged_dot_kernel=true", False),
+    ],
+)
+def test_tpus_that_want_a_flag_for_experts_are_told(kind, flags, dense, monkeypatch):
+    device = types.SimpleNamespace(device_kind=kind)
+    monkeypatch.setattr(finetuning.jax, "devices", lambda: [device])
+    monkeypatch.setenv("LIBTPU_INIT_ARGS", flags)
+    assert finetuning._multiplies_densely() == dense

@@ -6,6 +6,7 @@ A script adds the method, its claim, and the sizes that its paper used.
 import dataclasses
 import functools
 import itertools
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -42,7 +43,7 @@ from vrl_jax.finetuning_flags import (
     read_rows,
     tell,
 )
-from vrl_jax.models import hub, lora, sharding
+from vrl_jax.models import experts, hub, lora, sharding
 from vrl_jax.models.critic import Critic
 from vrl_jax.models.families import family_of
 from vrl_jax.models.policy import Params
@@ -229,6 +230,8 @@ def finetune(
             )
             say(f"frozen {who}: {count}")
         spec, key = read.processor.front_end.spec, jax.random.key(seed)
+        if getattr(spec.text, "experts", 0) and _multiplies_densely():
+            say(f"experts: slow without LIBTPU_INIT_ARGS=--{experts.KERNEL}=true")
         table = family_of(spec).parameter_table(spec)
         trains = chosen.trains(choices, table, key)
         anchor = chosen.anchor(choices, begun[0].params, weight=kl_weight)
@@ -428,6 +431,13 @@ def _counted(params: Params, choices: Choices) -> str:
     leaves = jax.tree.leaves(params)
     count = sum(leaf.size for leaf in leaves)
     return f"{count / 1e6:,.1f} M parameters, {leaves[0].dtype}; {_devices(choices)}"
+
+
+def _multiplies_densely() -> bool:
+    """Whether these are TPUs whose compiler was not told of its kernel for experts."""
+    kind = jax.devices()[0].device_kind
+    told = experts.KERNEL in os.environ.get("LIBTPU_INIT_ARGS", "")
+    return kind.startswith("TPU") and kind not in ("TPU v5", "TPU v5p") and not told
 
 
 def _devices(choices: Choices) -> str:

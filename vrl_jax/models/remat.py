@@ -5,7 +5,8 @@ Given to a family's `policy(spec, remat)`; values and gradients stay the same.
 
                   kept of a decoder layer               computed again in the backward
     everything    all, attention logits too             nothing
-    dots          inputs, products with weights         attention, norms, activations
+    dots          inputs, products with weights         attention, norms, activations,
+                                                        experts
     nothing       its input                             the layer
     split         its input, each device of `tensor`    the layer, after its input is
                   a part of the width                   gathered
