@@ -8,7 +8,7 @@ Claim     What the scripts for released models do, small enough for a laptop: a 
           than 10 points.
 Command   python experiments/deepeyes_tiny_charts.py
 Hardware  2 CPU cores, 10 GB of memory
-Time      about 30 minutes beside other work
+Time      about 20 minutes beside other work
 """
 
 import base64

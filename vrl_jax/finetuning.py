@@ -230,7 +230,9 @@ def finetune(
             )
             say(f"frozen {who}: {count}")
         spec, key = read.processor.front_end.spec, jax.random.key(seed)
-        if getattr(spec.text, "experts", 0) and _multiplies_densely():
+        asked = [one.processor.front_end.spec for one in models.values()]
+        routed = any(getattr(one.text, "experts", 0) for one in [spec, *asked])
+        if routed and _multiplies_densely():
             say(f"experts: slow without LIBTPU_INIT_ARGS=--{experts.KERNEL}=true")
         table = family_of(spec).parameter_table(spec)
         trains = chosen.trains(choices, table, key)
@@ -436,7 +438,7 @@ def _counted(params: Params, choices: Choices) -> str:
 def _multiplies_densely() -> bool:
     """Whether these are TPUs whose compiler was not told of its kernel for experts."""
     kind = jax.devices()[0].device_kind
-    told = experts.KERNEL in os.environ.get("LIBTPU_INIT_ARGS", "")
+    told = f"{experts.KERNEL}=true" in os.environ.get("LIBTPU_INIT_ARGS", "")
     return kind.startswith("TPU") and kind not in ("TPU v5", "TPU v5p") and not told
 
 
@@ -481,6 +483,7 @@ def summary(outcome: Outcome, seconds: float) -> str:
         {name for row in (first, last) for name in row if "/no_room/" in name}
     )
     names |= {f"no room: {name.removeprefix('val/no_room/')}": name for name in full}
+    way = "\nwhere a frozen model has no room, raise --frozen-prompt-tokens"
 
     def shown(value: float | None) -> str:
         return "-" if value is None else f"{value:.3f}"  # nothing was scored
@@ -491,7 +494,7 @@ def summary(outcome: Outcome, seconds: float) -> str:
     )
     return f"""
 on {last["val/count"]} held-out rows
-{rows}
+{rows}{way if full else ""}
 report                {outcome.report}
 policy                {outcome.policy} (a Hugging Face folder)
 {seconds:.0f} s"""

@@ -114,8 +114,8 @@ class Sizes(NamedTuple):
     """training steps; with more of them a run that has ended goes on, unless its rate
     decays over them"""
     prompts: int = 128
-    """distinct prompts a step, no more than there are rows: EasyR1's
-    rollout_batch_size"""
+    """prompts a step, no more than there are rows and different ones, save where a pass
+    over all of them ends: EasyR1's rollout_batch_size"""
     prompts_per_pack: int = 1
     """prompts whose pictures share one table: more, where pictures differ in size"""
     longest_prompt: int = 8192

@@ -189,6 +189,7 @@ def test_a_changed_frozen_model_needs_another_folder(model, shown, judged, capsy
         (("--frozen", "reader={}"), "there is only 'policy', 'reader'"),
         (("--frozen", "judge=nowhere"), "the frozen model 'judge': There is no model"),
         (("--frozen", "judge"), "--frozen is NAME=FOLDER, got 'judge'"),
+        (("--frozen", "a={}", "--frozen", "b={}"), "there is only 'a', 'b', 'policy'"),
         (("--frozen-tokens", 9, "--row-tokens", 8), "are more than --row-tokens 8"),
     ],
 )
@@ -253,6 +254,7 @@ def test_eval_of_a_benchmark_s_table_gives_it_back_answered(model, tmp_path, cap
         (["--pictures", "2"], "without one there are single turns, got None and 2"),
         (["--row-tokens", "0"], "--row-tokens is at least 1"),
         (["--frozen", "judge=a"], "asked by a --program: without one there are single"),
+        (["--frozen-tokens", "4"], "leave --frozen and what begins so out"),
         (["--rows", "-1"], "at least one row is needed, got -1"),
         (["--model", "./nowhere"], "There is no model folder './nowhere'"),
         (["--reward", "nice"], "there is no reward 'nice'"),

@@ -282,11 +282,41 @@ def test_prompts_and_columns_of_other_rows(folder):
         "answer": "it",
         "images": ["a.png"],
     }
+    asked = {**prompt, "problem": "<image>How much is it?"}
+    del asked["prompt"]
     plain = {"problem": "What?", "tools": "crop, zoom", "answer": "it", "images": []}
-    (told, other), _ = read_samples(jsonl(folder, prompt, plain))
+    (told, alone, other), _ = read_samples(jsonl(folder, prompt, asked, plain))
     text = chat_text(processor(), question(told))
     assert text == GOLDEN[: GOLDEN.index("I look closer.")]
+    assert alone.annotations["tools_message"] == told.annotations["tools_message"]
     assert other.annotations == {"tools": "crop, zoom"}
+
+
+@pytest.mark.parametrize("words", ["", "I look."])
+def test_a_call_is_spelled_alike_wherever_a_row_has_it(folder, words):
+    """In a field, in OpenAI's older one, in a message of its own."""
+    call = {"name": "size", "arguments": {}}
+    older = {"name": "size", "arguments": "{}"}
+    rows = [
+        [{"role": "assistant", "content": words, "tool_calls": [{"function": call}]}],
+        [{"role": "assistant", "content": words, "function_call": older}],
+        [
+            {"role": "assistant", "content": words},
+            {"role": "tool_call", "content": json.dumps(call)},
+        ],
+    ]
+    first, *_ = said("user")
+    rest = said("tool", "assistant")
+    read, report = read_dialogues(
+        jsonl(
+            folder, *({"messages": [first, *row, *rest], "images": []} for row in rows)
+        )
+    )
+    assert not report.dropped
+    spoken = {sample.annotations["demonstration"][0] for sample in read}
+    gap = "\n" if words else ""
+    written = '<tool_call>\n{"name": "size", "arguments": {}}\n</tool_call>'
+    assert spoken == {f"{words}{gap}{written}"}
 
 
 def said(*roles):
@@ -345,7 +375,17 @@ BAD = {
     "the user's calls": (
         {"messages": [{**said("user")[0], "tool_calls": [called("size", {})]}]},
         "calls of others than the assistant",
-        "`tool_calls` of user",
+        "a call of user",
+    ),
+    "a thought beside its answer": (
+        {
+            "messages": [
+                *said("user"),
+                {**said("assistant")[0], "reasoning_content": "Hm."},
+            ]
+        },
+        "a thought beside its answer",
+        "write `reasoning_content` into the content",
     ),
     "tools that are not JSON": (
         {"messages": said("user", "assistant"), "tools": "{API_LIST}"},

@@ -336,7 +336,7 @@ class Fitting(NamedTuple):
     """The samples that can be used, how large they are, and why others cannot.
 
     Of each that can: the tokens of its prompt, and the patches of each picture; and of
-    what follows, where that was measured.
+    what follows or may come later, as in `Size`.
     """
 
     samples: list[Sample]

@@ -7,14 +7,16 @@ import importlib.metadata
 import json as json_text
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
+from tyro.conf import UseAppendAction
 
-from vrl_jax.engine.desk import Limits
+from vrl_jax.engine.desk import Limits, OutOfRoom
 from vrl_jax.engine.episode import Program, check_models, opening
 from vrl_jax.engine.frozen import (
+    ASKING,
     Asking,
     check_asking,
     frozen_actors,
@@ -61,7 +63,7 @@ def evaluate(
     program: str | None = None,
     row_tokens: int | None = None,
     pictures: int = 0,
-    frozen: tuple[str, ...] = (),
+    frozen: Annotated[tuple[str, ...], UseAppendAction] = (),
     frozen_tokens: int | None = None,
     frozen_prompt_tokens: int | None = None,
     frozen_temperature: float = 1.0,
@@ -114,8 +116,8 @@ def evaluate(
             what is said between them; by default --response-tokens.
         pictures: with a program, how many it may show besides the row's: parts of
             these, or others that are no larger.
-        frozen: with a program, the other models that it asks, NAME=FOLDER for each, or
-            NAME=owner/name; loaded once where it is the --model.
+        frozen: with a program, the other models that it asks, --frozen NAME=FOLDER for
+            each, or NAME=owner/name; loaded once where it is the --model.
         frozen_tokens: most tokens of a frozen model's answer; by default
             --response-tokens, and no more than --row-tokens.
         frozen_prompt_tokens: tokens of what a frozen model reads, pictures included,
@@ -304,10 +306,10 @@ def _playing(
                 "--row-tokens and --pictures bound what a --program says and shows: "
                 f"without one there are single turns, got {row_tokens} and {pictures}."
             )
-        if frozen:
+        if frozen or asking != ASKING:
             raise ValueError(
                 "--frozen models are asked by a --program: without one there are "
-                f"single turns, got {' '.join(frozen)}."
+                "single turns, leave --frozen and what begins so out."
             )
         return None, {}
     check_asking(asking, row_tokens)
@@ -392,10 +394,10 @@ def _ended(found: dict[str, Any]) -> list[str]:
     ]
     if reasons:
         told = ", ".join(f"{count} for {reason}" for reason, count in reasons.items())
-        lines.append(
-            f"ended early          {told}, of {found['responses']} episodes; where it "
-            "was for want of room, raise --row-tokens or --pictures"
-        )
+        line = f"ended early          {told}, of {found['responses']} episodes"
+        if OutOfRoom.__name__ in reasons:
+            line += "; where the policy had no room, raise --row-tokens or --pictures"
+        lines.append(line)
     return lines
 
 

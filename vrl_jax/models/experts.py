@@ -97,7 +97,9 @@ def in_blocks(
     The last block of an expert is filled up with zeros. A block has at most half as
     many rows as an expert gets on average, and more than a quarter: that makes at most
     half as much work again, and three to five times as many blocks, and copies of
-    matrices, as there are experts.
+    matrices, as there are experts. With gradients it is 1.7 to 3.3 times the work, for
+    8192 to 1024 tokens that each go to 8 of 128 experts: those of the copies add up by
+    a product with who owns which.
     """
     count, experts = len(rows), len(sizes)
     block = 1 << max((count // (2 * experts)).bit_length() - 1, 0)

@@ -5,6 +5,9 @@ import importlib.util
 import inspect
 import json as json_text
 from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated
+
+from tyro.conf import UseAppendAction
 
 from vrl_jax.engine.reference import near
 from vrl_jax.models.critic import Critic, linear
@@ -92,7 +95,7 @@ def plan(
     lora_rank: int = 0,
     sampling: str = "spread",
     reference: str = "none",
-    frozen: tuple[str, ...] = (),
+    frozen: Annotated[tuple[str, ...], UseAppendAction] = (),
     analytic: bool = False,
     tries: int = 8,
     json: bool = False,
@@ -128,9 +131,9 @@ def plan(
         sampling: tokens are written from weights that are spread as in training, or
             gathered once a step.
         reference: none, or where a reference policy lies: device or host.
-        frozen: other models that the method asks and does not train, each by a name as
-            for --model, or gemma-3-4b, 12b or 27b: their parameters are counted, in
-            the precision of the policy's, and not what they read and write.
+        frozen: another model that the method asks and does not train, by a name as for
+            --model, or gemma-3-4b, 12b or 27b; once for each. Their parameters are
+            counted, in the precision of the policy's, not what they read and write.
         analytic: count, but compile nothing.
         tries: plans to try at most.
         json: print one JSON object, a list of the plans that were tried.
@@ -178,10 +181,8 @@ def plan(
     spec, others = RELEASED[model], tuple(FROZEN[name] for name in frozen)
     request = Request(spec, make, sizes, choices, where, critics, others)
     compile, why = _compiler(where.chip, analytic)
-    if getattr(spec.text, "experts", 0) and where.chip.topology:
-        why += (
-            f"\nExperts' kernel: LIBTPU_INIT_ARGS=--{KERNEL}=true (v5p has it anyway)."
-        )
+    if any(getattr(one.text, "experts", 0) for one in (spec, *others)):
+        why += f"\n{_of_experts(where.chip)}"
     found = []
     for one in search(request, compile, tries=tries):
         found.append(one)
@@ -234,6 +235,16 @@ def _compiler(chip: Chip, analytic: bool) -> tuple[Callable | None, str]:
     return compiled_for_tpu, (
         "compiled by libtpu up to the assignment of buffers; the head is XLA's, which "
         "needs no less memory than the kernel that runs on a TPU."
+    )
+
+
+def _of_experts(chip: Chip) -> str:
+    """What the products with experts' matrices rely on."""
+    if chip.topology:
+        return f"Experts' kernel: LIBTPU_INIT_ARGS=--{KERNEL}=true; v5p needs no flag."
+    return (
+        "Experts are multiplied in blocks on GPUs, with up to three times the work "
+        "that is counted here."
     )
 
 

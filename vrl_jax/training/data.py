@@ -77,7 +77,7 @@ def read_samples(
     becomes annotations. A system message becomes `annotations["system"]`, and an answer
     among the messages `annotations["demonstration"]`, beside the row's own answer or
     in its place. Pictures that parts of the questions hold are read where the row has
-    none in its column. What tells of a column `tools` beside messages becomes
+    none in its column. What tells of a column `tools` becomes
     `annotations["tools_message"]`, which `engine.processing.question` says.
     """
     return _read(path, image_root, one_turn)

@@ -8,7 +8,7 @@ OpenRLHF-M (`message`, which is JSON), GUI sets (`instruction`, `gt_bbox` or `bb
 Messages may be those of agents: of ms-swift (`tool_call`, `tool_response`), of OpenAI
 and TRL (`tool_calls`, `tool`), of LLaMA-Factory (`function_call`, `observation`). They
 become text as Qwen's chat templates write it, so that what is learnt is what
-`programs.tool_turns` asks and reads; so does the column `tools` beside messages.
+`programs.tool_turns` asks and reads; so does the column `tools`, where a row has it.
 https://swift.readthedocs.io/en/latest/Instruction/Agent-support.html,
 https://huggingface.co/docs/trl/dataset_formats
 """
@@ -43,11 +43,12 @@ _TOOL, _CALL = "tool", "tool_call"
 _ROLES = {
     "human": "user",
     "gpt": "assistant",
+    "developer": "system",
     "tool_response": _TOOL,
     "observation": _TOOL,
     "function_call": _CALL,
 }
-"""Names of ShareGPT, ms-swift and LLaMA-Factory."""
+"""Names of ShareGPT, OpenAI, ms-swift and LLaMA-Factory."""
 _SPEAKERS = {_TOOL: "user", _CALL: "assistant"}
 _GOES_ON = {_TOOL: (_TOOL,), _CALL: ("assistant", _CALL)}
 """After which messages one of this role is part of the same turn."""
@@ -83,8 +84,8 @@ def one_turn(exchange: Exchange) -> None:
     if len(exchange.asks) > 1:
         raise Unusable(
             "questions of several turns",
-            "one question a row is wanted here, read_dialogues reads several: "
-            f"{exchange.asks[0][:80]!r}",
+            "one question a row is wanted here; several are for read_dialogues and "
+            f"experiments/sft_qwen_traces.py: {exchange.asks[0][:80]!r}",
         )
 
 
@@ -102,6 +103,9 @@ def read_exchange(row: Mapping[str, Any]) -> Exchange:
     if _column(row, QUESTIONS) == _SPELLED and isinstance(question, str):
         question = _messages(question)
     if isinstance(question, str):
+        # Beside a plain question the column may hold anything else: it is kept.
+        with contextlib.suppress(Unusable):
+            return Exchange([question], tools=_tools(row))
         return Exchange([question])
     if not isinstance(question, list) or not all(
         isinstance(turn, Mapping) for turn in question
@@ -135,7 +139,8 @@ def _messages(text: str) -> list[Any]:
 def _spoken(turns: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
     """(role, text) of each turn; what tools say is the user's, calls are answers.
 
-    A call belongs to the answer before it, and what several tools say is one turn.
+    A call belongs to the answer before it, and what several tools say is one turn. As
+    ms-swift joins them: what ends a line needs no other.
     """
     said: list[tuple[str, str]] = []
     before = ""
@@ -175,7 +180,10 @@ def _role(turn: Mapping[str, Any]) -> str:
 
 def _said(turn: Mapping[str, Any]) -> str:
     """The text of a message, with the calls in it."""
-    role, calls = _role(turn), turn.get("tool_calls")
+    role, calls = _role(turn), turn.get("tool_calls") or turn.get("function_call")
+    if turn.get("reasoning_content"):
+        way = "write `reasoning_content` into the content, as it is to be learnt"
+        raise Unusable("a thought beside its answer", way)
     if role == _CALL:
         return _calls(_content(turn))
     text = _text(turn)
@@ -184,7 +192,7 @@ def _said(turn: Mapping[str, Any]) -> str:
     if not calls:
         return text
     if role != "assistant":
-        raise Unusable("calls of others than the assistant", f"`tool_calls` of {role}")
+        raise Unusable("calls of others than the assistant", f"a call of {role}")
     return "\n".join(filter(None, [text, _calls(calls)]))
 
 
