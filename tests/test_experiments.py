@@ -150,6 +150,7 @@ def test_the_same_command_again_reads_and_changes_nothing(main, smoke, capsys):
     assert f"resuming {out} after step 4" in capsys.readouterr().out
 
 
+@pytest.mark.proof
 def test_a_killed_experiment_resumes_to_the_same_bits(
     main, smoke, tmp_path, monkeypatch
 ):

@@ -226,6 +226,7 @@ def test_the_export_is_the_trained_policy_with_the_model_s_own_files(trained, mo
     assert AutoTokenizer.from_pretrained(outcome.policy).chat_template
 
 
+@pytest.mark.proof
 def test_a_run_goes_on_with_more_steps_and_other_choices_of_memory(
     trained, tmp_path, capsys
 ):

@@ -92,6 +92,7 @@ def trained(run, tmp_path_factory):
     return run(out), out
 
 
+@pytest.mark.proof
 def test_policy_and_critic_are_trained_each_at_its_rate(trained):
     _, out = trained
     first, second = read_lines(out / "metrics.jsonl")
@@ -108,6 +109,7 @@ def test_policy_and_critic_are_trained_each_at_its_rate(trained):
     assert "critic.mlp_init" in settings["critics"]["value"][0]
 
 
+@pytest.mark.proof
 def test_the_policy_is_rounded_at_random_and_the_critic_not_at_all(trained):
     outcome, _ = trained
     params = dict(outcome.actor.params)
@@ -127,6 +129,7 @@ def test_the_policy_is_rounded_at_random_and_the_critic_not_at_all(trained):
         assert (leaf != leaf.astype(jnp.bfloat16)).any(), name
 
 
+@pytest.mark.proof
 def test_the_folder_holds_the_policy_alone(trained, tmp_path, capsys):
     outcome, out = trained
     _, params = hub.load(outcome.policy, dtype=jnp.bfloat16)
@@ -140,6 +143,7 @@ def test_the_folder_holds_the_policy_alone(trained, tmp_path, capsys):
         assert (made / name).read_bytes() == (outcome.policy / name).read_bytes()
 
 
+@pytest.mark.proof
 def test_a_run_goes_on_with_the_same_bits(trained, run, tmp_path, capsys):
     """From what was saved after the first step."""
     outcome, whole = trained
@@ -154,6 +158,7 @@ def test_a_run_goes_on_with_the_same_bits(trained, run, tmp_path, capsys):
     assert one == other
 
 
+@pytest.mark.proof
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -170,6 +175,7 @@ def test_another_critic_in_the_same_folder_is_refused(trained, run, changes, sai
     assert (out / "metrics.jsonl").read_bytes() == before
 
 
+@pytest.mark.proof
 def test_adapters_and_a_critic(run, tmp_path):
     """A step; then what is exported of the checkpoint is what the run left."""
     out = tmp_path / "run"
