@@ -42,10 +42,7 @@ def judged(sample):
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("given")
-    one = small.samples()[0]
-    own = dataclasses.replace(one, annotations={**one.annotations, "system": "What is"})
-    rows = [dataclasses.replace(one, id="row-0"), dataclasses.replace(own, id="row-1")]
-    write_parquet(rows, folder / "rows.parquet")
+    write_parquet(small.with_and_without_system(), folder / "rows.parquet")
     policy, judge = folders.model(folder / "policy"), folders.other(folder / "judge")
     return policy, judge, folder / "rows.parquet"
 

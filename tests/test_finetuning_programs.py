@@ -1,7 +1,6 @@
 """A released model trained by episodes of several turns, on rows of one's own."""
 
 import contextlib
-import dataclasses
 import functools
 import io
 import itertools
@@ -54,10 +53,7 @@ def look_again(sample, *, again="<image>What?"):
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("given")
-    one = small.samples()[0]
-    own = dataclasses.replace(one, annotations={**one.annotations, "system": "What is"})
-    rows = [dataclasses.replace(one, id="row-0"), dataclasses.replace(own, id="row-1")]
-    write_parquet(rows, folder / "rows.parquet")
+    write_parquet(small.with_and_without_system(), folder / "rows.parquet")
     return folders.model(folder / "model"), folder / "rows.parquet"
 
 

@@ -231,8 +231,7 @@ def finetune(
             say(f"frozen {who}: {count}")
         spec, key = read.processor.front_end.spec, jax.random.key(seed)
         asked = [one.processor.front_end.spec for one in models.values()]
-        routed = any(getattr(one.text, "experts", 0) for one in [spec, *asked])
-        if routed and _multiplies_densely():
+        if any(map(experts.are_in, [spec, *asked])) and _multiplies_densely():
             say(f"experts: slow without LIBTPU_INIT_ARGS=--{experts.KERNEL}=true")
         table = family_of(spec).parameter_table(spec)
         trains = chosen.trains(choices, table, key)

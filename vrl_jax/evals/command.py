@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
-from tyro.conf import UseAppendAction
+from tyro.conf import OmitArgPrefixes, UseAppendAction
 
 from vrl_jax.engine.desk import Limits, OutOfRoom
 from vrl_jax.engine.episode import Program, check_models, opening
@@ -64,10 +64,7 @@ def evaluate(
     row_tokens: int | None = None,
     pictures: int = 0,
     frozen: Annotated[tuple[str, ...], UseAppendAction] = (),
-    frozen_tokens: int | None = None,
-    frozen_prompt_tokens: int | None = None,
-    frozen_temperature: float = 1.0,
-    frozen_slots: int | None = None,
+    asking: Annotated[Asking, OmitArgPrefixes] = ASKING,
     longest_prompt: int = 8192,
     min_pixels: int | None = None,
     max_pixels: int | None = None,
@@ -118,14 +115,7 @@ def evaluate(
             these, or others that are no larger.
         frozen: with a program, the other models that it asks, --frozen NAME=FOLDER for
             each, or NAME=owner/name; loaded once where it is the --model.
-        frozen_tokens: most tokens of a frozen model's answer; by default
-            --response-tokens, and no more than --row-tokens.
-        frozen_prompt_tokens: tokens of what a frozen model reads, pictures included,
-            for which there is room; by default those of its longest row, 256 of the
-            program's words and all that an episode may say.
-        frozen_temperature: of its answers, where the program does not say; 0 takes the
-            likeliest token.
-        frozen_slots: its answers that are written at a time; by default --slots.
+        asking: how these are asked.
         longest_prompt: tokens of a prompt, pictures included; longer rows are left out
             and reported.
         min_pixels: smallest area of a picture, smaller ones are enlarged; by default
@@ -148,9 +138,6 @@ def evaluate(
     processes.start()
     _check(each, temperature, dtype)
     limits = Limits(row_tokens=row_tokens, pictures=pictures)
-    asking = Asking(
-        frozen_tokens, frozen_prompt_tokens, frozen_temperature, frozen_slots
-    )
     function, told = _playing(program, limits, frozen, asking)
     if table is not None and data.suffix != ".tsv":
         raise ValueError(f"--table is for a benchmark's TSV, and --data is {data}.")

@@ -8,6 +8,8 @@ token reaches all of its experts, however many others do: rows are sorted by exp
 a product with the experts' matrices is one of consecutive rows with each.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
@@ -21,6 +23,11 @@ KERNEL = "xla_tpu_enable_ragged_dot_kernel"
 
 Without it libtpu 0.0.52 multiplies densely on v5e, v6e and v7x, not on v5p.
 """
+
+
+def are_in(spec: Any) -> bool:
+    """Whether a model of the spec, of any family, has experts."""
+    return getattr(spec.text, "experts", 0) > 0
 
 
 def mixture(

@@ -10,8 +10,8 @@ from typing import Annotated
 from tyro.conf import UseAppendAction
 
 from vrl_jax.engine.reference import near
+from vrl_jax.models import experts
 from vrl_jax.models.critic import Critic, linear
-from vrl_jax.models.experts import KERNEL
 from vrl_jax.models.families import Spec
 from vrl_jax.models.gemma3 import released as gemma3
 from vrl_jax.models.policy import Params
@@ -181,7 +181,7 @@ def plan(
     spec, others = RELEASED[model], tuple(FROZEN[name] for name in frozen)
     request = Request(spec, make, sizes, choices, where, critics, others)
     compile, why = _compiler(where.chip, analytic)
-    if any(getattr(one.text, "experts", 0) for one in (spec, *others)):
+    if any(map(experts.are_in, (spec, *others))):
         why += f"\n{_of_experts(where.chip)}"
     found = []
     for one in search(request, compile, tries=tries):
@@ -241,7 +241,8 @@ def _compiler(chip: Chip, analytic: bool) -> tuple[Callable | None, str]:
 def _of_experts(chip: Chip) -> str:
     """What the products with experts' matrices rely on."""
     if chip.topology:
-        return f"Experts' kernel: LIBTPU_INIT_ARGS=--{KERNEL}=true; v5p needs no flag."
+        flag = f"LIBTPU_INIT_ARGS=--{experts.KERNEL}=true"
+        return f"Experts' kernel: {flag}; v5p needs no flag."
     return (
         "Experts are multiplied in blocks on GPUs, with up to three times the work "
         "that is counted here."
